@@ -1,0 +1,239 @@
+//! One error type for the library; every variant carries the noun that failed.
+//!
+//! Invariant: `kind()` decides the exit code and nothing else does, so that the same failure leaves with the same code
+//! whichever command met it. Messages say what happened to which thing; where there is something to do, they end
+//! with it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What the caller has to know to choose an exit code (`docs/commands.md`, "Exit codes").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Exit code 1.
+    Failed,
+    /// Exit code 2: the request itself is wrong.
+    Usage,
+    /// Exit code 3: refused by trust.
+    Trust,
+    /// Exit code 4: not enough space, quota or inodes.
+    Space,
+    /// Exit code 5: registry or network.
+    Network,
+    /// Exit code 6: another run holds the lock.
+    Busy,
+    /// Exit code 77: nothing to do.
+    Nothing,
+}
+
+/// The library's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, by the thing that it went wrong with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call on a path failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as an infinitive: `open`, `link`, `sync`.
+        action: &'static str,
+        /// What it was tried on.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A digest or algorithm that is none.
+    #[error("{text:?} is not a digest: expected {wanted}")]
+    BadDigest {
+        /// What was given.
+        text: String,
+        /// What it should look like.
+        wanted: &'static str,
+    },
+    /// An image reference that cannot be understood.
+    #[error("image reference {reference:?}: {why}")]
+    Reference {
+        /// What was given.
+        reference: String,
+        /// What is wrong with it, and what to write instead.
+        why: String,
+    },
+    /// Wrong use of a command or a call: nothing was changed.
+    #[error("{0}")]
+    Usage(String),
+    /// A registry or a connection failed, after retries.
+    #[error("{url}: {why}")]
+    Network {
+        /// The URL or OCI layout.
+        url: String,
+        /// What happened, and what to do.
+        why: String,
+    },
+    /// A manifest, index or config that is refused.
+    #[error("manifest {reference}: {why}")]
+    Manifest {
+        /// Digest or reference.
+        reference: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Content is not what its digest or size says.
+    #[error("{what}: expected {expected}, found {found}; nothing was kept of it")]
+    Mismatch {
+        /// The blob, layer, object or image.
+        what: String,
+        /// The digest or size it should have.
+        expected: String,
+        /// The digest or size it has.
+        found: String,
+    },
+    /// A layer's tar stream or compression is broken or refused.
+    #[error("layer {layer}, {entry}: {why}")]
+    Layer {
+        /// diff_id or blob digest.
+        layer: String,
+        /// Entry name, or `byte N` of the tar stream.
+        entry: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// An object is missing or broken.
+    #[error("object {id}: {why}")]
+    Object {
+        /// The object's digest.
+        id: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// A stream of the repository is missing or broken.
+    #[error("stream {name}: {why}")]
+    Stream {
+        /// Its name below `streams/`.
+        name: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// The repository as a whole cannot be used.
+    #[error("repository {}: {why}", path.display())]
+    Repository {
+        /// Its folder.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// A dump that mkcomposefs would refuse as well.
+    #[error("dump, line {line}: {why}")]
+    Dump {
+        /// Counted from 1; 0 = the dump as a whole.
+        line: usize,
+        /// What is wrong.
+        why: String,
+    },
+    /// A tree that cannot become an image: a missing folder, a limit of the format.
+    #[error("{}: {why}", path.display())]
+    Tree {
+        /// The path inside the tree.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// An image that cannot be read or mounted.
+    #[error("image {image}: {why}")]
+    Image {
+        /// Digest or path.
+        image: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A signature, key or trust rule says no.
+    #[error("{what}: {why}")]
+    Trust {
+        /// What was to be trusted.
+        what: String,
+        /// Why it is not, and what to do.
+        why: String,
+    },
+    /// A deployment, or its record, cannot be used.
+    #[error("deployment {id}: {why}")]
+    Deployment {
+        /// Id, or what the user wrote.
+        id: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// A boot entry or `$BOOT` as a whole cannot be used.
+    #[error("boot entry {entry}: {why}")]
+    BootEntry {
+        /// File name or folder.
+        entry: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// A settings file that cannot be understood.
+    #[error("{}: {why}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line where known.
+        why: String,
+    },
+    /// Too little room, seen before anything was written.
+    #[error("{}: {needed} bytes needed, {free} free; {remedy}", path.display())]
+    Space {
+        /// The file system.
+        path: PathBuf,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+        /// What helps.
+        remedy: String,
+    },
+    /// Another run holds the lock.
+    #[error("{} is in use by {holder}; wait for it to finish, then run this again", path.display())]
+    Busy {
+        /// What is locked.
+        path: PathBuf,
+        /// Process id and command, as far as known.
+        holder: String,
+    },
+    /// There is nothing to do; not a failure, but not success either.
+    #[error("{0}")]
+    Nothing(String),
+    /// `fsck` found damage; the findings were reported one by one.
+    #[error("fsck: {count} problem(s) found")]
+    Damaged {
+        /// How many findings.
+        count: usize,
+    },
+}
+
+impl Error {
+    /// An I/O failure on `path`; `action` is an infinitive.
+    pub fn io(action: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
+        Self::Io {
+            action,
+            path: path.as_ref().to_path_buf(),
+            source: source.into(),
+        }
+    }
+
+    /// Which exit code it deserves.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Io { source, .. } if is_space(source) => Kind::Space,
+            Self::Reference { .. } | Self::Usage(_) => Kind::Usage,
+            Self::Trust { .. } => Kind::Trust,
+            Self::Space { .. } => Kind::Space,
+            Self::Network { .. } => Kind::Network,
+            Self::Busy { .. } => Kind::Busy,
+            Self::Nothing(_) => Kind::Nothing,
+            _ => Kind::Failed,
+        }
+    }
+}
+
+fn is_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

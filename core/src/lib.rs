@@ -1,0 +1,27 @@
+//! From an image reference to a signed composefs deployment.
+//!
+//! The modules are listed in the order in which the data flows; none imports one that is listed below it
+//! (`tests/layering.rs` checks that). What lives where, and which promise it keeps: `docs/architecture.md`.
+
+pub mod ids;
+pub mod error;
+pub mod monitor;
+pub mod sys;
+pub mod reference;
+pub mod manifest;
+pub mod registry;
+pub mod layers;
+pub mod splitstream;
+pub mod store;
+pub mod tree;
+pub mod image;
+pub mod signature;
+pub mod deployment;
+pub mod etc;
+pub mod boot;
+pub mod plan;
+pub mod update;
+pub mod rollback;
+pub mod testing;
+
+pub use error::{Error, Kind, Result};

@@ -1,0 +1,234 @@
+//! Durable changes to a file system.
+//!
+//! Every change that a promise rests on goes through [`Fs`], so that a test can count the operations and cut the power
+//! after each one ([`crate::testing::CrashFs`]). Reading needs no seam and uses the functions below it.
+//!
+//! Invariant: a file appears under its final name only complete and synced ([`replace`]); the name itself is durable
+//! when [`Fs::sync_dir`] of its folder has returned.
+
+use std::ffi::OsString;
+use std::fmt::Debug;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags};
+
+use crate::error::{Error, Result};
+
+/// The changing operations, one system call's worth each. Errors name the path.
+pub trait Fs: Debug + Send + Sync {
+    /// Makes one folder with exactly these permissions (whatever the umask); an existing folder is success.
+    fn create_dir(&self, path: &Path, mode: u32) -> Result<()>;
+    /// Writes a new file with exactly these permissions; fails where `path` exists. Not durable before
+    /// [`Fs::sync_file`]. Returns the bytes written.
+    fn create(&self, path: &Path, mode: u32, content: &mut dyn Read) -> Result<u64>;
+    /// Makes a symbolic link; fails where `path` exists.
+    fn symlink(&self, target: &Path, path: &Path) -> Result<()>;
+    /// Renames over whatever is at `to`.
+    fn rename(&self, from: &Path, to: &Path) -> Result<()>;
+    /// Removes a file or symbolic link; a missing one is success.
+    fn remove_file(&self, path: &Path) -> Result<()>;
+    /// Removes a folder with all in it, never following a link; a missing one is success.
+    fn remove_dir_all(&self, path: &Path) -> Result<()>;
+    /// Makes a file's content durable.
+    fn sync_file(&self, path: &Path) -> Result<()>;
+    /// Makes the names in a folder durable.
+    fn sync_dir(&self, path: &Path) -> Result<()>;
+    /// Makes everything on the file system of `path` durable: `syncfs`, with write errors reported.
+    fn sync_all(&self, path: &Path) -> Result<()>;
+}
+
+/// The machine's own file system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealFs;
+
+impl Fs for RealFs {
+    fn create_dir(&self, path: &Path, mode: u32) -> Result<()> {
+        let made = std::fs::DirBuilder::new().mode(mode).create(path);
+        match made {
+            Ok(()) => set_mode(path, mode),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && is_dir(path) => Ok(()),
+            Err(e) => Err(Error::io("make the folder", path, e)),
+        }
+    }
+
+    fn create(&self, path: &Path, mode: u32, content: &mut dyn Read) -> Result<u64> {
+        let fail = |e| Error::io("write", path, e);
+        let mut file = std::fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+            .open(path)
+            .map_err(fail)?;
+        let written = io::copy(content, &mut file).map_err(fail)?;
+        file.flush().map_err(fail)?;
+        set_mode(path, mode)?;
+        Ok(written)
+    }
+
+    fn symlink(&self, target: &Path, path: &Path) -> Result<()> {
+        rustix::fs::symlink(target, path).map_err(|e| Error::io("link", path, e))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        rustix::fs::rename(from, to).map_err(|e| Error::io("rename to", to, e))
+    }
+
+    fn remove_file(&self, path: &Path) -> Result<()> {
+        match rustix::fs::unlink(path) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(e) => Err(Error::io("remove", path, e)),
+        }
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> Result<()> {
+        match std::fs::remove_dir_all(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync_file(&self, path: &Path) -> Result<()> {
+        let fail = |e| Error::io("sync", path, e);
+        std::fs::File::open(path).map_err(fail)?.sync_all().map_err(fail)
+    }
+
+    fn sync_dir(&self, path: &Path) -> Result<()> {
+        self.sync_file(path)
+    }
+
+    fn sync_all(&self, path: &Path) -> Result<()> {
+        let file = std::fs::File::open(path).map_err(|e| Error::io("sync", path, e))?;
+        rustix::fs::syncfs(&file).map_err(|e| Error::io("sync the file system of", path, e))
+    }
+}
+
+/// Permissions exactly as asked, whatever the umask. FAT has none: what cannot be set there is left.
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    let fail = |e| Error::io("set permissions of", path, e);
+    let have = std::fs::symlink_metadata(path).map_err(fail)?.mode() & 0o7777;
+    if have == mode & 0o7777 {
+        return Ok(());
+    }
+    match std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)) {
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) => Ok(()),
+        other => other.map_err(fail),
+    }
+}
+
+/// Makes `path` and all missing parents.
+pub fn create_dir_all(fs: &dyn Fs, path: &Path, mode: u32) -> Result<()> {
+    if is_dir(path) {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        create_dir_all(fs, parent, mode)?;
+    }
+    fs.create_dir(path, mode)
+}
+
+/// Puts `content` at `path`, complete and durable or not at all: temporary name, sync, rename, sync of the folder.
+///
+/// The temporary name starts with `.#`, which no boot loader and no reader of ours takes for an entry; a leftover of
+/// an interrupted run is overwritten.
+pub fn replace(fs: &dyn Fs, path: &Path, mode: u32, content: &[u8]) -> Result<()> {
+    let folder = parent(path)?;
+    let mut name = OsString::from(".#");
+    name.push(path.file_name().unwrap_or_default());
+    let temporary = folder.join(name);
+    fs.remove_file(&temporary)?;
+    fs.create(&temporary, mode, &mut &*content)?;
+    fs.sync_file(&temporary)?;
+    fs.rename(&temporary, path)?;
+    fs.sync_dir(folder)
+}
+
+/// The folder that `path` is in.
+pub fn parent(path: &Path) -> Result<&Path> {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).ok_or_else(|| {
+        Error::Usage(format!(
+            "{} has no folder above it; give an absolute path",
+            path.display()
+        ))
+    })
+}
+
+/// A whole small file; `None` where there is none. Fails on more than `limit` bytes.
+pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    let fail = |e| Error::io("read", path, e);
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) => return Err(fail(e)),
+    };
+    let mut content = Vec::new();
+    file.take(limit + 1).read_to_end(&mut content).map_err(fail)?;
+    if content.len() as u64 > limit {
+        return Err(fail(io::Error::other(format!("larger than {limit} bytes"))));
+    }
+    Ok(Some(content))
+}
+
+/// A whole small UTF-8 file; `None` where there is none.
+pub fn read_text(path: &Path, limit: u64) -> Result<Option<String>> {
+    let Some(content) = read(path, limit)? else {
+        return Ok(None);
+    };
+    String::from_utf8(content)
+        .map(Some)
+        .map_err(|_| Error::io("read", path, io::Error::other("not UTF-8")))
+}
+
+/// Opens a file for reading.
+pub fn open(path: &Path) -> Result<std::fs::File> {
+    std::fs::File::open(path).map_err(|e| Error::io("open", path, e))
+}
+
+/// The names in a folder, sorted by bytes; empty where there is none.
+pub fn names(path: &Path) -> Result<Vec<OsString>> {
+    let fail = |e| Error::io("list", path, e);
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(fail(e)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry.map_err(fail)?.file_name());
+    }
+    names.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
+    Ok(names)
+}
+
+/// Where a symbolic link points; `None` where there is nothing.
+pub fn read_link(path: &Path) -> Result<Option<PathBuf>> {
+    match std::fs::read_link(path) {
+        Ok(target) => Ok(Some(target)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("read the link", path, e)),
+    }
+}
+
+/// A folder, not a link to one.
+pub fn is_dir(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir())
+}
+
+/// Anything at all, a dangling link, too.
+pub fn exists(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok()
+}
+
+/// Free bytes and free inodes of the file system of `path`, for an unprivileged user.
+pub fn free(path: &Path) -> Result<(u64, u64)> {
+    let stat = rustix::fs::statvfs(path).map_err(|e| Error::io("ask for free space on", path, e))?;
+    Ok((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_favail))
+}
+
+/// Swaps two names in one step; not possible on FAT with older kernels.
+pub fn exchange(a: &Path, b: &Path) -> Result<()> {
+    rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).map_err(|e| Error::io("exchange", a, e))
+}

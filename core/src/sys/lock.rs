@@ -1,0 +1,88 @@
+//! One lock for each sysroot.
+//!
+//! Invariant: who holds a [`Lock`] is the only writer of that sysroot. The kernel drops it with the process, so a
+//! killed run or a power cut leaves none behind; the text in the file only tells a second run who holds it.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+
+/// An exclusive lock, held until dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the lock at `path`, whose folder exists. `purpose` (the command) is shown to a second run.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] with the holder's process id and purpose, where another run has it.
+    pub fn exclusive(path: &Path, purpose: &str) -> Result<Self> {
+        let fail = |e| Error::io("lock", path, e);
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(fail)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                return Err(Error::Busy {
+                    path: path.to_path_buf(),
+                    holder: holder(&mut file),
+                });
+            }
+            Err(e) => return Err(fail(e.into())),
+        }
+        file.set_len(0).map_err(fail)?;
+        writeln!(file, "{} {purpose}", std::process::id()).map_err(fail)?;
+        Ok(Self {
+            _file: file,
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// Where the lock is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    let read = file.rewind().and_then(|()| file.take(200).read_to_string(&mut text));
+    match text.trim().split_once(' ') {
+        Some((pid, purpose)) if read.is_ok() => format!("process {pid} ({purpose})"),
+        _ => "another process".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_lock_says_who_holds_the_first_and_succeeds_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let first = Lock::exclusive(&path, "upgrade").unwrap();
+        let refusal = Lock::exclusive(&path, "switch").unwrap_err().to_string();
+        assert!(
+            refusal.contains(&format!("process {} (upgrade)", std::process::id())),
+            "{refusal}"
+        );
+        drop(first);
+        Lock::exclusive(&path, "switch").unwrap();
+    }
+}
