@@ -1,1 +1,161 @@
-//! Not here yet.
+//! What is to be done, decided without doing it.
+//!
+//! Pure functions over what is there: which deployment boots, which one a rollback takes, which ones an update lets go.
+//! They do no I/O, so that `--dry-run`, the update itself and the tests cannot disagree.
+//!
+//! Invariant: nothing here ever lets go of the default, the booted or a pinned deployment; promise 1 rests on that.
+
+use crate::error::{Error, Result};
+use crate::ids::DeploymentId;
+
+/// A deployment as the decisions see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Which.
+    pub id: DeploymentId,
+    /// The generation of its newest boot entry; `None` without any.
+    pub generation: Option<u64>,
+    /// Its record, image, signature and kernel are whole, and its tries are not used up.
+    pub bootable: bool,
+    /// The machine runs it now.
+    pub booted: bool,
+    /// The admin keeps it.
+    pub pinned: bool,
+}
+
+/// Newest first; what cannot boot comes after all that can, as the boot loader sorts them.
+pub fn order(all: &mut [Standing]) {
+    all.sort_by_key(|d| {
+        (
+            !(d.bootable && d.generation.is_some()),
+            std::cmp::Reverse(d.generation),
+            d.id,
+        )
+    });
+}
+
+/// What boots next: the bootable one with the highest generation.
+pub fn next_to_boot(all: &[Standing]) -> Option<&Standing> {
+    all.iter()
+        .filter(|d| d.bootable && d.generation.is_some())
+        .max_by_key(|d| d.generation)
+}
+
+/// What `rollback` takes: the newest bootable one that is not next already. With an update staged on a running
+/// machine that is the running one; on a machine whose default is running, the one before.
+pub fn rollback_target(all: &[Standing]) -> Result<&Standing> {
+    let next = next_to_boot(all).map(|d| d.id);
+    all.iter()
+        .filter(|d| d.bootable && d.generation.is_some() && Some(d.id) != next)
+        .max_by_key(|d| d.generation)
+        .ok_or_else(|| Error::Deployment {
+            id: "rollback".into(),
+            why: "there is no other deployment that could boot; nothing was changed".into(),
+        })
+}
+
+/// What an update lets go of once its own entry is durable: all but the next, the booted and the pinned ones, and
+/// as many of the newest others as make `keep` in all (at least two: one must be there to go back to).
+pub fn superseded(all: &[Standing], keep: usize) -> Vec<DeploymentId> {
+    let mut ordered = all.to_vec();
+    order(&mut ordered);
+    let next = next_to_boot(&ordered).map(|d| d.id);
+    let stays = |d: &Standing| Some(d.id) == next || d.booted;
+    let mut room = keep.max(2).saturating_sub(ordered.iter().filter(|d| stays(d)).count());
+    let mut gone = Vec::new();
+    for deployment in &ordered {
+        if stays(deployment) || deployment.pinned {
+            continue;
+        }
+        if room > 0 && deployment.bootable && deployment.generation.is_some() {
+            room -= 1;
+        } else {
+            gone.push(deployment.id);
+        }
+    }
+    gone
+}
+
+/// The generation for a new entry: above all that ever were, as far as $BOOT or the state remember.
+pub fn next_generation(entries: impl IntoIterator<Item = u64>, remembered: u64) -> u64 {
+    entries.into_iter().fold(remembered, u64::max).saturating_add(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn id(n: u8) -> DeploymentId {
+        DeploymentId::from_bytes(crate::ids::Algorithm::Sha256, &[n; 32]).unwrap()
+    }
+
+    fn standing(n: u8, generation: u64) -> Standing {
+        Standing {
+            id: id(n),
+            generation: Some(generation),
+            bootable: true,
+            booted: false,
+            pinned: false,
+        }
+    }
+
+    #[test]
+    fn a_rollback_twice_comes_back_to_where_it_began() {
+        let mut all = [standing(1, 1), standing(2, 2)];
+        let first = rollback_target(&all).unwrap().id;
+        assert_eq!(first, id(1));
+        all[0].generation = Some(3);
+        assert_eq!(rollback_target(&all).unwrap().id, id(2));
+    }
+
+    #[test]
+    fn a_rollback_never_takes_what_cannot_boot() {
+        let mut all = [standing(1, 1), standing(2, 2), standing(3, 3)];
+        all[1].bootable = false;
+        assert_eq!(rollback_target(&all).unwrap().id, id(1));
+        all[0].generation = None;
+        assert!(rollback_target(&all).is_err());
+    }
+
+    #[test]
+    fn an_update_keeps_what_runs_and_what_is_pinned() {
+        let mut all = [standing(1, 1), standing(2, 2), standing(3, 3), standing(4, 4)];
+        assert_eq!(superseded(&all, 2), [id(2), id(1)]);
+        all[0].booted = true;
+        all[1].pinned = true;
+        assert_eq!(superseded(&all, 2), [id(3)]);
+        assert_eq!(superseded(&all, 3), []);
+    }
+
+    fn any_standing() -> impl Strategy<Value = Vec<Standing>> {
+        let one = (proptest::option::of(0..9u64), any::<[bool; 3]>());
+        proptest::collection::vec(one, 0..8).prop_map(|list| {
+            let flags = |(n, (generation, [bootable, booted, pinned])): (usize, (Option<u64>, [bool; 3]))| Standing {
+                id: id(u8::try_from(n).unwrap()),
+                generation,
+                bootable,
+                booted,
+                pinned,
+            };
+            list.into_iter().enumerate().map(flags).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_boots_next_what_runs_and_what_is_pinned_is_never_let_go(all in any_standing(), keep in 0..5usize) {
+            let gone = superseded(&all, keep);
+            let next = next_to_boot(&all).map(|d| d.id);
+            for d in &all {
+                let stays = Some(d.id) == next || d.booted || d.pinned;
+                prop_assert!(!(stays && gone.contains(&d.id)));
+            }
+            if let Ok(back) = rollback_target(&all)
+                && !all.iter().any(|d| d.booted)
+            {
+                prop_assert!(!gone.contains(&back.id), "an update always leaves something to go back to");
+            }
+        }
+    }
+}

@@ -7,7 +7,11 @@
 //! [`Fs::sync_file`] is empty afterwards; a name made, renamed or removed without [`Fs::sync_dir`] is as it was before
 //! ([`Loss::Names`]) or stays ([`Loss::Content`]), because either can happen.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test tool: a failure here is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test tool: a failure here is a failed test"
+)]
 
 use std::collections::HashMap;
 use std::fmt;
@@ -103,7 +107,11 @@ impl CrashFs {
     fn operation(&self, name: &str, path: &Path) -> Result<MutexGuard<'_, State>> {
         let mut state = self.lock();
         if state.cut_at.is_some_and(|limit| state.log.len() >= limit) {
-            return Err(Error::io("reach after the power cut", path, std::io::Error::other("power cut")));
+            return Err(Error::io(
+                "reach after the power cut",
+                path,
+                std::io::Error::other("power cut"),
+            ));
         }
         let line = format!("{name} {}", self.shown(path));
         state.log.push(line);
@@ -176,7 +184,11 @@ impl Fs for CrashFs {
         RealFs.rename(from, to)?;
         for path in state.unsynced.values_mut() {
             if let Ok(rest) = path.strip_prefix(from) {
-                *path = if rest.as_os_str().is_empty() { to.to_path_buf() } else { to.join(rest) };
+                *path = if rest.as_os_str().is_empty() {
+                    to.to_path_buf()
+                } else {
+                    to.join(rest)
+                };
             }
         }
         state.undo.push(Undo::new(to, Some(from), before));
@@ -255,7 +267,10 @@ mod tests {
                 let done = replace(&fs, &path, 0o644, b"new").is_ok();
                 fs.lose(loss);
                 let found = std::fs::read_to_string(&path).unwrap();
-                assert!(found == "new" || found == "old" && !done, "cut {cut} {loss:?}: {found:?}");
+                assert!(
+                    found == "new" || found == "old" && !done,
+                    "cut {cut} {loss:?}: {found:?}"
+                );
             }
         }
     }
