@@ -1,0 +1,75 @@
+# Two commands for a newcomer: `make demo` shows the main job, `make test` passes every test. Both do all their set-up
+# on a Debian machine that has only Rust; `demo` needs neither root nor any network beyond the crates.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+# apt-get as root; through sudo where we are not.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# What the tests need beyond Rust: a C compiler for crates, the real registry and the tools that make a real image,
+# a user to be when we are root, extended attributes, and an oracle for fs-verity digests.
+TEST_PACKAGES := gcc libc6-dev make pkg-config mmdebstrap docker-registry skopeo zstd gzip attr libcap2-bin \
+    debian-archive-keyring util-linux fsverity strace
+FUZZ_PACKAGES := g++
+BENCH_PACKAGES := time uidmap
+DENY_VERSION := 0.20.2
+
+.PHONY: help
+help:
+	@echo 'make demo          switch, upgrade, rollback, status on a small image made on the spot (no root needed)'
+	@echo 'make test          installs what the tests need and runs them all'
+	@echo 'make lint          format, clippy, documentation, dependency checks'
+	@echo 'make fuzz          each fuzz target for FUZZ_SECONDS (60)'
+	@echo 'make bench         speed and memory beside skopeo, podman and cfsctl'
+	@echo 'make install-deps  what make test would install'
+
+.PHONY: build
+build:
+	$(CARGO) build --locked --workspace
+
+.PHONY: demo
+demo:
+	sh examples/demo.sh
+
+# Installs only what is missing, so that a second run needs neither root nor network.
+define install
+	@missing=; for p in $(1); do \
+	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q '^install ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then echo "installing:$$missing"; \
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq update; \
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends $$missing </dev/null; fi
+endef
+
+.PHONY: install-deps
+install-deps:
+	$(call install,$(TEST_PACKAGES))
+
+.PHONY: os-image
+os-image: install-deps
+	sh testdata/os-image.sh target/os-image
+
+# The last lines that this prints are the test runner's own.
+.PHONY: test
+test: os-image
+	$(CARGO) test --locked --workspace --all-targets --no-fail-fast
+
+.PHONY: fmt clippy doc deny lint
+fmt:
+	$(CARGO) fmt --all -- --check
+clippy:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+doc:
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --workspace --no-deps
+
+target/tools/bin/cargo-deny:
+	$(CARGO) install --locked --debug cargo-deny --version $(DENY_VERSION) --root target/tools --target-dir target/tools/build
+
+# Licences, bans and sources always; advisories where their database can be reached.
+deny: target/tools/bin/cargo-deny
+	target/tools/bin/cargo-deny --locked check licenses sources
+	target/tools/bin/cargo-deny --locked --exclude-dev check bans
+	@if timeout 60 git ls-remote --quiet https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1 </dev/null; then \
+	    target/tools/bin/cargo-deny --locked check advisories; \
+	else echo 'advisories: not checked, their database cannot be reached from here'; fi
+lint: fmt clippy doc deny
