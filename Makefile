@@ -73,3 +73,14 @@ deny: target/tools/bin/cargo-deny
 	    target/tools/bin/cargo-deny --locked check advisories; \
 	else echo 'advisories: not checked, their database cannot be reached from here'; fi
 lint: fmt clippy doc deny
+
+FUZZ_SECONDS ?= 60
+.PHONY: fuzz
+fuzz:
+	$(call install,$(FUZZ_PACKAGES))
+	sh testdata/fuzz.sh $(FUZZ_SECONDS)
+
+.PHONY: bench
+bench: install-deps
+	$(call install,$(BENCH_PACKAGES))
+	sh testdata/bench.sh

@@ -10,6 +10,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::disallowed_methods,
     reason = "a test tool: a failure here is a failed test"
 )]
 

@@ -33,10 +33,13 @@ fn production(text: &str) -> String {
     while let Some(line) = lines.next() {
         let line = line.trim_start();
         let test_module = line == "#[cfg(test)]"
-            && lines.clone().find(|l| !l.trim_start().starts_with("#[")).is_some_and(|l| {
-                let l = l.trim_start();
-                l.starts_with("mod ") && l.ends_with('{')
-            });
+            && lines
+                .clone()
+                .find(|l| !l.trim_start().starts_with("#["))
+                .is_some_and(|l| {
+                    let l = l.trim_start();
+                    l.starts_with("mod ") && l.ends_with('{')
+                });
         if test_module {
             break;
         }
@@ -89,8 +92,11 @@ fn names_behind(code: &str, prefix: &str) -> Vec<String> {
 
 fn modules_in_order() -> Vec<String> {
     let lib = fs::read_to_string(workspace().join("core/src/lib.rs")).unwrap();
-    let order: Vec<String> =
-        lib.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).map(str::to_owned).collect();
+    let order: Vec<String> = lib
+        .lines()
+        .filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';'))
+        .map(str::to_owned)
+        .collect();
     assert!(order.len() > 10, "lib.rs lists the modules, one `pub mod` a line");
     order
 }
@@ -118,9 +124,15 @@ fn no_module_of_core_imports_one_listed_below_it() {
         };
         let code = production(&fs::read_to_string(&file).unwrap());
         let above = "super::".repeat(parts.len());
-        for name in names_behind(&code, "crate::").into_iter().chain(names_behind(&code, &above)) {
+        for name in names_behind(&code, "crate::")
+            .into_iter()
+            .chain(names_behind(&code, &above))
+        {
             if order.iter().position(|m| *m == name).is_some_and(|p| p > own) {
-                wrong.push(format!("{}: {module} imports {name}, which comes after it", file.display()));
+                wrong.push(format!(
+                    "{}: {module} imports {name}, which comes after it",
+                    file.display()
+                ));
             }
         }
     }
@@ -155,7 +167,13 @@ fn unsafe_code_lives_behind_the_one_door_to_the_kernel() {
 fn dependencies(manifest: &Path) -> Vec<String> {
     let text = fs::read_to_string(manifest).unwrap();
     let table: toml::Table = text.parse().unwrap();
-    table.get("dependencies").and_then(|d| d.as_table()).unwrap().keys().cloned().collect()
+    table
+        .get("dependencies")
+        .and_then(|d| d.as_table())
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect()
 }
 
 #[test]
@@ -165,9 +183,18 @@ fn crates_depend_in_one_direction() {
     let bootloader = dependencies(&root.join("bootloader/Cargo.toml"));
     let cli = dependencies(&root.join("cli/Cargo.toml"));
     let has = |of: &[String], name: &str| of.iter().any(|d| d == name);
-    assert!(!has(&core, "cfs-bootloader") && !has(&core, "cfs-update"), "core depends on nothing of ours");
-    assert!(has(&bootloader, "cfs-core") && !has(&bootloader, "cfs-update"), "bootloader depends on core only");
-    assert!(has(&cli, "cfs-core") && has(&cli, "cfs-bootloader"), "the program depends on both");
+    assert!(
+        !has(&core, "cfs-bootloader") && !has(&core, "cfs-update"),
+        "core depends on nothing of ours"
+    );
+    assert!(
+        has(&bootloader, "cfs-core") && !has(&bootloader, "cfs-update"),
+        "bootloader depends on core only"
+    );
+    assert!(
+        has(&cli, "cfs-core") && has(&cli, "cfs-bootloader"),
+        "the program depends on both"
+    );
 }
 
 #[test]
@@ -189,7 +216,16 @@ fn the_library_reads_no_environment_and_prints_nothing() {
                 continue;
             }
             let code = production(&fs::read_to_string(&file).unwrap());
-            for forbidden in ["println!", "eprintln!", "print!(", "eprint!(", "dbg!", "env::var", "env::home_dir", "env::args"] {
+            for forbidden in [
+                "println!",
+                "eprintln!",
+                "print!(",
+                "eprint!(",
+                "dbg!",
+                "env::var",
+                "env::home_dir",
+                "env::args",
+            ] {
                 if code.contains(forbidden) {
                     wrong.push(format!("{}: {forbidden}", file.display()));
                 }
@@ -201,8 +237,14 @@ fn the_library_reads_no_environment_and_prints_nothing() {
 
 #[test]
 fn this_test_sees_what_it_looks_for() {
-    assert_eq!(names_behind("use crate::{ids::{A, B}, store, sys::fs};", "crate::"), ["ids", "store", "sys"]);
-    assert_eq!(names_behind("crate::tree::Tree; my_crate::x; super::super::y", "crate::"), ["tree"]);
+    assert_eq!(
+        names_behind("use crate::{ids::{A, B}, store, sys::fs};", "crate::"),
+        ["ids", "store", "sys"]
+    );
+    assert_eq!(
+        names_behind("crate::tree::Tree; my_crate::x; super::super::y", "crate::"),
+        ["tree"]
+    );
     assert_eq!(names_behind("use super::super::y;", "super::super::"), ["y"]);
     assert_eq!(production("a // crate::x\n#[cfg(test)]\nmod tests {\n b }"), "a \n");
     assert_eq!(production("#[cfg(test)]\nuse x;\nc"), "#[cfg(test)]\nuse x;\nc\n");
