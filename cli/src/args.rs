@@ -1,0 +1,142 @@
+//! What can be written on the command line; one variant for each subcommand, whose own arguments are in its file.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+
+use crate::cmd;
+
+/// Updates an image-based Linux host from OCI container images, and goes back when an update was bad.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cfs-update",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = EXIT_CODES
+)]
+pub struct Args {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(flatten)]
+    pub boot: BootDir,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 bad usage, 3 refused by trust, 4 not enough space, \
+5 registry or network, 6 busy (another run holds the lock), 77 nothing to do.";
+
+/// Options that go with every command, before or after its name.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Physical root that holds composefs/ and state/ [default: /sysroot where there is one, else /]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub sysroot: Option<PathBuf>,
+    /// Print the result as JSON; the same as --format json
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// How to print the result
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", conflicts_with = "json")]
+    pub format: Option<Format>,
+    /// How to show progress, on standard error
+    #[arg(long, global = true, value_enum, value_name = "HOW", default_value_t)]
+    pub progress: Progress,
+    /// Write progress as JSON lines to this open file descriptor instead
+    #[arg(long, global = true, value_name = "FD", value_parser = clap::value_parser!(u32).range(3..))]
+    pub progress_fd: Option<u32>,
+    /// Say more; twice for debugging, three times for everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Say nothing but errors and the result
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Read settings below this folder instead of / (for tests)
+    #[arg(long, global = true, hide = true, value_name = "DIR")]
+    pub config_root: Option<PathBuf>,
+}
+
+impl Global {
+    /// The form that results are printed in.
+    pub fn format(&self) -> Format {
+        if self.json {
+            Format::Json
+        } else {
+            self.format.unwrap_or_default()
+        }
+    }
+}
+
+/// Where `$BOOT` is; accepted before and after the name of every command that uses it.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct BootDir {
+    /// Folder of the boot partition, where it is not mounted at boot/ in the sysroot
+    #[arg(long = "boot", value_name = "DIR", id = "boot_dir")]
+    pub boot: Option<PathBuf>,
+}
+
+/// The form of a result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    #[value(alias = "humanreadable")]
+    Human,
+    /// One JSON document
+    Json,
+    /// One YAML document
+    Yaml,
+}
+
+/// The form of progress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Progress {
+    /// Bars on a terminal, lines elsewhere
+    #[default]
+    Auto,
+    /// Bars
+    Bars,
+    /// Lines of text
+    Plain,
+    /// JSON lines, as bootc's --progress-fd writes them
+    Json,
+    /// Nothing; warnings still appear
+    None,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Completions(cmd::completions::Completions),
+    Man(cmd::man::Man),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_has_no_conflicting_arguments() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_are_taken_before_and_after_the_command() {
+        for line in [
+            &["cfs-update", "--sysroot", "/s", "--json", "completions", "bash"][..],
+            &["cfs-update", "completions", "bash", "--sysroot", "/s", "--json"],
+        ] {
+            let args = Args::try_parse_from(line).unwrap();
+            assert_eq!(args.global.sysroot.as_deref(), Some(std::path::Path::new("/s")));
+            assert_eq!(args.global.format(), Format::Json);
+        }
+    }
+
+    #[test]
+    fn contradicting_formats_are_refused() {
+        let line = ["cfs-update", "--json", "--format", "yaml", "completions", "bash"];
+        assert_eq!(Args::try_parse_from(line).unwrap_err().exit_code(), 2);
+    }
+}

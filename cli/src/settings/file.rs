@@ -1,0 +1,189 @@
+//! One settings file: TOML text in, values out. Reads no file.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::Settings;
+
+/// A file's content; what it leaves out stays as it was.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct File {
+    registry: Registry,
+    store: Store,
+    deployments: Deployments,
+    boot: Boot,
+    #[serde(skip)]
+    text: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Registry {
+    retries: Option<Spanned<u32>>,
+    connect_timeout: Option<Spanned<u64>>,
+    read_timeout: Option<Spanned<u64>>,
+    insecure: Option<Spanned<Vec<String>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Store {
+    algorithm: Option<Spanned<String>>,
+    threads: Option<Spanned<usize>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Deployments {
+    keep: Option<Spanned<usize>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Boot {
+    dir: Option<Spanned<PathBuf>>,
+    tries: Option<Spanned<u32>>,
+}
+
+/// Reads one file's text; on failure says what is wrong, with the line.
+pub fn parse(text: &str) -> Result<File, String> {
+    match toml::from_str::<File>(text) {
+        Ok(file) => Ok(File {
+            text: text.to_owned(),
+            ..file
+        }),
+        Err(error) => Err(match error.span() {
+            Some(span) => at(text, span.start, error.message()),
+            None => error.message().to_owned(),
+        }),
+    }
+}
+
+impl File {
+    /// Puts the file's values over those of `settings`; on failure says which is out of range, with the line.
+    pub fn apply(self, settings: &mut Settings) -> Result<(), String> {
+        let text = &self.text;
+        let registry = &mut settings.registry;
+        set(text, self.registry.retries, 0..=100, "retries", &mut registry.retries)?;
+        let mut seconds = |value: Option<Spanned<u64>>, name, target: &mut Duration| {
+            let mut whole = target.as_secs();
+            set(text, value, 1..=3600, name, &mut whole)?;
+            *target = Duration::from_secs(whole);
+            Ok::<_, String>(())
+        };
+        seconds(
+            self.registry.connect_timeout,
+            "connect-timeout",
+            &mut registry.connect_timeout,
+        )?;
+        seconds(self.registry.read_timeout, "read-timeout", &mut registry.read_timeout)?;
+        if let Some(hosts) = self.registry.insecure {
+            if let Some(bad) = hosts.get_ref().iter().find(|h| h.is_empty() || h.contains(['/', ' '])) {
+                let why = format!("insecure: {bad:?} is not HOST or HOST:PORT; write it without a scheme or path");
+                return Err(at(text, hosts.span().start, &why));
+            }
+            registry.insecure = hosts.into_inner();
+        }
+        if let Some(name) = self.store.algorithm {
+            let parsed = name.get_ref().parse().map_err(|e: cfs_core::Error| e.to_string());
+            settings.store.algorithm = parsed.map_err(|why| at(text, name.span().start, &why))?;
+        }
+        let mut threads = settings.store.threads.unwrap_or(0);
+        set(text, self.store.threads, 1..=256, "threads", &mut threads)?;
+        settings.store.threads = (threads > 0).then_some(threads);
+        set(
+            text,
+            self.deployments.keep,
+            2..=1000,
+            "keep",
+            &mut settings.deployments.keep,
+        )?;
+        set(text, self.boot.tries, 1..=99, "tries", &mut settings.boot.tries)?;
+        if let Some(dir) = self.boot.dir {
+            if !dir.get_ref().is_absolute() {
+                return Err(at(text, dir.span().start, "dir: give an absolute path"));
+            }
+            settings.boot.dir = Some(dir.into_inner());
+        }
+        Ok(())
+    }
+}
+
+fn set<T: PartialOrd + std::fmt::Display>(
+    text: &str,
+    value: Option<Spanned<T>>,
+    range: std::ops::RangeInclusive<T>,
+    name: &str,
+    target: &mut T,
+) -> Result<(), String> {
+    let Some(value) = value else { return Ok(()) };
+    if !range.contains(value.get_ref()) {
+        let why = format!(
+            "{name} = {}: allowed is {} to {}",
+            value.get_ref(),
+            range.start(),
+            range.end()
+        );
+        return Err(at(text, value.span().start, &why));
+    }
+    *target = value.into_inner();
+    Ok(())
+}
+
+fn at(text: &str, offset: usize, why: &str) -> String {
+    let line = text.bytes().take(offset).filter(|b| *b == b'\n').count() + 1;
+    format!("line {line}: {why}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(text: &str) -> Result<Settings, String> {
+        let mut settings = Settings::default();
+        parse(text)?.apply(&mut settings)?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn every_key_arrives() {
+        let settings = settings(
+            "[registry]\nretries = 1\nconnect-timeout = 2\nread-timeout = 3\ninsecure = [\"a:5000\"]\n\
+             [store]\nalgorithm = \"fsverity-sha512-12\"\nthreads = 4\n\
+             [deployments]\nkeep = 5\n[boot]\ndir = \"/efi\"\ntries = 6\n",
+        )
+        .unwrap();
+        assert_eq!(settings.registry.retries, 1);
+        assert_eq!(settings.registry.connect_timeout, Duration::from_secs(2));
+        assert_eq!(settings.registry.read_timeout, Duration::from_secs(3));
+        assert_eq!(settings.registry.insecure, ["a:5000"]);
+        assert_eq!(settings.store.algorithm, cfs_core::ids::Algorithm::Sha512);
+        assert_eq!(settings.store.threads, Some(4));
+        assert_eq!(settings.deployments.keep, 5);
+        assert_eq!(settings.boot.dir, Some("/efi".into()));
+        assert_eq!(settings.boot.tries, 6);
+    }
+
+    #[test]
+    fn what_is_out_of_range_or_of_the_wrong_type_is_refused_with_its_line() {
+        for (text, line) in [
+            ("[boot]\n\ntries = 0", "line 3"),
+            ("[boot]\ntries = 100", "line 2"),
+            ("[boot]\ntries = \"3\"", "line 2"),
+            ("[boot]\ndir = \"boot\"", "line 2"),
+            ("[deployments]\nkeep = 1", "line 2"),
+            ("[registry]\nread-timeout = 0", "line 2"),
+            ("[registry]\ninsecure = [\"http://x\"]", "line 2"),
+            ("[store]\nalgorithm = \"md5\"", "line 2"),
+            ("[strore]\n", "line 1"),
+            ("[boot\n", "line 1"),
+        ] {
+            let why = settings(text).unwrap_err();
+            assert!(why.starts_with(line), "{text:?}: {why}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The only reader of configuration files and of the environment.
+//!
+//! Invariant: a file that cannot be understood stops the command before anything is changed, naming file and line; a
+//! key that is not known is such a mistake, so that a misspelt setting is never silently without effect.
+//!
+//! Order, later wins key by key: built-in defaults; `/usr/lib/cfs-update/config.toml`; `/etc/cfs-update/config.toml`;
+//! then, as systemd does it, all `config.toml.d/*.toml` of `/usr/lib`, `/run` and `/etc` together, sorted by file name
+//! whatever the folder. Of two drop-ins with the same name only the one in the later of these folders counts; an empty
+//! one, or a link to `/dev/null`, masks the other.
+
+mod environment;
+mod file;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cfs_core::ids::Algorithm;
+use cfs_core::sys::fs;
+use cfs_core::{Error, Result};
+
+pub use environment::Environment;
+
+/// No settings file is longer.
+const LIMIT: u64 = 1 << 20;
+const FOLDERS: [&str; 3] = ["usr/lib/cfs-update", "run/cfs-update", "etc/cfs-update"];
+
+/// Everything that can be set, with the values in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub registry: Registry,
+    pub store: Store,
+    pub deployments: Deployments,
+    pub boot: Boot,
+}
+
+/// `[registry]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registry {
+    /// How often a failed request is repeated.
+    pub retries: u32,
+    /// How long a connection may take to be made.
+    pub connect_timeout: Duration,
+    /// How long nothing may arrive.
+    pub read_timeout: Duration,
+    /// `HOST[:PORT]` of registries that are spoken to without TLS, besides loopback.
+    pub insecure: Vec<String>,
+}
+
+/// `[store]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// Of a repository that is made; an existing one keeps its own.
+    pub algorithm: Algorithm,
+    /// Layers imported at once; the library chooses where unset.
+    pub threads: Option<usize>,
+}
+
+/// `[deployments]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deployments {
+    /// How many are kept beside pinned and booted ones.
+    pub keep: usize,
+}
+
+/// `[boot]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boot {
+    /// `$BOOT` of the booted system; `None` = the sysroot's boot/.
+    pub dir: Option<PathBuf>,
+    /// How often a new entry is tried.
+    pub tries: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            registry: Registry {
+                retries: 5,
+                connect_timeout: Duration::from_secs(10),
+                read_timeout: Duration::from_secs(60),
+                insecure: Vec::new(),
+            },
+            store: Store {
+                algorithm: Algorithm::Sha256,
+                threads: None,
+            },
+            deployments: Deployments { keep: 2 },
+            boot: Boot { dir: None, tries: 3 },
+        }
+    }
+}
+
+impl Settings {
+    /// Reads all files below `root`, which is `/` but for tests.
+    pub fn load(root: &Path) -> Result<Self> {
+        let mut settings = Self::default();
+        for path in files(root)? {
+            let Some(text) = fs::read_text(&path, LIMIT)? else {
+                continue;
+            };
+            file::parse(&text)
+                .and_then(|file| file.apply(&mut settings))
+                .map_err(|why| Error::Settings { path, why })?;
+        }
+        Ok(settings)
+    }
+}
+
+/// The files that may exist, in the order in which they are applied.
+fn files(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut drop_ins: BTreeMap<OsString, PathBuf> = BTreeMap::new();
+    for folder in FOLDERS {
+        let folder = root.join(folder).join("config.toml.d");
+        for name in fs::names(&folder)? {
+            if Path::new(&name).extension().is_some_and(|e| e == "toml") {
+                drop_ins.insert(name.clone(), folder.join(name));
+            }
+        }
+    }
+    let main = [FOLDERS[0], FOLDERS[2]].map(|folder| root.join(folder).join("config.toml"));
+    Ok(main.into_iter().chain(drop_ins.into_values()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Root(tempfile::TempDir);
+
+    impl Root {
+        fn with(files: &[(&str, &str)]) -> Self {
+            let root = tempfile::tempdir().unwrap();
+            for (path, text) in files {
+                let path = root.path().join(path);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, text).unwrap();
+            }
+            Self(root)
+        }
+        fn load(&self) -> Result<Settings> {
+            Settings::load(self.0.path())
+        }
+    }
+
+    #[test]
+    fn without_files_the_defaults_are_in_force() {
+        assert_eq!(Root::with(&[]).load().unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn the_admin_wins_over_the_vendor_key_by_key() {
+        let root = Root::with(&[
+            (
+                "usr/lib/cfs-update/config.toml",
+                "[boot]\ntries = 7\n[deployments]\nkeep = 4\n",
+            ),
+            ("etc/cfs-update/config.toml", "[boot]\ntries = 5\n"),
+        ]);
+        let settings = root.load().unwrap();
+        assert_eq!((settings.boot.tries, settings.deployments.keep), (5, 4));
+    }
+
+    #[test]
+    fn drop_ins_win_over_both_in_the_order_of_their_names() {
+        let root = Root::with(&[
+            ("etc/cfs-update/config.toml", "[boot]\ntries = 5\n"),
+            ("etc/cfs-update/config.toml.d/10-a.toml", "[boot]\ntries = 6\n"),
+            ("usr/lib/cfs-update/config.toml.d/20-b.toml", "[boot]\ntries = 7\n"),
+            ("etc/cfs-update/config.toml.d/99-c.conf", "not read"),
+        ]);
+        assert_eq!(root.load().unwrap().boot.tries, 7);
+    }
+
+    #[test]
+    fn an_admins_drop_in_replaces_and_masks_the_vendors_of_the_same_name() {
+        let vendor = (
+            "usr/lib/cfs-update/config.toml.d/10.toml",
+            "[boot]\ntries = 7\n[deployments]\nkeep = 4\n",
+        );
+        let root = Root::with(&[vendor, ("etc/cfs-update/config.toml.d/10.toml", "[boot]\ntries = 8\n")]);
+        let settings = root.load().unwrap();
+        assert_eq!((settings.boot.tries, settings.deployments.keep), (8, 2));
+
+        let root = Root::with(&[vendor]);
+        let folder = root.0.path().join("etc/cfs-update/config.toml.d");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::os::unix::fs::symlink("/dev/null", folder.join("10.toml")).unwrap();
+        assert_eq!(root.load().unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn a_mistake_names_file_and_line() {
+        let path = "etc/cfs-update/config.toml.d/10.toml";
+        let root = Root::with(&[(path, "[boot]\ntries = 3\ntrys = 4\n")]);
+        let text = root.load().unwrap_err().to_string();
+        assert!(
+            text.contains(path) && text.contains("line 3") && text.contains("trys"),
+            "{text}"
+        );
+    }
+}
