@@ -219,6 +219,15 @@ impl Error {
         }
     }
 
+    /// What failed when a reader of this library failed: the library's own error where it travelled inside, else an
+    /// I/O failure while reading `what`.
+    pub fn from_read(what: impl AsRef<Path>, error: io::Error) -> Self {
+        match error.downcast::<Self>() {
+            Ok(own) => own,
+            Err(error) => Self::io("read", what, error),
+        }
+    }
+
     /// Which exit code it deserves.
     pub fn kind(&self) -> Kind {
         match self {

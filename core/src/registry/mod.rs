@@ -1,1 +1,296 @@
-//! Not here yet.
+//! From a reference to manifests and blobs, wherever they are.
+//!
+//! Callers hold a [`Registry`]; how the bytes come (HTTPS, an OCI layout) is behind the private trait [`Transport`],
+//! and digest checks, retries and mirrors exist once, here and in [`blob`].
+//!
+//! Invariant: no byte leaves this module as a manifest or config unless it has the digest it was asked for by, and the
+//! end of a [`Blob`] is reached only when all its bytes had the descriptor's size and digest; until then the reader of
+//! a blob must treat what it got as unverified.
+
+use std::io::Read;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::ids::{BlobDigest, ManifestDigest};
+use crate::manifest::{CONFIG_LIMIT, Config, Descriptor, Document, MANIFEST_LIMIT, Manifest, Platform};
+use crate::monitor::Monitor;
+use crate::reference::Reference;
+
+mod blob;
+mod https;
+mod oci_dir;
+mod options;
+mod retry;
+
+pub use blob::Blob;
+pub use options::{Environment, Options, Proxy, Timeouts};
+pub use retry::Retry;
+
+/// How deep indexes may be nested.
+const DEPTH_LIMIT: usize = 3;
+
+/// Where an image is, open for questions. Cheap to clone; usable from several threads.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    reference: Reference,
+    /// Mirrors first, the registry itself last; never empty.
+    sources: Vec<Box<dyn Transport>>,
+    retry: Retry,
+    /// The source that had the manifest: blobs are asked for there first.
+    good: AtomicUsize,
+    /// Of the last check by GET (a registry that does not answer HEAD with a digest), so that it is not fetched twice.
+    seen: Mutex<Option<(usize, Fetched)>>,
+}
+
+/// An image, complete but for its layers.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// What was asked for.
+    pub reference: Reference,
+    /// The digest that the tag has: of the index where there is one. Compare this one to see whether there is news.
+    pub top: ManifestDigest,
+    /// The digest of the manifest that was chosen for the platform; equal to `top` where there is no index.
+    pub digest: ManifestDigest,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The config; as many diff_ids as the manifest has layers.
+    pub config: Config,
+}
+
+/// Which manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// The one that the reference names.
+    Top,
+    /// The one that an index names.
+    Digest(ManifestDigest),
+}
+
+/// A manifest as received.
+#[derive(Clone, Debug)]
+struct Fetched {
+    bytes: Vec<u8>,
+    content_type: Option<String>,
+}
+
+/// A blob from some byte on.
+struct Body {
+    /// Its bytes; errors carry a [`Failure`].
+    reader: Box<dyn std::io::BufRead + Send>,
+    /// Where it starts: where it was asked to, or 0.
+    from: u64,
+}
+
+/// What a transport could not do.
+#[derive(Debug)]
+struct Failure {
+    error: Error,
+    again: Again,
+}
+
+/// Whether the same request may succeed later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Again {
+    Never,
+    /// Not before this time has passed, if the other side said so.
+    Later(Option<std::time::Duration>),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let again = Again::Never;
+        Self { error, again }
+    }
+}
+
+/// One place that has the image. One attempt each: retries are the caller's.
+trait Transport: std::fmt::Debug + Send + Sync {
+    /// For messages: the URL, without credentials.
+    fn url(&self, wanted: Wanted) -> String;
+    /// The digest of the top manifest without its content, where that can be had.
+    fn head(&self, monitor: &dyn Monitor) -> Result<Option<ManifestDigest>, Failure>;
+    /// A manifest or index, at most [`MANIFEST_LIMIT`] bytes.
+    fn manifest(&self, wanted: Wanted, monitor: &dyn Monitor) -> Result<Fetched, Failure>;
+    /// A blob of `size` bytes, from byte `from` on where that is possible, else from the start.
+    fn blob(&self, digest: &BlobDigest, size: u64, from: u64, monitor: &dyn Monitor) -> Result<Body, Failure>;
+}
+
+impl Registry {
+    /// Reads the configuration and finds out where the image is to be had; makes no request.
+    pub fn open(reference: &Reference, options: &Options) -> Result<Self> {
+        let sources = match reference {
+            Reference::Registry(name) => https::sources(name, options)?,
+            Reference::Layout(layout) => vec![Box::new(oci_dir::OciDir::open(layout)?) as Box<dyn Transport>],
+            later => {
+                let transport = later.transport();
+                let why = format!(
+                    "{transport}: is not in this version; copy the image to a folder with \
+                     `skopeo copy {later} oci:DIR:latest` and use that"
+                );
+                return Err(Error::Reference {
+                    reference: later.to_string(),
+                    why,
+                });
+            }
+        };
+        let inner = Inner {
+            reference: reference.clone(),
+            sources,
+            retry: options.retry.clone(),
+            good: AtomicUsize::new(0),
+            seen: Mutex::new(None),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What it was opened for.
+    pub fn reference(&self) -> &Reference {
+        &self.inner.reference
+    }
+
+    /// The digest that the reference has now: [`Image::top`] of what [`Registry::image`] would give.
+    ///
+    /// Costs one request (HEAD) where no login is needed, and none where the reference is pinned to a digest.
+    pub fn resolve(&self, monitor: &dyn Monitor) -> Result<ManifestDigest> {
+        self.set_seen(None);
+        if let Some(pinned) = self.inner.reference.digest() {
+            return Ok(pinned);
+        }
+        let (source, head) =
+            self.first(|at, last| self.attempt(at, Wanted::Top, last, monitor, |t| t.head(monitor)))?;
+        if let Some(digest) = head {
+            return Ok(digest);
+        }
+        let fetched = self.fetch(source, Wanted::Top, true, monitor)?;
+        let digest = digest_of(&fetched.bytes);
+        self.set_seen(Some((source, fetched)));
+        Ok(digest)
+    }
+
+    /// The image for `platform`: manifest and config, checked.
+    pub fn image(&self, platform: &Platform, monitor: &dyn Monitor) -> Result<Image> {
+        let seen = self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (source, fetched) = match seen {
+            Some(seen) => seen,
+            None => self.first(|at, last| self.fetch(at, Wanted::Top, last, monitor))?,
+        };
+        self.inner.good.store(source, Ordering::Relaxed);
+        let mut name = self.inner.reference.to_string();
+        if let Some(pinned) = self.inner.reference.digest() {
+            check_digest(&name, pinned, &fetched.bytes)?;
+        }
+        let mut document = Document::parse(fetched.bytes, fetched.content_type.as_deref(), &name)?;
+        let top = document.digest();
+        for _ in 0..DEPTH_LIMIT {
+            let index = match document {
+                Document::Manifest(manifest) => return self.with_config(top, manifest, monitor),
+                Document::Index(index) => index,
+            };
+            let entry = index.choose(platform, &name)?;
+            let digest = entry.manifest_digest(&name)?;
+            name = self.inner.sources[source].url(Wanted::Digest(digest));
+            check_limit(&name, entry.size, MANIFEST_LIMIT)?;
+            let fetched = self.fetch(source, Wanted::Digest(digest), true, monitor)?;
+            check_digest(&name, digest, &fetched.bytes)?;
+            document = Document::parse(fetched.bytes, fetched.content_type.as_deref(), &name)?;
+        }
+        Err(Error::Manifest {
+            reference: name,
+            why: format!("is an index in an index, more than {DEPTH_LIMIT} deep"),
+        })
+    }
+
+    /// A blob that a manifest from here names, as a reader whose end is reached only when size and digest were right.
+    /// Nothing is asked for before the first read. Cut connections are taken up again where they broke.
+    pub fn blob<'m>(&self, blob: &Descriptor, monitor: &'m dyn Monitor) -> Blob<'m> {
+        Blob::new(self.clone(), blob, monitor)
+    }
+
+    fn with_config(&self, top: ManifestDigest, manifest: Manifest, monitor: &dyn Monitor) -> Result<Image> {
+        let what = format!("config {}", manifest.config.digest);
+        check_limit(&what, manifest.config.size, CONFIG_LIMIT)?;
+        let mut bytes = Vec::new();
+        let mut blob = Blob::new(self.clone(), &manifest.config, monitor);
+        blob.read_to_end(&mut bytes).map_err(|e| Error::from_read(&what, e))?;
+        let config = Config::parse(bytes, &manifest)?;
+        Ok(Image {
+            reference: self.inner.reference.clone(),
+            top,
+            digest: manifest.digest,
+            manifest,
+            config,
+        })
+    }
+
+    fn set_seen(&self, seen: Option<(usize, Fetched)>) {
+        *self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+    }
+
+    fn fetch(&self, source: usize, wanted: Wanted, last: bool, monitor: &dyn Monitor) -> Result<Fetched> {
+        self.attempt(source, wanted, last, monitor, |t| t.manifest(wanted, monitor))
+    }
+
+    /// The first source that can do it; the last one's failure if none can.
+    fn first<T>(&self, ask: impl Fn(usize, bool) -> Result<T>) -> Result<(usize, T)> {
+        let last = self.inner.sources.len() - 1;
+        for at in 0..last {
+            match ask(at, false) {
+                Ok(done) => return Ok((at, done)),
+                Err(error) => tracing::warn!("mirror passed over: {error}"),
+            }
+        }
+        Ok((last, ask(last, true)?))
+    }
+
+    /// Retries only where no other source is left to ask.
+    fn attempt<T>(
+        &self,
+        source: usize,
+        wanted: Wanted,
+        last: bool,
+        monitor: &dyn Monitor,
+        ask: impl Fn(&dyn Transport) -> Result<T, Failure>,
+    ) -> Result<T> {
+        let transport = self.inner.sources[source].as_ref();
+        let mut round = self.inner.retry.rounds(last);
+        loop {
+            match ask(transport) {
+                Ok(done) => return Ok(done),
+                Err(failure) => round.wait(failure, &transport.url(wanted), monitor)?,
+            }
+        }
+    }
+}
+
+fn digest_of(bytes: &[u8]) -> ManifestDigest {
+    use sha2::Digest;
+    ManifestDigest::from_hash(sha2::Sha256::digest(bytes).into())
+}
+
+fn check_digest(name: &str, expected: ManifestDigest, bytes: &[u8]) -> Result<()> {
+    let found = digest_of(bytes);
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::Mismatch {
+        what: format!("manifest {name}"),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    })
+}
+
+fn check_limit(what: &str, size: u64, limit: u64) -> Result<()> {
+    if size <= limit {
+        return Ok(());
+    }
+    Err(Error::Manifest {
+        reference: what.into(),
+        why: format!("has {size} bytes; no more than {limit} are read"),
+    })
+}

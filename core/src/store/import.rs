@@ -4,22 +4,12 @@ use std::io::Read;
 
 use crate::error::Result;
 use crate::ids::DiffId;
+pub use crate::manifest::Compression;
 use crate::monitor::Monitor;
 use crate::store::Store;
 
-/// How a layer's blob is compressed, as its media type says; what the bytes say wins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compression {
-    /// A plain tar.
-    None,
-    /// gzip, possibly several members.
-    Gzip,
-    /// zstd, possibly several and skippable frames.
-    Zstd,
-}
-
 /// Opens a blob when its turn has come.
-pub type Open<'a> = Box<dyn FnOnce() -> Result<Box<dyn Read + Send>> + Send + 'a>;
+pub type Open<'a> = Box<dyn FnOnce() -> Result<Box<dyn Read + Send + 'a>> + Send + 'a>;
 
 /// One layer to import.
 pub struct LayerSource<'a> {

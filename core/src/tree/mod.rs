@@ -278,7 +278,10 @@ pub struct Inode<'t> {
 
 impl std::fmt::Debug for Inode<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inode").field("id", &self.id).field("kind", &self.kind()).finish()
+        f.debug_struct("Inode")
+            .field("id", &self.id)
+            .field("kind", &self.kind())
+            .finish()
     }
 }
 

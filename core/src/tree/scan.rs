@@ -22,11 +22,7 @@ pub struct ScanOptions {
 }
 
 /// Scans.
-pub fn scan(
-    dir: &Path,
-    options: ScanOptions,
-    sink: &mut dyn FnMut(&Path, File) -> Result<ObjectId>,
-) -> Result<Tree> {
+pub fn scan(dir: &Path, options: ScanOptions, sink: &mut dyn FnMut(&Path, File) -> Result<ObjectId>) -> Result<Tree> {
     let _ = (dir, options, sink);
     todo!()
 }
