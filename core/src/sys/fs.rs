@@ -38,6 +38,10 @@ pub trait Fs: Debug + Send + Sync {
     fn sync_dir(&self, path: &Path) -> Result<()>;
     /// Makes everything on the file system of `path` durable: `syncfs`, with write errors reported.
     fn sync_all(&self, path: &Path) -> Result<()>;
+    /// Swaps two names in one step.
+    fn exchange(&self, a: &Path, b: &Path) -> Result<()> {
+        exchange(a, b)
+    }
 }
 
 /// The machine's own file system.

@@ -2,8 +2,10 @@
 
 #![allow(clippy::disallowed_methods, reason = "this is the door")]
 
+pub mod dir;
 pub mod fs;
 pub mod lock;
 pub mod mount;
 pub mod process;
+pub mod secret;
 pub mod verity;
