@@ -77,13 +77,35 @@ impl Layer {
 /// The folders, release file, kernel and initrd that make an image bootable.
 pub fn base(version: &str, kernel: &str) -> Layer {
     Layer::default()
-        .dirs(&["boot", "dev", "etc", "proc", "run", "sys", "sysroot", "tmp", "usr", "usr/lib", "usr/lib/modules", "var"])
-        .file("usr/lib/os-release", format!("NAME=Test\nID=test\nVERSION_ID={version}\nPRETTY_NAME=\"Test {version}\"\n"))
+        .dirs(&[
+            "boot",
+            "dev",
+            "etc",
+            "proc",
+            "run",
+            "sys",
+            "sysroot",
+            "tmp",
+            "usr",
+            "usr/lib",
+            "usr/lib/modules",
+            "var",
+        ])
+        .file(
+            "usr/lib/os-release",
+            format!("NAME=Test\nID=test\nVERSION_ID={version}\nPRETTY_NAME=\"Test {version}\"\n"),
+        )
         .symlink("etc/os-release", "../usr/lib/os-release")
         .file("etc/hostname", "test\n")
         .dirs(&["usr/lib/modules/6.1.0"])
-        .file("usr/lib/modules/6.1.0/vmlinuz", format!("kernel {kernel} {}", "k".repeat(5000)))
-        .file("usr/lib/modules/6.1.0/initramfs.img", format!("initrd {kernel} {}", "i".repeat(9000)))
+        .file(
+            "usr/lib/modules/6.1.0/vmlinuz",
+            format!("kernel {kernel} {}", "k".repeat(5000)),
+        )
+        .file(
+            "usr/lib/modules/6.1.0/initramfs.img",
+            format!("initrd {kernel} {}", "i".repeat(9000)),
+        )
 }
 
 pub fn compress(tar: &[u8], how: How) -> Vec<u8> {
@@ -112,7 +134,10 @@ pub struct Finished {
 
 impl Image {
     pub fn new(version: &str) -> Self {
-        Self { layers: Vec::new(), version: version.to_owned() }
+        Self {
+            layers: Vec::new(),
+            version: version.to_owned(),
+        }
     }
 
     pub fn layer(mut self, layer: Layer, how: How) -> Self {
@@ -222,9 +247,16 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 
 /// A whole small image: base layer and one application layer with `files` files of `size` bytes each, seeded by version.
 pub fn small(version: u32, kernel: &str, files: usize, size: usize) -> Image {
-    let mut app = Layer::default().dirs(&["usr", "usr/bin", "etc"]).file("etc/app.conf", format!("version = {version}\n"));
+    let mut app = Layer::default()
+        .dirs(&["usr", "usr/bin", "etc"])
+        .file("etc/app.conf", format!("version = {version}\n"));
     for i in 0..files {
-        app = app.file(&format!("usr/bin/app-{i}"), noise(u64::from(version) << 32 | i as u64, size));
+        app = app.file(
+            &format!("usr/bin/app-{i}"),
+            noise(u64::from(version) << 32 | i as u64, size),
+        );
     }
-    Image::new(&version.to_string()).layer(base(&version.to_string(), kernel), How::Gzip).layer(app, How::Zstd)
+    Image::new(&version.to_string())
+        .layer(base(&version.to_string(), kernel), How::Gzip)
+        .layer(app, How::Zstd)
 }

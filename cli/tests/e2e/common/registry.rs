@@ -22,14 +22,22 @@ pub struct Registry {
 impl Registry {
     /// An empty one.
     pub fn start() -> Self {
-        Self::serve(tempfile::Builder::new().prefix("registry-").tempdir_in(target()).unwrap())
+        Self::serve(
+            tempfile::Builder::new()
+                .prefix("registry-")
+                .tempdir_in(target())
+                .unwrap(),
+        )
     }
 
     /// One that serves the real Debian image as `os:1`, `os:2` (gzip), `os:1-zstd` and so on. Blobs are shared with the
     /// prepared storage as hard links: a registry never writes to a blob that it has.
     pub fn with_os() -> Self {
         let prepared = OsImage::get().dir.join("registry/docker");
-        let dir = tempfile::Builder::new().prefix("registry-").tempdir_in(target()).unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("registry-")
+            .tempdir_in(target())
+            .unwrap();
         tool("cp", [Path::new("-a"), &prepared, dir.path()]);
         let blobs = dir.path().join("docker/registry/v2/blobs");
         fs::remove_dir_all(&blobs).unwrap();
@@ -84,7 +92,10 @@ impl Registry {
             thread::sleep(Duration::from_millis(150));
             let now = fs::read_to_string(&path).unwrap();
             if now == before {
-                return now.lines().filter_map(|l| Some(l.split('"').nth(1)?.to_owned())).collect();
+                return now
+                    .lines()
+                    .filter_map(|l| Some(l.split('"').nth(1)?.to_owned()))
+                    .collect();
             }
             before = now;
         }
@@ -93,33 +104,57 @@ impl Registry {
     /// Makes `to` (`name:tag`) name the manifest that `from` names: a tag that moves.
     pub fn retag(&self, name: &str, from: &str, to: &str) {
         let accept = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
-        let (head, body) =
-            self.request("GET", &format!("/v2/{name}/manifests/{from}"), &[("Accept", accept)], b"").expect(200);
+        let (head, body) = self
+            .request(
+                "GET",
+                &format!("/v2/{name}/manifests/{from}"),
+                &[("Accept", accept)],
+                b"",
+            )
+            .expect(200);
         let kind = head.header("content-type").unwrap().to_owned();
-        self.request("PUT", &format!("/v2/{name}/manifests/{to}"), &[("Content-Type", &kind)], &body).expect(201);
+        self.request(
+            "PUT",
+            &format!("/v2/{name}/manifests/{to}"),
+            &[("Content-Type", &kind)],
+            &body,
+        )
+        .expect(201);
     }
 
     /// Puts a blob into the repository `name`; returns its digest.
     pub fn put_blob(&self, name: &str, bytes: &[u8]) -> String {
         let digest = format!("sha256:{}", sha256_reader(&mut &bytes[..]));
-        let (head, _) = self.request("POST", &format!("/v2/{name}/blobs/uploads/"), &[], b"").expect(202);
+        let (head, _) = self
+            .request("POST", &format!("/v2/{name}/blobs/uploads/"), &[], b"")
+            .expect(202);
         let location = head.header("location").unwrap();
         let path = location.find("/v2/").map_or(location, |at| &location[at..]);
         let with = if path.contains('?') { '&' } else { '?' };
         let kind = [("Content-Type", "application/octet-stream")];
-        self.request("PUT", &format!("{path}{with}digest={digest}"), &kind, bytes).expect(201);
+        self.request("PUT", &format!("{path}{with}digest={digest}"), &kind, bytes)
+            .expect(201);
         digest
     }
 
     /// Puts a manifest under a tag.
     pub fn put_manifest(&self, name: &str, tag: &str, kind: &str, bytes: &[u8]) {
-        self.request("PUT", &format!("/v2/{name}/manifests/{tag}"), &[("Content-Type", kind)], bytes).expect(201);
+        self.request(
+            "PUT",
+            &format!("/v2/{name}/manifests/{tag}"),
+            &[("Content-Type", kind)],
+            bytes,
+        )
+        .expect(201);
     }
 
     /// The file that holds a blob: what a test damages. A copy of its own, so that nothing shared is touched.
     pub fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").unwrap();
-        let path = self.dir.path().join(format!("docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]));
+        let path = self
+            .dir
+            .path()
+            .join(format!("docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]));
         let bytes = fs::read(&path).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, bytes).unwrap();
@@ -170,7 +205,11 @@ impl Answer {
     #[track_caller]
     fn expect(self, status: u16) -> (Head, Vec<u8>) {
         let line = &self.0.0[0];
-        assert!(line.contains(&format!(" {status} ")), "{line}: {}", String::from_utf8_lossy(&self.1));
+        assert!(
+            line.contains(&format!(" {status} ")),
+            "{line}: {}",
+            String::from_utf8_lossy(&self.1)
+        );
         (self.0, self.1)
     }
 }
@@ -198,7 +237,9 @@ pub struct Silent {
 
 impl Silent {
     pub fn start() -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").unwrap() }
+        Self {
+            listener: TcpListener::bind("127.0.0.1:0").unwrap(),
+        }
     }
 
     pub fn reference(&self, name: &str) -> String {

@@ -1,9 +1,7 @@
 //! What the end-to-end tests share: the built program, a real registry, the real Debian image and small images.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
-#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
-
 pub mod layout;
+pub mod reference;
 pub mod registry;
 pub mod walk;
 
@@ -63,7 +61,10 @@ pub struct Ran {
 impl Ran {
     fn new(output: Output) -> Self {
         Self {
-            code: output.status.code().unwrap_or_else(|| -output.status.signal().unwrap_or(0)),
+            code: output
+                .status
+                .code()
+                .unwrap_or_else(|| -output.status.signal().unwrap_or(0)),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
@@ -87,7 +88,12 @@ impl Cfs {
     pub fn new(dir: &Path) -> Self {
         let home = dir.join("home");
         fs::create_dir_all(&home).unwrap();
-        Self { program: PathBuf::from(env!("CARGO_BIN_EXE_cfs-update")), sysroot: dir.join("sysroot"), home, user: None }
+        Self {
+            program: PathBuf::from(env!("CARGO_BIN_EXE_cfs-update")),
+            sysroot: dir.join("sysroot"),
+            home,
+            user: None,
+        }
     }
 
     /// As a user without rights: `nobody`, where the tests run as root; otherwise nothing changes. `dir` becomes theirs,
@@ -108,7 +114,10 @@ impl Cfs {
 
     /// The same program and user on another sysroot.
     pub fn on(&self, sysroot: &Path) -> Self {
-        Self { sysroot: sysroot.to_path_buf(), ..self.clone() }
+        Self {
+            sysroot: sysroot.to_path_buf(),
+            ..self.clone()
+        }
     }
 
     pub fn sysroot(&self) -> &Path {
@@ -162,7 +171,10 @@ impl Cfs {
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries: Vec<Entry> = list(&self.sysroot.join("boot/loader/entries"))
             .into_iter()
-            .map(|path| Entry { text: fs::read_to_string(&path).unwrap(), path })
+            .map(|path| Entry {
+                text: fs::read_to_string(&path).unwrap(),
+                path,
+            })
             .collect();
         entries.sort_by_key(|e| std::cmp::Reverse(e.version()));
         entries
@@ -170,7 +182,10 @@ impl Cfs {
 
     /// The ids of the deployments: the folders of `state/deploy`.
     pub fn deployments(&self) -> Vec<String> {
-        list(&self.sysroot.join("state/deploy")).iter().map(|p| name(p)).collect()
+        list(&self.sysroot.join("state/deploy"))
+            .iter()
+            .map(|p| name(p))
+            .collect()
     }
 }
 
@@ -184,12 +199,17 @@ pub struct Entry {
 impl Entry {
     /// The value of a key, such as `linux`.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix([' ', '\t'])).map(str::trim)
+        self.text
+            .lines()
+            .find_map(|l| l.strip_prefix(key)?.strip_prefix([' ', '\t']))
+            .map(str::trim)
     }
 
     #[track_caller]
     pub fn version(&self) -> u64 {
-        self.get("version").and_then(|v| v.parse().ok()).unwrap_or_else(|| panic!("no generation in {self:?}"))
+        self.get("version")
+            .and_then(|v| v.parse().ok())
+            .unwrap_or_else(|| panic!("no generation in {self:?}"))
     }
 
     /// The digest of `composefs.digest=v1-sha256-12:<hex>`.
@@ -226,10 +246,18 @@ pub fn finish(child: Child) -> Ran {
 #[track_caller]
 pub fn tool<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>) -> String {
     let args: Vec<OsString> = args.into_iter().map(|a| a.as_ref().to_owned()).collect();
-    let output = Command::new(program).args(&args).stdin(Stdio::null()).output().unwrap_or_else(|e| {
-        panic!("{program}: {e}; 'make install-deps' installs what the tests need");
-    });
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(program)
+        .args(&args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|e| {
+            panic!("{program}: {e}; 'make install-deps' installs what the tests need");
+        });
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -244,8 +272,18 @@ impl OsImage {
         IMAGE.get_or_init(|| {
             let dir = repository().join("target/os-image");
             let script = repository().join("testdata/os-image.sh");
-            let ran = Command::new("sh").arg(&script).arg(&dir).stdin(Stdio::null()).output().unwrap();
-            assert!(ran.status.success(), "{}: {}", script.display(), String::from_utf8_lossy(&ran.stderr));
+            let ran = Command::new("sh")
+                .arg(&script)
+                .arg(&dir)
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            assert!(
+                ran.status.success(),
+                "{}: {}",
+                script.display(),
+                String::from_utf8_lossy(&ran.stderr)
+            );
             OsImage { dir }
         })
     }
@@ -258,7 +296,10 @@ impl OsImage {
     /// The layers of a version as tar files, lowest first.
     pub fn layers(&self, version: u32) -> Vec<PathBuf> {
         let names = fs::read_to_string(self.dir.join(format!("versions/{version}"))).unwrap();
-        names.split_whitespace().map(|n| self.dir.join(format!("layers/{n}.tar"))).collect()
+        names
+            .split_whitespace()
+            .map(|n| self.dir.join(format!("layers/{n}.tar")))
+            .collect()
     }
 }
 
