@@ -5,6 +5,8 @@
 //!
 //! Invariant: nothing here ever lets go of the default, the booted or a pinned deployment; promise 1 rests on that.
 
+use std::cmp::Reverse;
+
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 
@@ -55,12 +57,15 @@ pub fn rollback_target(all: &[Standing]) -> Result<&Standing> {
 }
 
 /// What an update lets go of once its own entry is durable: all but the next, the booted and the pinned ones, and
-/// as many of the newest others as make `keep` in all (at least two: one must be there to go back to).
+/// as many of the newest others as make `keep` in all (at least two: one must be there to go back to). Nothing where
+/// nothing can boot: then the fault is elsewhere.
 pub fn superseded(all: &[Standing], keep: usize) -> Vec<DeploymentId> {
     let mut ordered = all.to_vec();
-    order(&mut ordered);
-    let next = next_to_boot(&ordered).map(|d| d.id);
-    let stays = |d: &Standing| Some(d.id) == next || d.booted;
+    ordered.sort_by_key(Standing::place);
+    let Some(next) = next_to_boot(&ordered).map(|d| d.id) else {
+        return Vec::new();
+    };
+    let stays = |d: &Standing| d.id == next || d.booted;
     let mut room = keep.max(2).saturating_sub(ordered.iter().filter(|d| stays(d)).count());
     let mut gone = Vec::new();
     for deployment in &ordered {
@@ -76,9 +81,10 @@ pub fn superseded(all: &[Standing], keep: usize) -> Vec<DeploymentId> {
     gone
 }
 
-/// The generation for a new entry: above all that ever were, as far as $BOOT or the state remember.
-pub fn next_generation(entries: impl IntoIterator<Item = u64>, remembered: u64) -> u64 {
-    entries.into_iter().fold(remembered, u64::max).saturating_add(1)
+/// Records that never got a boot entry, as an interrupted update leaves them: what `gc` removes.
+pub fn unfinished(all: &[Standing]) -> Vec<DeploymentId> {
+    let unfinished = all.iter().filter(|d| d.generation.is_none() && !d.booted && !d.pinned);
+    unfinished.map(|d| d.id).collect()
 }
 
 #[cfg(test)]
@@ -147,6 +153,7 @@ mod tests {
         fn what_boots_next_what_runs_and_what_is_pinned_is_never_let_go(all in any_standing(), keep in 0..5usize) {
             let gone = superseded(&all, keep);
             let next = next_to_boot(&all).map(|d| d.id);
+            prop_assert!(next.is_some() || gone.is_empty());
             for d in &all {
                 let stays = Some(d.id) == next || d.booted || d.pinned;
                 prop_assert!(!(stays && gone.contains(&d.id)));

@@ -1,1 +1,113 @@
-//! Not here yet.
+//! Going back, and choosing what stays: `rollback`, `pin`, `unpin`, `delete`.
+//!
+//! Invariant: a rollback adds an entry with a higher generation and changes none. At every instant the old entry or
+//! the new one is the one that boots next, and both are complete.
+
+use crate::boot::{NewEntry, Tries};
+use crate::deployment::{Deployment, Staged};
+use crate::error::{Error, Result};
+use crate::ids::DeploymentId;
+use crate::plan;
+use crate::sysroot::{Known, Sysroot};
+use crate::update::{append, next_generation, remove};
+
+/// What a rollback did.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// What boots next.
+    pub id: DeploymentId,
+    /// What would have booted next.
+    pub instead_of: Option<DeploymentId>,
+    /// Whether that was an update that never ran: it stays, and a second rollback brings it back.
+    pub was_staged: bool,
+    /// The new boot entry.
+    pub entry: String,
+    /// Its generation.
+    pub generation: u64,
+}
+
+/// The previous deployment boots next.
+///
+/// # Errors
+/// [`Error::Deployment`] where there is no other that could; nothing is changed then.
+pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
+    let known = sysroot.known()?;
+    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let target = plan::rollback_target(&standing)?.id;
+    let instead_of = plan::next_to_boot(&standing).map(|d| d.id);
+    let staged = sysroot.roles(&standing).staged;
+    let (entry, generation) = activate(sysroot, &known, target)?;
+    if Staged::load(sysroot.layout()).ok().flatten().is_some_and(|note| note.id != target) {
+        Staged::clear(sysroot.fs(), sysroot.layout())?;
+    }
+    Ok(Done {
+        id: target,
+        instead_of,
+        was_staged: staged.is_some() && staged == instead_of,
+        entry,
+        generation,
+    })
+}
+
+/// A new entry, above all others, for a deployment that has one already; then the older ones of it go.
+fn activate(sysroot: &Sysroot, known: &[Known], id: DeploymentId) -> Result<(String, u64)> {
+    let found = known.iter().find(|k| k.id == id);
+    let missing = || Error::Deployment {
+        id: id.short(),
+        why: "has no boot entry".into(),
+    };
+    let old = found.and_then(|k| k.entry.as_ref()).ok_or_else(missing)?;
+    let deployment = verified(found.ok_or_else(missing)?)?;
+    let bootloader = sysroot.bootloader();
+    let generation = next_generation(sysroot, known)?;
+    // One that was marked good stays good; one that never proved itself has to, with all its tries.
+    let tries = sysroot.options.tries.filter(|_| old.tries != Tries::Good);
+    let new = NewEntry::again(old, bootloader.boot_dir(), generation, tries)?;
+    let entry = bootloader.publish(bootloader.stage(&new)?)?;
+    sysroot
+        .deployments
+        .update(sysroot.fs(), &id, |origin| origin.generation = Some(generation))?;
+    bootloader.remove(&bootloader.plan_cleanup()?)?;
+    append(sysroot, "rollback", &id, deployment.origin())?;
+    Ok((entry.file, generation))
+}
+
+fn verified(known: &Known) -> Result<&Deployment> {
+    known.verified.as_ref().map_err(|e| Error::Trust {
+        what: format!("deployment {}", known.id.short()),
+        why: e.to_string(),
+    })
+}
+
+/// Keeps a deployment until it is unpinned, or no longer; returns its id.
+pub fn pin(sysroot: &Sysroot, which: &str, pinned: bool) -> Result<DeploymentId> {
+    let (id, _) = sysroot.find(which)?;
+    sysroot
+        .deployments
+        .update(sysroot.fs(), &id, |origin| origin.pinned = pinned)?;
+    Ok(id)
+}
+
+/// Removes a deployment: its entries, its record, its /etc. Objects stay until `gc`. Returns its id.
+///
+/// # Errors
+/// [`Error::Deployment`] for the one that runs, the one that boots next, and a pinned one.
+pub fn delete(sysroot: &Sysroot, which: &str) -> Result<DeploymentId> {
+    let (id, known) = sysroot.find(which)?;
+    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let refuse = |why: &str| Error::Deployment {
+        id: id.short(),
+        why: why.into(),
+    };
+    if sysroot.options.booted == Some(id) {
+        return Err(refuse("is running; boot another one first"));
+    }
+    if plan::next_to_boot(&standing).is_some_and(|d| d.id == id) {
+        return Err(refuse("boots next; make another one boot next with `cfs-update rollback` first"));
+    }
+    if standing.iter().any(|d| d.id == id && d.pinned) {
+        return Err(refuse("is pinned; `cfs-update unpin` it first"));
+    }
+    remove(sysroot, &[id])?;
+    Ok(id)
+}

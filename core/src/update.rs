@@ -1,1 +1,348 @@
-//! Not here yet.
+//! The one story that everything else is told for: from a reference to the entry that boots next.
+//!
+//! lock, import, sync, image, sign, record, stage the entry, sync, activate, let go of what is superseded. Invariant
+//! (promise 1): each step takes what only the step before can make, and nothing that can boot is removed before the
+//! new entry is durable. A power cut anywhere leaves the old entry, or both; what is left over means nothing and the
+//! next run removes it.
+
+use jiff::Timestamp;
+
+use crate::boot::{Bootloader, NewEntry};
+use crate::bootable::{self, Bootable};
+use crate::deployment::{Deployment, Event as Past, History, Origin, Staged};
+use crate::error::{Error, Result};
+use crate::ids::{DeploymentId, ManifestDigest};
+use crate::monitor::{Event, Monitor, Stage};
+use crate::plan;
+use crate::pull::{self, Image, Synced, Variant};
+use crate::reference::Reference;
+use crate::registry::{self, Registry};
+use crate::signature::{Freshness, ImageFacts, SignedImage, check_downgrade, next_counter};
+use crate::sysroot::{Known, Sysroot};
+use crate::tree::Tree;
+
+/// What is asked of an update, beside the reference.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// Take an older image of the same name, too.
+    pub allow_downgrade: bool,
+}
+
+/// What an update did.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// This deployment boots next.
+    Staged(Done),
+    /// What the reference leads to boots next already.
+    Unchanged {
+        /// Which.
+        id: DeploymentId,
+        /// Its manifest.
+        manifest: ManifestDigest,
+    },
+}
+
+/// A new deployment.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// Its id.
+    pub id: DeploymentId,
+    /// Its manifest.
+    pub manifest: ManifestDigest,
+    /// Version of the image, where it has one.
+    pub version: Option<String>,
+    /// Its boot entry.
+    pub entry: String,
+    /// Generation of the entry.
+    pub generation: u64,
+    /// Where the admin and the image both changed a file of /etc: paths below /etc.
+    pub conflicts: Vec<String>,
+    /// Deployments that were let go of.
+    pub removed: Vec<DeploymentId>,
+}
+
+/// What there is to follow.
+#[derive(Clone, Debug)]
+pub struct News {
+    /// The followed reference.
+    pub reference: String,
+    /// What it leads to now.
+    pub top: ManifestDigest,
+    /// Whether that differs from what boots next.
+    pub newer: bool,
+}
+
+/// Follows another image from the next boot on.
+///
+/// # Errors
+/// [`Error::Trust`] for an older image of the same name; those of the stages. Nothing is changed then that could boot.
+pub fn switch(sysroot: &Sysroot, reference: &Reference, wishes: Wishes, monitor: &dyn Monitor) -> Result<Outcome> {
+    let known = sysroot.known()?;
+    let registry = Registry::open(reference, &sysroot.options.registry)?;
+    monitor.event(Event::Stage(Stage::Resolve));
+    let image = registry.image(&sysroot.options.platform, monitor)?;
+    let same = |k: &&Known| {
+        k.manifest() == Some(image.digest) && k.origin().is_some_and(|o| o.reference == reference.with_transport())
+    };
+    if let Some(next) = next(&known).filter(same) {
+        return Ok(unchanged(next, image.digest));
+    }
+    deploy(sysroot, &registry, image, &known, wishes, monitor)
+}
+
+/// Takes the newest of the followed image. One request where there is nothing new.
+pub fn upgrade(sysroot: &Sysroot, wishes: Wishes, monitor: &dyn Monitor) -> Result<Outcome> {
+    let known = sysroot.known()?;
+    let (followed, reference) = followed(&known)?;
+    let registry = Registry::open(&reference, &sysroot.options.registry)?;
+    monitor.event(Event::Stage(Stage::Resolve));
+    let top = registry.resolve(monitor)?;
+    let origin = followed.origin();
+    if origin.is_some_and(|o| o.top == Some(top) || o.top.is_none() && o.manifest == top)
+        && let Some(manifest) = followed.manifest()
+        && followed.standing.bootable
+    {
+        return Ok(unchanged(followed, manifest));
+    }
+    let image = registry.image(&sysroot.options.platform, monitor)?;
+    if followed.manifest() == Some(image.digest) && followed.standing.bootable {
+        let top = image.top;
+        sysroot
+            .deployments
+            .update(sysroot.fs(), &followed.id, |origin| origin.top = Some(top))?;
+        return Ok(unchanged(followed, image.digest));
+    }
+    deploy(sysroot, &registry, image, &known, wishes, monitor)
+}
+
+/// Asks whether there is something new, and changes nothing.
+pub fn check(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<News> {
+    let known = sysroot.known()?;
+    let (followed, reference) = followed(&known)?;
+    let registry = Registry::open(&reference, &sysroot.options.registry)?;
+    let top = registry.resolve(monitor)?;
+    let newer = followed.origin().is_none_or(|o| o.top.unwrap_or(o.manifest) != top);
+    Ok(News {
+        reference: reference.to_string(),
+        top,
+        newer,
+    })
+}
+
+fn unchanged(known: &Known, manifest: ManifestDigest) -> Outcome {
+    Outcome::Unchanged { id: known.id, manifest }
+}
+
+/// What boots next.
+fn next(known: &[Known]) -> Option<&Known> {
+    known.iter().find(|k| k.standing.bootable)
+}
+
+/// The deployment whose image is followed, and its reference.
+fn followed(known: &[Known]) -> Result<(&Known, Reference)> {
+    let deployment = next(known).or_else(|| known.iter().find(|k| k.record.is_ok()));
+    let found = deployment.and_then(|k| Some((k, k.origin()?.reference.clone())));
+    let (known, reference) = found.ok_or_else(|| Error::Deployment {
+        id: "upgrade".into(),
+        why: "no image is followed yet; say which with `cfs-update switch IMAGE`".into(),
+    })?;
+    Ok((known, reference.parse()?))
+}
+
+/// The whole way, in order.
+fn deploy(
+    sysroot: &Sysroot,
+    registry: &Registry,
+    source: registry::Image,
+    known: &[Known],
+    wishes: Wishes,
+    monitor: &dyn Monitor,
+) -> Result<Outcome> {
+    let current = sysroot.current(known);
+    refuse_older(&source, current, wishes)?;
+    let imported = pull::import(&sysroot.store, registry, source, sysroot.options.threads, monitor)?;
+    let mut tree = imported.tree(&sysroot.store)?;
+    let bootable = bootable::look(&sysroot.store, &tree, &imported.source().config.architecture)?;
+    if let Some(note) = &bootable.note {
+        monitor.event(Event::Note(note.clone()));
+    }
+    refuse_full_boot(sysroot.bootloader(), &bootable)?;
+    let built = imported.build(&sysroot.store, &mut tree, Variant::Boot, monitor)?;
+    let id = built.id();
+    let image = built.sync(&sysroot.store, &tag(&id), Some(&id.to_hex()), monitor)?;
+
+    monitor.event(Event::Stage(Stage::Deploy));
+    let signed = sign(sysroot, &image, monitor)?;
+    let generation = next_generation(sysroot, known)?;
+    let origin = origin(&image, &bootable, generation)?;
+    let (deployment, conflicts) = record(sysroot, signed, origin, &tree, known, monitor)?;
+
+    monitor.event(Event::Stage(Stage::Boot));
+    let entry = activate(sysroot, &deployment, &bootable, generation, known)?;
+    let removed = let_go(sysroot, monitor)?;
+    note(sysroot, &deployment, current)?;
+    Ok(Outcome::Staged(Done {
+        id,
+        manifest: deployment.origin().manifest,
+        version: deployment.origin().version.clone(),
+        entry,
+        generation,
+        conflicts,
+        removed,
+    }))
+}
+
+/// The name that keeps a deployment's manifest, config and layers.
+pub(crate) fn tag(id: &DeploymentId) -> String {
+    format!("cfs-update/{id}")
+}
+
+fn refuse_older(source: &registry::Image, current: Option<&Known>, wishes: Wishes) -> Result<()> {
+    let Some(origin) = current.and_then(Known::origin) else {
+        return Ok(());
+    };
+    if origin.reference != source.reference.with_transport() {
+        return Ok(());
+    }
+    let freshness = |created| Freshness { counter: None, created };
+    check_downgrade(
+        &freshness(origin.created),
+        &freshness(source.config.created),
+        wishes.allow_downgrade,
+    )
+}
+
+fn refuse_full_boot(bootloader: &dyn Bootloader, bootable: &Bootable) -> Result<()> {
+    let room = bootloader.room(&bootable.kernel)?;
+    if room.needed <= room.free {
+        return Ok(());
+    }
+    Err(Error::Space {
+        path: bootloader.boot_dir().to_path_buf(),
+        needed: room.needed,
+        free: room.free,
+        remedy: "nothing was changed; delete a deployment that is no longer wanted".into(),
+    })
+}
+
+fn sign(sysroot: &Sysroot, image: &Synced<Image>, monitor: &dyn Monitor) -> Result<SignedImage> {
+    let key = sysroot.key()?;
+    let sealed = sysroot.deployments.counters(&sysroot.trust()?)?;
+    let next = next_counter(sysroot.fs(), &sysroot.layout().state(), sealed)?;
+    if let Some(warning) = next.warning {
+        monitor.event(Event::Warning(warning));
+    }
+    let facts = ImageFacts {
+        id: image.id,
+        manifest: image.source.digest,
+        reference: image.source.reference.with_transport(),
+        erofs_format: 1,
+    };
+    SignedImage::sign(facts, &key, next.counter, Timestamp::now())
+}
+
+/// Above every generation that $BOOT or a record knows.
+pub(crate) fn next_generation(sysroot: &Sysroot, known: &[Known]) -> Result<u64> {
+    let recorded = known.iter().filter_map(|k| k.origin()?.generation).max();
+    sysroot.bootloader().entries()?.next_generation(recorded.unwrap_or(0))
+}
+
+fn origin(image: &Synced<Image>, bootable: &Bootable, generation: u64) -> Result<Origin> {
+    let source = &image.source;
+    let label = source.config.labels.get("org.opencontainers.image.version");
+    let mut origin = Origin::new(&source.reference.with_transport(), source.digest);
+    origin.boot_digest = Some(bootable.kernel.digest()?.to_string());
+    origin.top = Some(source.top);
+    origin.version = label.cloned().or_else(|| bootable.version.clone());
+    origin.created = source.config.created;
+    origin.architecture = Some(match &source.config.variant {
+        Some(variant) => format!("{}/{variant}", source.config.architecture),
+        None => source.config.architecture.clone(),
+    });
+    origin.deployed = Some(Timestamp::now());
+    origin.generation = Some(generation);
+    Ok(origin)
+}
+
+/// Kernel files, sync, entry, sync.
+fn activate(
+    sysroot: &Sysroot,
+    deployment: &Deployment,
+    bootable: &Bootable,
+    generation: u64,
+    known: &[Known],
+) -> Result<String> {
+    let root = root_argument(sysroot, known)?;
+    let host = &sysroot.options.kernel_arguments;
+    let new = NewEntry {
+        id: *deployment.id(),
+        generation,
+        title: bootable.title.clone(),
+        version: deployment.origin().version.clone().unwrap_or_default(),
+        options: bootable::command_line(deployment.id(), &root, &bootable.arguments, host),
+        kernel: bootable.kernel.clone(),
+        tries: sysroot.options.tries,
+    };
+    let staged = sysroot.bootloader().stage(&new)?;
+    Ok(sysroot.bootloader().publish(staged)?.file)
+}
+
+/// What the settings say, or what the entries had so far, or the file system that SYSROOT is on, or, where it has no
+/// UUID, the root partition by its type (Discoverable Partitions Specification).
+fn root_argument(sysroot: &Sysroot, known: &[Known]) -> Result<String> {
+    let former = || known.iter().find_map(|k| bootable::root_of(&k.entry.as_ref()?.options).map(str::to_owned));
+    if let Some(root) = sysroot.options.root_argument.clone().or_else(former) {
+        return Ok(root);
+    }
+    let uuid = crate::sys::fs::uuid_of(sysroot.layout().root())?;
+    Ok(uuid.map_or_else(|| "gpt-auto".into(), |uuid| format!("UUID={uuid}")))
+}
+
+/// Removes what the new entry made superfluous: entries first, then records, then the names that kept their images.
+pub(crate) fn let_go(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Vec<DeploymentId>> {
+    let known = sysroot.known()?;
+    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let gone = plan::superseded(&standing, sysroot.options.keep);
+    monitor.event(Event::Stage(Stage::Clean));
+    remove(sysroot, &gone)?;
+    let leftovers = sysroot.bootloader().plan_cleanup()?;
+    sysroot.bootloader().remove(&leftovers)?;
+    Ok(gone)
+}
+
+/// Entries and kernels, then records, then names; a power cut between leaves less each time, never a broken entry.
+pub(crate) fn remove(sysroot: &Sysroot, ids: &[DeploymentId]) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let bootloader = sysroot.bootloader();
+    bootloader.remove(&bootloader.plan_removal(ids)?)?;
+    for id in ids {
+        sysroot.deployments.remove(sysroot.fs(), id)?;
+        sysroot.store.untag(&tag(id))?;
+        sysroot.store.unname_image(&id.to_hex())?;
+    }
+    Ok(())
+}
+
+/// The staged note and the history: for people, after everything that counts is durable.
+fn note(sysroot: &Sysroot, deployment: &Deployment, current: Option<&Known>) -> Result<()> {
+    let now = Timestamp::now();
+    let mut staged = Staged::new(*deployment.id(), now);
+    staged.merge_from = current.map(|k| k.id).filter(|id| id != deployment.id());
+    staged.save(sysroot.fs(), sysroot.layout())?;
+    append(sysroot, "deploy", deployment.id(), deployment.origin())
+}
+
+/// One line of history.
+pub(crate) fn append(sysroot: &Sysroot, event: &str, id: &DeploymentId, origin: &Origin) -> Result<()> {
+    let past = Past {
+        time: Timestamp::now(),
+        event: event.into(),
+        id: Some(*id),
+        digest: Some(origin.manifest),
+        reference: Some(origin.reference.clone()),
+        result: "done".into(),
+    };
+    History::append(sysroot.fs(), sysroot.layout(), &past)
+}

@@ -236,3 +236,17 @@ pub fn free(path: &Path) -> Result<(u64, u64)> {
 pub fn exchange(a: &Path, b: &Path) -> Result<()> {
     rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).map_err(|e| Error::io("exchange", a, e))
 }
+
+/// The UUID of the file system that `path` is on, as udev names it; `None` where it has no device of its own
+/// (overlay, tmpfs, network) or udev is not there.
+pub fn uuid_of(path: &Path) -> Result<Option<String>> {
+    let device = std::fs::metadata(path).map_err(|e| Error::io("look at", path, e))?.dev();
+    let folder = Path::new("/dev/disk/by-uuid");
+    for name in names(folder)? {
+        let same = std::fs::metadata(folder.join(&name)).is_ok_and(|m| m.rdev() == device);
+        if let (true, Some(uuid)) = (same, name.to_str()) {
+            return Ok(Some(uuid.to_owned()));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,207 @@
+//! What a boot entry needs to know of an image: its kernel, its name, its kernel arguments.
+//!
+//! Read from the merged tree before it is transformed, because the boot image has an empty /boot. Nothing is written.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::boot::kernel::{self, FileSource, KernelFiles, Node};
+use crate::boot::{cmdline, kargs};
+use crate::error::{Error, Result};
+use crate::ids::DeploymentId;
+use crate::pull::read_file;
+use crate::store::Store;
+use crate::tree::{Inode, Kind, Regular, Tree};
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Bootable {
+    /// Kernel and initrd, as objects of the store.
+    pub kernel: KernelFiles,
+    /// Where there was a choice: which kernel it is, for the user.
+    pub note: Option<String>,
+    /// `PRETTY_NAME` of os-release, or `NAME`, or `Linux`.
+    pub title: String,
+    /// `VERSION_ID`, `IMAGE_VERSION` first.
+    pub version: Option<String>,
+    /// The image's own kernel arguments.
+    pub arguments: Vec<String>,
+}
+
+/// Looks at a tree for `architecture` (as the config says it: `amd64`).
+///
+/// # Errors
+/// [`Error::Tree`] where there is no kernel or no initrd, [`Error::Settings`] for kernel arguments that cannot be
+/// understood.
+pub fn look(store: &Store, tree: &Tree, architecture: &str) -> Result<Bootable> {
+    let found = kernel::find(kernel_nodes(tree))?;
+    let source = |path: &Path| file_source(store, tree, path);
+    let kernel = KernelFiles::new(&found.version, source(&found.linux)?, source(&found.initrd)?);
+    let release = os_release(store, tree)?;
+    let field = |key: &str| release_field(&release, key);
+    Ok(Bootable {
+        kernel,
+        note: found.note(),
+        title: field("PRETTY_NAME").or_else(|| field("NAME")).unwrap_or_else(|| "Linux".into()),
+        version: field("IMAGE_VERSION").or_else(|| field("VERSION_ID")),
+        arguments: kargs::collect(argument_files(store, tree)?, architecture)?,
+    })
+}
+
+/// The whole kernel command line of an entry: the image, the root, the image's own arguments, then the host's.
+pub fn command_line(id: &DeploymentId, root: &str, image: &[String], host: &[String]) -> Vec<String> {
+    let mut options = vec![cmdline::digest_argument(id, false)];
+    let own_root = |a: &&String| a.starts_with("root=");
+    if !image.iter().chain(host).any(|a| own_root(&a)) {
+        options.push(format!("root={root}"));
+    }
+    options.extend(image.iter().chain(host).cloned());
+    options
+}
+
+/// The `root=` of a list of arguments; the last one counts, as for the kernel.
+pub fn root_of(options: &[String]) -> Option<&str> {
+    options.iter().rev().find_map(|option| option.strip_prefix("root="))
+}
+
+fn kernel_nodes(tree: &Tree) -> Vec<(PathBuf, Node)> {
+    let mut nodes = Vec::new();
+    for (path, inode) in relative_walk(tree) {
+        if !kernel::is_relevant(&path) {
+            continue;
+        }
+        match inode.kind() {
+            Kind::Regular(_) => nodes.push((path, Node::File(inode.size()))),
+            Kind::Symlink(target) => nodes.push((path, Node::Link(as_path(target).to_path_buf()))),
+            _ => {}
+        }
+    }
+    nodes
+}
+
+/// Only what can hold a kernel: /boot and the module folders. Walking all of /usr would cost more than it finds.
+fn relative_walk(tree: &Tree) -> Vec<(PathBuf, Inode<'_>)> {
+    let mut found = Vec::new();
+    for (folder, depth) in [("boot", 1), ("usr/lib/modules", 2)] {
+        if let Some(inode) = tree.lookup(folder) {
+            descend(Path::new(folder), inode, depth, &mut found);
+        }
+    }
+    found.extend(tree.root().children().map(|child| (as_path(child.name).to_path_buf(), child.inode)));
+    found
+}
+
+fn descend<'t>(folder: &Path, inode: Inode<'t>, depth: usize, found: &mut Vec<(PathBuf, Inode<'t>)>) {
+    for child in inode.children() {
+        let path = folder.join(as_path(child.name));
+        if child.inode.is_dir() && depth > 1 {
+            descend(&path, child.inode, depth - 1, found);
+        } else {
+            found.push((path, child.inode));
+        }
+    }
+}
+
+fn as_path(name: &[u8]) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(name))
+}
+
+fn file_source(store: &Store, tree: &Tree, path: &Path) -> Result<FileSource> {
+    let missing = || Error::Tree {
+        path: path.to_path_buf(),
+        why: "is not a regular file with content".into(),
+    };
+    match tree.resolve(path.as_os_str().as_bytes()).ok_or_else(missing)?.kind() {
+        Kind::Regular(Regular::Inline(content)) => Ok(FileSource::Bytes(content.to_vec())),
+        Kind::Regular(Regular::External { id: Some(id), .. }) => Ok(FileSource::Path(store.object_path(&id))),
+        _ => Err(missing()),
+    }
+}
+
+fn os_release(store: &Store, tree: &Tree) -> Result<String> {
+    for path in ["etc/os-release", "usr/lib/os-release"] {
+        if let Some(inode) = tree.resolve(path) {
+            let text = read_file(store, path, inode)?;
+            return Ok(String::from_utf8_lossy(&text).into_owned());
+        }
+    }
+    Ok(String::new())
+}
+
+/// A value of os-release(5): shell-like, quotes taken off; the last one counts. Empty counts as missing, and control
+/// characters as spaces: it is shown in a menu.
+fn release_field(text: &str, key: &str) -> Option<String> {
+    let value = text.lines().rev().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
+    let quoted = |q: char| value.strip_prefix(q).and_then(|v| v.strip_suffix(q));
+    let plain = match (quoted('"'), quoted('\'')) {
+        (Some(inner), _) => unescape(inner),
+        (None, Some(inner)) => inner.into(),
+        (None, None) => unescape(value),
+    };
+    let shown: String = plain.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    Some(shown.trim().to_owned()).filter(|shown| !shown.is_empty())
+}
+
+fn unescape(text: &str) -> String {
+    let mut plain = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        plain.extend(if c == '\\' { chars.next() } else { Some(c) });
+    }
+    plain
+}
+
+fn argument_files(store: &Store, tree: &Tree) -> Result<Vec<(PathBuf, String)>> {
+    let mut files = Vec::new();
+    for folder in kargs::FOLDERS {
+        let Some(inode) = tree.resolve(folder) else {
+            continue;
+        };
+        for child in inode.children() {
+            let name = String::from_utf8_lossy(child.name).into_owned();
+            if !kargs::is_name(&name) {
+                continue;
+            }
+            let path = format!("{folder}/{name}");
+            let file = tree.resolve(&path).ok_or_else(|| Error::Tree {
+                path: path.clone().into(),
+                why: "leads nowhere".into(),
+            })?;
+            let text = String::from_utf8(read_file(store, &path, file)?).map_err(|_| Error::Settings {
+                path: path.clone().into(),
+                why: "is not UTF-8".into(),
+            })?;
+            files.push((path.into(), text));
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn os_release_values_lose_their_quotes_and_nothing_else() {
+        let text = "NAME=Debian\nPRETTY_NAME=\"Debian \\\"13\\\" \\$x\"\nVERSION_ID='13'\nEMPTY=\"\"\nNAMEX=no\n";
+        let field = |key| release_field(text, key);
+        assert_eq!(field("PRETTY_NAME").unwrap(), "Debian \"13\" $x");
+        assert_eq!(field("NAME").unwrap(), "Debian");
+        assert_eq!(field("VERSION_ID").unwrap(), "13");
+        assert_eq!(field("EMPTY"), None);
+        assert_eq!(field("MISSING"), None);
+    }
+
+    #[test]
+    fn an_images_own_root_argument_wins_over_the_hosts_device() {
+        let id: DeploymentId = "ab".repeat(32).parse().unwrap();
+        let line = |image: &[&str]| {
+            let image: Vec<_> = image.iter().map(|s| (*s).to_owned()).collect();
+            command_line(&id, "UUID=1", &image, &[])
+        };
+        assert_eq!(line(&["quiet"])[1..], ["root=UUID=1", "quiet"]);
+        assert_eq!(line(&["root=LABEL=r"])[1..], ["root=LABEL=r"]);
+        assert!(line(&[])[0].starts_with("composefs.digest=v1-sha256-12:abab"));
+        assert_eq!(root_of(&line(&["root=a", "root=b"])), Some("b"));
+    }
+}

@@ -1,0 +1,243 @@
+//! An image from a registry into the store: layers to objects, layers to a tree, the tree to an image, all of it synced.
+//!
+//! Invariant: [`Synced`] is made by [`Built::sync`] alone, after the store's one `syncfs`; whoever holds one may let
+//! signatures and records refer to what is in it. A run that ends before leaves objects that nothing refers to.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::error::{Error, Result};
+use crate::ids::{DiffId, ManifestDigest, ObjectId};
+use crate::image::{Versions, writer};
+use crate::monitor::{Event, Monitor, Stage};
+use crate::registry::{self, Registry};
+use crate::store::{self, Store, import};
+use crate::tree::{Inode, Kind, Merge, Regular, Tree};
+
+/// Files that the library itself reads from an image (policies, kernel arguments) are refused above this many bytes.
+pub const FILE_LIMIT: u64 = 64 << 20;
+
+/// What an image is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// A container's root: the tree as `transform_for_oci` leaves it.
+    Container,
+    /// A host's root: /boot and /sysroot emptied, SELinux labels recomputed.
+    Boot,
+}
+
+impl Variant {
+    /// The named reference of the config stream that leads to the image.
+    pub const fn reference(self) -> &'static str {
+        match self {
+            Self::Container => store::IMAGE_V1,
+            Self::Boot => store::BOOT_IMAGE_V1,
+        }
+    }
+}
+
+/// An image whose layers are all in the store, each checked against its diff_id. Nothing is durable yet.
+#[derive(Debug)]
+pub struct Imported {
+    source: registry::Image,
+}
+
+/// An image that was generated and stored; not durable yet.
+#[derive(Debug)]
+pub struct Built {
+    source: registry::Image,
+    id: ObjectId,
+}
+
+/// Something that is durable, with all that it refers to.
+#[derive(Debug)]
+pub struct Synced<T>(T);
+
+/// An image of the store.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Its fs-verity digest.
+    pub id: ObjectId,
+    /// What it was made from.
+    pub source: registry::Image,
+}
+
+/// Fetches the layers that are not here, `threads` at a time, into objects.
+///
+/// # Errors
+/// [`Error::Network`], [`Error::Mismatch`] and [`Error::Layer`] name the layer; nothing was published then.
+pub fn import(
+    store: &Store,
+    registry: &Registry,
+    source: registry::Image,
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<Imported> {
+    monitor.event(Event::Stage(Stage::Import));
+    let mut seen = HashSet::new();
+    let mut sources = Vec::new();
+    let mut bytes = 0;
+    for (diff_id, layer) in source.config.diff_ids.iter().zip(&source.manifest.layers) {
+        if !seen.insert(*diff_id) || store.has_layer(diff_id) {
+            continue;
+        }
+        bytes += layer.size;
+        let image = &source;
+        sources.push(import::LayerSource {
+            diff_id: *diff_id,
+            size: layer.size,
+            compression: layer.compression(),
+            open: Box::new(move || Ok(Box::new(registry.blob(image, layer, monitor)) as _)),
+        });
+    }
+    monitor.event(Event::Plan {
+        layers: seen.len(),
+        cached: seen.len() - sources.len(),
+        bytes,
+    });
+    import::layers(store, sources, threads, monitor)?;
+    Ok(Imported { source })
+}
+
+/// The merged tree of layers that are in the store.
+pub fn merge(store: &Store, layers: &[DiffId]) -> Result<Tree> {
+    let mut merge = Merge::new();
+    for diff_id in layers {
+        merge.layer(store.entries(diff_id)?)?;
+    }
+    merge.finish()
+}
+
+/// Turns a merged tree into what is mounted.
+pub fn transform(store: &Store, tree: &mut Tree, variant: Variant) -> Result<()> {
+    tree.transform_for_oci()?;
+    match variant {
+        Variant::Container => Ok(()),
+        Variant::Boot => tree.transform_for_boot(&|id| store.read_object(id, FILE_LIMIT)),
+    }
+}
+
+/// The bytes of a regular file of a tree; the objects are those of `store`.
+///
+/// # Errors
+/// [`Error::Tree`] for anything but a regular file, and above [`FILE_LIMIT`].
+pub fn read_file(store: &Store, path: &str, inode: Inode<'_>) -> Result<Vec<u8>> {
+    let refuse = |why: &str| Error::Tree {
+        path: path.into(),
+        why: why.into(),
+    };
+    match inode.kind() {
+        Kind::Regular(Regular::Inline(content)) => Ok(content.to_vec()),
+        Kind::Regular(Regular::External { id: Some(id), .. }) => store.read_object(&id, FILE_LIMIT),
+        Kind::Regular(Regular::External { .. }) => Err(refuse("has no content in this store")),
+        _ => Err(refuse("is not a regular file")),
+    }
+}
+
+impl Imported {
+    /// What was imported.
+    pub fn source(&self) -> &registry::Image {
+        &self.source
+    }
+
+    /// The merged tree, before any transformation: kernels are still in /boot.
+    pub fn tree(&self, store: &Store) -> Result<Tree> {
+        merge(store, &self.source.config.diff_ids)
+    }
+
+    /// Transforms the tree, generates the image and stores it with config and manifest. `tree` is what
+    /// [`Imported::tree`] gave; it is what is mounted afterwards.
+    pub fn build(self, store: &Store, tree: &mut Tree, variant: Variant, monitor: &dyn Monitor) -> Result<Built> {
+        monitor.event(Event::Stage(Stage::Image));
+        transform(store, tree, variant)?;
+        let id = store.put_image(&writer::build(tree, Versions::V1)?)?;
+        let config = &self.source.config;
+        let mut images = match store.config(&self.source.manifest.config.digest)? {
+            Some(stored) => stored.images,
+            None => BTreeMap::new(),
+        };
+        images.insert(variant.reference().into(), id);
+        let config = store.put_config(&config.bytes, &config.diff_ids, &images)?;
+        store.put_manifest(&self.source.manifest.bytes, &config, &self.source.config.diff_ids)?;
+        Ok(Built {
+            source: self.source,
+            id,
+        })
+    }
+}
+
+impl Built {
+    /// The image's digest.
+    pub fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    /// Makes everything durable, then visible, named `tag` (and, given one, `image_name` under
+    /// `images/refs/cfs-update`), so that it is kept until the name is removed.
+    pub fn sync(self, store: &Store, tag: &str, image_name: Option<&str>, monitor: &dyn Monitor) -> Result<Synced<Image>> {
+        monitor.event(Event::Stage(Stage::Sync));
+        store.tag(tag, &self.source.digest)?;
+        if let Some(name) = image_name {
+            store.name_image(name, &self.id)?;
+        }
+        store.publish()?;
+        Ok(Synced(Image {
+            id: self.id,
+            source: self.source,
+        }))
+    }
+}
+
+impl<T> std::ops::Deref for Synced<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+/// A container image that is in the store.
+#[derive(Clone, Debug)]
+pub struct Pulled {
+    /// Its image, which can be mounted.
+    pub id: ObjectId,
+    /// Its manifest.
+    pub manifest: ManifestDigest,
+    /// The name that it is kept by.
+    pub name: String,
+    /// Nothing was fetched: this very manifest was here under this name.
+    pub unchanged: bool,
+}
+
+/// Pulls a container image into the store and names it by its reference.
+pub fn pull(
+    store: &Store,
+    registry: &Registry,
+    platform: &crate::manifest::Platform,
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<Pulled> {
+    monitor.event(Event::Stage(Stage::Resolve));
+    let image = registry.image(platform, monitor)?;
+    let name = registry.reference().to_string();
+    let manifest = image.digest;
+    if store.tags()?.get(&name) == Some(&manifest)
+        && let Some(config) = store.config(&image.manifest.config.digest)?
+        && let Some(id) = config.images.get(store::IMAGE_V1)
+    {
+        return Ok(Pulled {
+            id: *id,
+            manifest,
+            name,
+            unchanged: true,
+        });
+    }
+    let imported = import(store, registry, image, threads, monitor)?;
+    let mut tree = imported.tree(store)?;
+    let built = imported.build(store, &mut tree, Variant::Container, monitor)?;
+    let synced = built.sync(store, &name, None, monitor)?;
+    Ok(Pulled {
+        id: synced.id,
+        manifest,
+        name,
+        unchanged: false,
+    })
+}

@@ -1,0 +1,259 @@
+//! An opened SYSROOT: its store, its deployments, its boot loader, and the lock on all three.
+//!
+//! Invariant: who holds a [`Sysroot`] that was opened with [`Sysroot::open`] is its only writer; one from
+//! [`Sysroot::look`] changes nothing. What [`Sysroot::standing`] says is read afresh from disk each time: after a
+//! power cut there is no other state that could disagree with it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::boot::{BootEntry, Bootloader, Entries, Tries};
+use crate::deployment::{Choice, Deployment, Deployments, Layout, Record, Roles, Staged, select};
+use crate::error::{Error, Result};
+use crate::ids::{Algorithm, DeploymentId, ManifestDigest};
+use crate::manifest::Platform;
+use crate::plan::{self, Standing};
+use crate::registry;
+use crate::signature::{SigningKey, TrustStore};
+use crate::store::Store;
+use crate::sys::fs::{self, Fs};
+use crate::sys::lock::Lock;
+
+/// How a SYSROOT is opened.
+#[derive(Debug)]
+pub struct Options {
+    /// SYSROOT; exists.
+    pub root: PathBuf,
+    /// Writes the boot entries.
+    pub bootloader: Box<dyn Bootloader>,
+    /// Makes the changes.
+    pub fs: Arc<dyn Fs>,
+    /// For a repository that is yet to be made.
+    pub algorithm: Algorithm,
+    /// Layers that are imported side by side; 0 = as many as there are cores.
+    pub threads: usize,
+    /// How many deployments stay, beside pinned ones; at least 2.
+    pub keep: usize,
+    /// How often a new entry may be tried; `None` = no counting.
+    pub tries: Option<u8>,
+    /// Which image of an index.
+    pub platform: Platform,
+    /// What runs now, if SYSROOT is that of the running system.
+    pub booted: Option<DeploymentId>,
+    /// Value of `root=` for boot entries; `None` = found out.
+    pub root_argument: Option<String>,
+    /// Further kernel arguments for every new entry.
+    pub kernel_arguments: Vec<String>,
+    /// Folders with further trusted and revoked keys.
+    pub trust: Vec<PathBuf>,
+    /// For registries.
+    pub registry: registry::Options,
+}
+
+/// An opened SYSROOT.
+#[derive(Debug)]
+pub struct Sysroot {
+    pub(crate) options: Options,
+    pub(crate) store: Store,
+    pub(crate) deployments: Deployments,
+    _lock: Option<Lock>,
+}
+
+/// A deployment as it stands: record, signature and entry read together.
+#[derive(Debug)]
+pub struct Known {
+    /// Which.
+    pub id: DeploymentId,
+    /// The record, or what is wrong with it.
+    pub record: Result<Record>,
+    /// The record with its signature verified, or why it is not trusted.
+    pub verified: Result<Deployment>,
+    /// Its best boot entry.
+    pub entry: Option<BootEntry>,
+    /// Image and repository: why it could not be mounted.
+    pub problem: Option<String>,
+    /// As the decisions see it.
+    pub standing: Standing,
+}
+
+impl Sysroot {
+    /// Opens SYSROOT for changes, making what is missing; `purpose` is shown to a second run.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where another run holds the lock.
+    pub fn open(options: Options, purpose: &str) -> Result<Self> {
+        let layout = Layout::new(&options.root);
+        if !fs::is_dir(layout.root()) {
+            return Err(Error::Usage(format!(
+                "{} is not a folder; make it first, or give another --sysroot",
+                layout.root().display()
+            )));
+        }
+        layout.prepare(&*options.fs)?;
+        let lock = Lock::exclusive(&layout.lock(), purpose)?;
+        let store = Store::open_or_create(&repository(layout.root()), options.algorithm)?;
+        let deployments = Deployments::new(layout);
+        deployments.clean(&*options.fs)?;
+        Ok(Self {
+            options,
+            store,
+            deployments,
+            _lock: Some(lock),
+        })
+    }
+
+    /// Opens SYSROOT to look at it, without lock and without changing anything.
+    ///
+    /// # Errors
+    /// [`Error::Repository`] where there is none yet.
+    pub fn look(options: Options) -> Result<Self> {
+        let layout = Layout::new(&options.root);
+        let store = Store::open(&repository(layout.root()))?;
+        Ok(Self {
+            options,
+            store,
+            deployments: Deployments::new(layout),
+            _lock: None,
+        })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The boot loader.
+    pub fn bootloader(&self) -> &dyn Bootloader {
+        &*self.options.bootloader
+    }
+
+    /// Where the records are.
+    pub fn deployments(&self) -> &Deployments {
+        &self.deployments
+    }
+
+    pub(crate) fn fs(&self) -> &dyn Fs {
+        &*self.options.fs
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        self.deployments.layout()
+    }
+
+    /// The machine's key, made where there is none.
+    pub(crate) fn key(&self) -> Result<SigningKey> {
+        SigningKey::load_or_generate(self.fs(), &self.layout().keys())
+    }
+
+    /// Whose signatures count.
+    pub fn trust(&self) -> Result<TrustStore> {
+        TrustStore::load(&self.layout().keys(), &self.options.trust)
+    }
+
+    /// Every deployment, newest first, those that cannot boot last. One that is broken is in the list with what is
+    /// wrong, and is no failure.
+    pub fn known(&self) -> Result<Vec<Known>> {
+        let entries = self.bootloader().entries()?;
+        let trust = self.trust();
+        let images = self.store.images()?;
+        let mut known = Vec::new();
+        for found in self.deployments.list()? {
+            let verified = match (&found.record, &trust) {
+                (Ok(record), Ok(trust)) => record.verify(trust),
+                (Err(e), _) | (_, Err(e)) => Err(Error::Deployment {
+                    id: found.id.short(),
+                    why: e.to_string(),
+                }),
+            };
+            let problem = (!images.contains(&found.id) || !self.store.has_object(&found.id))
+                .then(|| "its image is not in the repository; deploy it again".to_owned());
+            known.push(self.stand(found.id, found.record, verified, problem, &entries));
+        }
+        known.sort_by_key(|k| k.standing.place());
+        Ok(known)
+    }
+
+    fn stand(
+        &self,
+        id: DeploymentId,
+        record: Result<Record>,
+        verified: Result<Deployment>,
+        problem: Option<String>,
+        entries: &Entries,
+    ) -> Known {
+        let entry = entries.of(&id).cloned();
+        let tries_left = entry.as_ref().is_some_and(|e| !matches!(e.tries, Tries::Bad { .. }));
+        let whole = entry.as_ref().is_some_and(BootEntry::is_complete);
+        let standing = Standing {
+            id,
+            generation: entry.as_ref().map(|e| e.generation),
+            bootable: verified.is_ok() && problem.is_none() && whole && tries_left,
+            booted: self.options.booted == Some(id),
+            pinned: record.as_ref().is_ok_and(|r| r.origin().pinned),
+        };
+        Known {
+            id,
+            record,
+            verified,
+            entry,
+            problem,
+            standing,
+        }
+    }
+
+    /// Which deployments have a role of their own.
+    pub fn roles(&self, standing: &[Standing]) -> Roles {
+        let next = plan::next_to_boot(standing).map(|d| d.id);
+        let booted = self.options.booted;
+        let noted = Staged::load(self.layout()).ok().flatten().map(|s| s.id);
+        let never_ran = |id: &DeploymentId| Some(*id) != booted && (booted.is_some() || noted == Some(*id));
+        Roles {
+            booted,
+            staged: next.filter(never_ran),
+            rollback: plan::rollback_target(standing).ok().map(|d| d.id),
+        }
+    }
+
+    /// The deployment that a user means, with all others.
+    ///
+    /// # Errors
+    /// [`Error::Deployment`] where none or more than one fits.
+    pub fn find(&self, text: &str) -> Result<(DeploymentId, Vec<Known>)> {
+        let known = self.known()?;
+        let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+        let choices: Vec<_> = known.iter().map(Known::choice).collect();
+        let id = select(text, &choices, &self.roles(&standing))?;
+        Ok((id, known))
+    }
+
+    /// The deployment that a new one follows: the running one, or the one that boots next.
+    pub(crate) fn current<'k>(&self, known: &'k [Known]) -> Option<&'k Known> {
+        let booted = known.iter().find(|k| k.standing.booted);
+        booted.or_else(|| known.iter().find(|k| k.standing.bootable))
+    }
+}
+
+impl Known {
+    /// Its record, where it can be read.
+    pub fn origin(&self) -> Option<&crate::deployment::Origin> {
+        self.record.as_ref().ok().map(Record::origin)
+    }
+
+    /// The manifest that it was made from, where the record can be read.
+    pub fn manifest(&self) -> Option<ManifestDigest> {
+        self.origin().map(|origin| origin.manifest)
+    }
+
+    fn choice(&self) -> Choice<'_> {
+        Choice {
+            id: self.id,
+            reference: self.origin().map(|origin| origin.reference.as_str()),
+            manifest: self.manifest(),
+        }
+    }
+}
+
+/// The repository of a SYSROOT.
+pub fn repository(root: &Path) -> PathBuf {
+    root.join("composefs")
+}

@@ -1,0 +1,160 @@
+//! Keeping a SYSROOT small and sound: `gc` and `fsck`, over store, records and boot entries together.
+//!
+//! Invariant: `gc` removes only what no deployment, no named image and no other tool's reference leads to; it works
+//! while nothing else does, under the lock. `fsck` changes nothing, looks at everything, and never stops at what is
+//! broken.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use crate::boot::Removal;
+use crate::error::Result;
+use crate::ids::{DeploymentId, ObjectId};
+use crate::image::reader;
+use crate::plan;
+use crate::store::{fsck as store_check, gc as collection};
+use crate::sysroot::Sysroot;
+use crate::update::{remove, tag};
+
+/// What a collection removes, or would.
+#[derive(Clone, Debug, Default)]
+pub struct Collected {
+    /// Records that never got a boot entry.
+    pub deployments: Vec<DeploymentId>,
+    /// Names in the store of deployments that are gone.
+    pub names: Vec<String>,
+    /// Files and folders of $BOOT.
+    pub boot: Removal,
+    /// Leftovers of interrupted runs.
+    pub leftovers: Vec<PathBuf>,
+    /// Objects, images and streams.
+    pub store: collection::Plan,
+}
+
+/// What is wrong, and what was looked at.
+#[derive(Clone, Debug, Default)]
+pub struct Checked {
+    /// Objects, images and streams that were looked at.
+    pub store: store_check::Summary,
+    /// Deployments that were looked at.
+    pub deployments: usize,
+    /// Boot entries that were looked at.
+    pub entries: usize,
+    /// Findings that are damage.
+    pub damaged: usize,
+}
+
+/// One finding of `fsck`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// `object`, `image`, `stream`, `deployment`, `boot entry`.
+    pub what: &'static str,
+    /// Path, digest or file name.
+    pub name: String,
+    /// What is wrong, and what to do.
+    pub why: String,
+    /// Damage; otherwise only worth knowing.
+    pub damage: bool,
+}
+
+/// Removes what no deployment needs and nothing else; with `dry_run` only says what that is.
+pub fn gc(sysroot: &Sysroot, dry_run: bool) -> Result<Collected> {
+    let known = sysroot.known()?;
+    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let gone = plan::unfinished(&standing);
+    let kept: BTreeSet<_> = known.iter().map(|k| k.id).filter(|id| !gone.contains(id)).collect();
+    let names = stale_names(sysroot, &kept)?;
+    let bootloader = sysroot.bootloader();
+    let mut collected = Collected {
+        leftovers: sysroot.deployments.leftovers()?,
+        boot: bootloader.plan_cleanup()?,
+        deployments: gone,
+        names,
+        store: collection::Plan::default(),
+    };
+    if !dry_run {
+        remove(sysroot, &collected.deployments)?;
+        for name in &collected.names {
+            sysroot.store.untag(name)?;
+            sysroot.store.unname_image(name.trim_start_matches("cfs-update/"))?;
+        }
+        collected.leftovers = sysroot.deployments.clean(sysroot.fs())?;
+        collected.boot = bootloader.plan_cleanup()?;
+        bootloader.remove(&collected.boot)?;
+    }
+    let roots = collection::Roots {
+        images: kept.into_iter().collect(),
+        ..Default::default()
+    };
+    collected.store = match dry_run {
+        true => collection::plan(&sysroot.store, &roots, &objects_of)?,
+        false => collection::run(&sysroot.store, &roots, &objects_of)?,
+    };
+    Ok(collected)
+}
+
+/// Our names of deployments that are no longer there.
+fn stale_names(sysroot: &Sysroot, kept: &BTreeSet<DeploymentId>) -> Result<Vec<String>> {
+    let wanted: BTreeSet<_> = kept.iter().map(tag).collect();
+    let tags = sysroot.store.tags()?.into_keys().filter(|name| name.starts_with("cfs-update/"));
+    let images = sysroot.store.image_names()?.into_keys().map(|name| format!("cfs-update/{name}"));
+    let all: BTreeSet<_> = tags.chain(images).filter(|name| !wanted.contains(name)).collect();
+    Ok(all.into_iter().collect())
+}
+
+fn objects_of(image: &[u8]) -> Result<Vec<ObjectId>> {
+    Ok(reader::read(image)?.objects().collect())
+}
+
+/// Checks every object, image, stream, record and entry. Findings go to `sink` one by one.
+pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked> {
+    let mut checked = Checked::default();
+    let mut report = |finding: Finding| {
+        checked.damaged += usize::from(finding.damage);
+        sink(finding);
+    };
+    let damage = |what, name: String, why: String| Finding {
+        what,
+        name,
+        why,
+        damage: true,
+    };
+    let store = store_check::check(&sysroot.store, &objects_of, &mut |f| report(damage("repository", f.path, f.why)))?;
+    let known = sysroot.known()?;
+    for deployment in &known {
+        let wrong = match (&deployment.record, &deployment.verified) {
+            (Err(e), _) | (Ok(_), Err(e)) => Some(e.to_string()),
+            (Ok(_), Ok(_)) => None,
+        };
+        for why in wrong.into_iter().chain(deployment.problem.clone()) {
+            report(damage("deployment", deployment.id.to_hex(), why));
+        }
+        if deployment.entry.is_none() {
+            report(Finding {
+                what: "deployment",
+                name: deployment.id.to_hex(),
+                why: "has no boot entry; `cfs-update gc` removes it".into(),
+                damage: false,
+            });
+        }
+    }
+    let entries = sysroot.bootloader().entries()?;
+    for entry in &entries.ours {
+        if !known.iter().any(|k| entry.belongs_to(&k.id)) {
+            let why = "boots a deployment that is not there; `cfs-update gc` removes it";
+            report(damage("boot entry", entry.file.clone(), why.into()));
+        }
+    }
+    for finding in sysroot.bootloader().check()? {
+        report(Finding {
+            what: "boot entry",
+            name: finding.what,
+            why: finding.why,
+            damage: finding.damage,
+        });
+    }
+    checked.store = store;
+    checked.deployments = known.len();
+    checked.entries = entries.ours.len();
+    Ok(checked)
+}
