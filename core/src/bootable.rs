@@ -42,7 +42,9 @@ pub fn look(store: &Store, tree: &Tree, architecture: &str) -> Result<Bootable> 
     Ok(Bootable {
         kernel,
         note: found.note(),
-        title: field("PRETTY_NAME").or_else(|| field("NAME")).unwrap_or_else(|| "Linux".into()),
+        title: field("PRETTY_NAME")
+            .or_else(|| field("NAME"))
+            .unwrap_or_else(|| "Linux".into()),
         version: field("IMAGE_VERSION").or_else(|| field("VERSION_ID")),
         arguments: kargs::collect(argument_files(store, tree)?, architecture)?,
     })
@@ -87,7 +89,11 @@ fn relative_walk(tree: &Tree) -> Vec<(PathBuf, Inode<'_>)> {
             descend(Path::new(folder), inode, depth, &mut found);
         }
     }
-    found.extend(tree.root().children().map(|child| (as_path(child.name).to_path_buf(), child.inode)));
+    found.extend(
+        tree.root()
+            .children()
+            .map(|child| (as_path(child.name).to_path_buf(), child.inode)),
+    );
     found
 }
 
@@ -131,7 +137,10 @@ fn os_release(store: &Store, tree: &Tree) -> Result<String> {
 /// A value of os-release(5): shell-like, quotes taken off; the last one counts. Empty counts as missing, and control
 /// characters as spaces: it is shown in a menu.
 fn release_field(text: &str, key: &str) -> Option<String> {
-    let value = text.lines().rev().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
+    let value = text
+        .lines()
+        .rev()
+        .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
     let quoted = |q: char| value.strip_prefix(q).and_then(|v| v.strip_suffix(q));
     let plain = match (quoted('"'), quoted('\'')) {
         (Some(inner), _) => unescape(inner),

@@ -20,13 +20,17 @@ pub mod splitstream;
 pub mod store;
 pub mod tree;
 pub mod image;
+pub mod pull;
 pub mod signature;
 pub mod deployment;
 pub mod etc;
 pub mod boot;
+pub mod bootable;
 pub mod plan;
+pub mod sysroot;
 pub mod update;
 pub mod rollback;
+pub mod upkeep;
 pub mod testing;
 
 pub use error::{Error, Kind, Result};

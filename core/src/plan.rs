@@ -25,15 +25,15 @@ pub struct Standing {
     pub pinned: bool,
 }
 
-/// Newest first; what cannot boot comes after all that can, as the boot loader sorts them.
-pub fn order(all: &mut [Standing]) {
-    all.sort_by_key(|d| {
+impl Standing {
+    /// Sorts newest first; what cannot boot comes after all that can, as the boot loader sorts them.
+    pub fn place(&self) -> (bool, Reverse<Option<u64>>, DeploymentId) {
         (
-            !(d.bootable && d.generation.is_some()),
-            std::cmp::Reverse(d.generation),
-            d.id,
+            !(self.bootable && self.generation.is_some()),
+            Reverse(self.generation),
+            self.id,
         )
-    });
+    }
 }
 
 /// What boots next: the bootable one with the highest generation.

@@ -81,12 +81,11 @@ pub fn import(
             continue;
         }
         bytes += layer.size;
-        let image = &source;
         sources.push(import::LayerSource {
             diff_id: *diff_id,
             size: layer.size,
             compression: layer.compression(),
-            open: Box::new(move || Ok(Box::new(registry.blob(image, layer, monitor)) as _)),
+            open: Box::new(move || Ok(Box::new(registry.blob(layer, monitor)) as _)),
         });
     }
     monitor.event(Event::Plan {
@@ -173,7 +172,13 @@ impl Built {
 
     /// Makes everything durable, then visible, named `tag` (and, given one, `image_name` under
     /// `images/refs/cfs-update`), so that it is kept until the name is removed.
-    pub fn sync(self, store: &Store, tag: &str, image_name: Option<&str>, monitor: &dyn Monitor) -> Result<Synced<Image>> {
+    pub fn sync(
+        self,
+        store: &Store,
+        tag: &str,
+        image_name: Option<&str>,
+        monitor: &dyn Monitor,
+    ) -> Result<Synced<Image>> {
         monitor.event(Event::Stage(Stage::Sync));
         store.tag(tag, &self.source.digest)?;
         if let Some(name) = image_name {

@@ -37,7 +37,11 @@ pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
     let instead_of = plan::next_to_boot(&standing).map(|d| d.id);
     let staged = sysroot.roles(&standing).staged;
     let (entry, generation) = activate(sysroot, &known, target)?;
-    if Staged::load(sysroot.layout()).ok().flatten().is_some_and(|note| note.id != target) {
+    if Staged::load(sysroot.layout())
+        .ok()
+        .flatten()
+        .is_some_and(|note| note.id != target)
+    {
         Staged::clear(sysroot.fs(), sysroot.layout())?;
     }
     Ok(Done {
@@ -103,7 +107,9 @@ pub fn delete(sysroot: &Sysroot, which: &str) -> Result<DeploymentId> {
         return Err(refuse("is running; boot another one first"));
     }
     if plan::next_to_boot(&standing).is_some_and(|d| d.id == id) {
-        return Err(refuse("boots next; make another one boot next with `cfs-update rollback` first"));
+        return Err(refuse(
+            "boots next; make another one boot next with `cfs-update rollback` first",
+        ));
     }
     if standing.iter().any(|d| d.id == id && d.pinned) {
         return Err(refuse("is pinned; `cfs-update unpin` it first"));

@@ -264,6 +264,21 @@ fn origin(image: &Synced<Image>, bootable: &Bootable, generation: u64) -> Result
     Ok(origin)
 }
 
+/// The record with its /etc and, on the first time, /var.
+fn record(
+    sysroot: &Sysroot,
+    signed: SignedImage,
+    origin: Origin,
+    tree: &Tree,
+    known: &[Known],
+    monitor: &dyn Monitor,
+) -> Result<(Deployment, Vec<String>)> {
+    let _ = (tree, known, monitor);
+    let draft = sysroot.deployments.begin(sysroot.fs(), signed)?;
+    sysroot.fs().create_dir(&draft.etc(), 0o755)?;
+    Ok((draft.commit(sysroot.fs(), origin)?, Vec::new()))
+}
+
 /// Kernel files, sync, entry, sync.
 fn activate(
     sysroot: &Sysroot,
@@ -290,7 +305,11 @@ fn activate(
 /// What the settings say, or what the entries had so far, or the file system that SYSROOT is on, or, where it has no
 /// UUID, the root partition by its type (Discoverable Partitions Specification).
 fn root_argument(sysroot: &Sysroot, known: &[Known]) -> Result<String> {
-    let former = || known.iter().find_map(|k| bootable::root_of(&k.entry.as_ref()?.options).map(str::to_owned));
+    let former = || {
+        known
+            .iter()
+            .find_map(|k| bootable::root_of(&k.entry.as_ref()?.options).map(str::to_owned))
+    };
     if let Some(root) = sysroot.options.root_argument.clone().or_else(former) {
         return Ok(root);
     }

@@ -96,8 +96,16 @@ pub fn gc(sysroot: &Sysroot, dry_run: bool) -> Result<Collected> {
 /// Our names of deployments that are no longer there.
 fn stale_names(sysroot: &Sysroot, kept: &BTreeSet<DeploymentId>) -> Result<Vec<String>> {
     let wanted: BTreeSet<_> = kept.iter().map(tag).collect();
-    let tags = sysroot.store.tags()?.into_keys().filter(|name| name.starts_with("cfs-update/"));
-    let images = sysroot.store.image_names()?.into_keys().map(|name| format!("cfs-update/{name}"));
+    let tags = sysroot
+        .store
+        .tags()?
+        .into_keys()
+        .filter(|name| name.starts_with("cfs-update/"));
+    let images = sysroot
+        .store
+        .image_names()?
+        .into_keys()
+        .map(|name| format!("cfs-update/{name}"));
     let all: BTreeSet<_> = tags.chain(images).filter(|name| !wanted.contains(name)).collect();
     Ok(all.into_iter().collect())
 }
@@ -119,7 +127,9 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
         why,
         damage: true,
     };
-    let store = store_check::check(&sysroot.store, &objects_of, &mut |f| report(damage("repository", f.path, f.why)))?;
+    let store = store_check::check(&sysroot.store, &objects_of, &mut |f| {
+        report(damage("repository", f.path, f.why))
+    })?;
     let known = sysroot.known()?;
     for deployment in &known {
         let wrong = match (&deployment.record, &deployment.verified) {

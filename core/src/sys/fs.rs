@@ -240,7 +240,9 @@ pub fn exchange(a: &Path, b: &Path) -> Result<()> {
 /// The UUID of the file system that `path` is on, as udev names it; `None` where it has no device of its own
 /// (overlay, tmpfs, network) or udev is not there.
 pub fn uuid_of(path: &Path) -> Result<Option<String>> {
-    let device = std::fs::metadata(path).map_err(|e| Error::io("look at", path, e))?.dev();
+    let device = std::fs::metadata(path)
+        .map_err(|e| Error::io("look at", path, e))?
+        .dev();
     let folder = Path::new("/dev/disk/by-uuid");
     for name in names(folder)? {
         let same = std::fs::metadata(folder.join(&name)).is_ok_and(|m| m.rdev() == device);
