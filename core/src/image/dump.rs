@@ -1,17 +1,692 @@
-//! The composefs-dump text.
-use std::io::Write;
+//! The composefs-dump text (composefs-dump(5)): one line for each entry of a tree.
+//!
+//! Invariant: [`parse`] takes what C mkcomposefs takes and refuses what it refuses, but for three things that the C
+//! program takes and that have no good meaning: links to folders, escaped NUL bytes in paths and keys, and digests
+//! of files that are not 64 (or, for SHA-512, 128) hex digits. What [`write()`] prints, [`parse`] reads back as the same tree.
 
-use crate::error::Result;
-use crate::tree::Tree;
+use std::borrow::Cow;
+use std::io::{self, Write};
 
-/// Parses.
+use memchr::{memchr, memrchr};
+
+use super::format::{self, MAX_CHUNKS, chunk_count};
+use crate::error::{Error, Result};
+use crate::layers::Mtime;
+use crate::tree::{
+    Builder, Data, EMPTY_DIRECTORY, Found, Inode, Kind, Leaf, Links, Node, NodeId, ObjectPath, Regular, Tree,
+    check_name, hex_digit, kind,
+};
+
+/// The longest symbolic link target or payload, in bytes.
+const PATH_MAX: usize = 4095;
+/// The most content that a dump may have for one file, in bytes.
+const INLINE_MAX: usize = 5000;
+/// The most bytes of escaped attributes on a line.
+const XATTR_TEXT_MAX: usize = 65535;
+/// The most that a file's attributes may take, by mkcomposefs' way of counting.
+const XATTR_TOTAL_MAX: usize = 32767;
+/// The longest attribute name, in bytes.
+const XATTR_KEY_MAX: usize = 255;
+
+/// Reads a dump as mkcomposefs does.
+///
+/// # Errors
+/// [`Error::Dump`] with the line, where mkcomposefs would refuse it, too.
 pub fn parse(text: &[u8]) -> Result<Tree> {
-    let _ = text;
-    todo!()
+    Parser::new(text, false)?.run(text)
 }
 
-/// Writes.
-pub fn write(tree: &Tree, out: &mut dyn Write) -> std::io::Result<()> {
-    let _ = (tree, out);
-    todo!()
+/// Reads a dump as mkcomposefs does with `CFS_PARSE_STRICT`: the last line must end, device numbers stand only on
+/// devices, and a symbolic link has its target's size and no content.
+pub fn parse_strict(text: &[u8]) -> Result<Tree> {
+    Parser::new(text, true)?.run(text)
+}
+
+/// Key and value of an attribute.
+type Pair<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
+
+/// A refusal without its line.
+type Refused = Cow<'static, str>;
+
+/// A hard link that waits for the end of the dump, where its target is known.
+struct Pending<'a> {
+    slot: u32,
+    line: usize,
+    target: Cow<'a, [u8]>,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    New,
+    Visiting,
+    Found(NodeId),
+}
+
+struct Parser<'a> {
+    strict: bool,
+    builder: Builder,
+    has_root: bool,
+    /// What links name until their target is known.
+    placeholder: NodeId,
+    pending: Vec<Pending<'a>>,
+    /// The folder of the line before, and its path.
+    folder: (Vec<u8>, NodeId),
+    xattrs: Vec<Pair<'a>>,
+}
+
+/// The eleven fields of a line, still escaped.
+struct Fields<'a> {
+    path: &'a [u8],
+    size: &'a [u8],
+    mode: &'a [u8],
+    nlink: &'a [u8],
+    uid: &'a [u8],
+    gid: &'a [u8],
+    rdev: &'a [u8],
+    mtime: &'a [u8],
+    payload: &'a [u8],
+    content: &'a [u8],
+    digest: &'a [u8],
+    xattrs: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    fn split(mut line: &'a [u8]) -> Self {
+        let mut next = || take_until(&mut line, b' ');
+        Self {
+            path: next(),
+            size: next(),
+            mode: next(),
+            nlink: next(),
+            uid: next(),
+            gid: next(),
+            rdev: next(),
+            mtime: next(),
+            payload: next(),
+            content: next(),
+            digest: next(),
+            xattrs: line,
+        }
+    }
+}
+
+/// The metadata of a line that is no link.
+struct Numbers {
+    size: u64,
+    nlink: u32,
+    uid: u32,
+    gid: u32,
+    rdev: u32,
+    mtime: Mtime,
+}
+
+impl<'a> Parser<'a> {
+    fn new(text: &[u8], strict: bool) -> Result<Self> {
+        let mut builder = Builder::new();
+        builder.reserve(text.len() / 128, text.len() / 2);
+        let placeholder = builder.push(Node {
+            mode: kind::REGULAR,
+            data: Data::Nothing,
+            ..*builder.node(NodeId::ROOT)
+        })?;
+        Ok(Self {
+            strict,
+            builder,
+            has_root: false,
+            placeholder,
+            pending: Vec::new(),
+            folder: (Vec::new(), NodeId::ROOT),
+            xattrs: Vec::new(),
+        })
+    }
+
+    fn run(mut self, text: &'a [u8]) -> Result<Tree> {
+        let mut rest = text;
+        let mut number = 0;
+        while !rest.is_empty() {
+            number += 1;
+            let line = take_until(&mut rest, b'\n');
+            self.line(line, number).map_err(|why| refused(number, why))?;
+        }
+        if !self.has_root {
+            return Err(refused(0, "it has no entry for the root, /"));
+        }
+        if self.strict && !text.ends_with(b"\n") {
+            return Err(refused(number, "the last line does not end"));
+        }
+        for at in 0..self.pending.len() {
+            self.resolve(at)?;
+        }
+        self.builder.finish(Links::Given)
+    }
+
+    fn line(&mut self, line: &'a [u8], number: usize) -> Result<(), Refused> {
+        if memchr(0, line).is_some() {
+            return Err("a NUL byte".into());
+        }
+        let fields = Fields::split(line);
+        let path = unescape(fields.path)?;
+        let (mode_text, is_link) = match fields.mode.strip_prefix(b"@") {
+            Some(rest) => (rest, true),
+            None => (fields.mode, false),
+        };
+        let mode = low16(integer(mode_text, 8).ok_or("MODE is no octal number")?);
+        check_type(mode)?;
+        let is_dir = mode & kind::MASK == kind::DIRECTORY;
+        let place = self.place(&path, is_dir)?;
+        if is_link {
+            return match place {
+                Some((folder, name)) if !is_dir => self.link(&fields, folder, name, number),
+                _ => Err("a folder cannot be a hard link".into()),
+            };
+        }
+        let node = self.inode(&fields, mode)?;
+        match place {
+            None => *self.builder.node_mut(NodeId::ROOT) = node,
+            Some((folder, name)) => {
+                let id = self.builder.push(node).map_err(|e| e.to_string())?;
+                self.insert(folder, name, id, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where an entry goes: its folder and name; `None` for the root.
+    fn place<'p>(&mut self, path: &'p [u8], is_dir: bool) -> Result<Option<(NodeId, &'p [u8])>, Refused> {
+        match path {
+            b"" => return Err("an empty PATH".into()),
+            b"/" if self.has_root => return Err("the root is given twice".into()),
+            b"/" if !is_dir => return Err("the root is not a folder".into()),
+            b"/" => {
+                self.has_root = true;
+                return Ok(None);
+            }
+            _ if !self.has_root => return Err("the first entry is not the root, /".into()),
+            _ => {}
+        }
+        if path.contains(&0) {
+            return Err("an escaped NUL byte in PATH".into());
+        }
+        let (parent, name) = match memrchr(b'/', path) {
+            Some(at) => (&path[..at], &path[at + 1..]),
+            None => (&path[..0], path),
+        };
+        let folder = self.parent(parent)?;
+        check_name(name).map_err(|why| format!("PATH has {why}"))?;
+        if self.builder.find(folder, name).is_some() {
+            return Err("this PATH was there before".into());
+        }
+        Ok(Some((folder, name)))
+    }
+
+    fn parent(&mut self, path: &[u8]) -> Result<NodeId, Refused> {
+        if self.folder.0 == path {
+            return Ok(self.folder.1);
+        }
+        let id = match self.find(path) {
+            Some(Ok(id)) if self.builder.node(id).is_dir() => id,
+            Some(_) => return Err("what PATH is in is not a folder".into()),
+            None => return Err("the folder that PATH is in was not there before".into()),
+        };
+        self.folder.0.clear();
+        self.folder.0.extend_from_slice(path);
+        self.folder.1 = id;
+        Ok(id)
+    }
+
+    /// What is at a path: an inode, or the entry of a link that is still pending.
+    fn find(&self, path: &[u8]) -> Option<Result<NodeId, u32>> {
+        let mut at = Ok(NodeId::ROOT);
+        for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
+            let slot = self.builder.find(at.ok()?, name)?;
+            let node = self.builder.slot(slot).node;
+            at = if node == self.placeholder { Err(slot) } else { Ok(node) };
+        }
+        Some(at)
+    }
+
+    fn link(&mut self, fields: &Fields<'a>, folder: NodeId, name: &[u8], line: usize) -> Result<(), Refused> {
+        let target = optional(fields.payload)?.ok_or("a hard link without target")?;
+        if target.contains(&0) {
+            return Err("an escaped NUL byte in a link's target".into());
+        }
+        let slot = self.insert(folder, name, self.placeholder, true)?;
+        self.pending.push(Pending {
+            slot,
+            line,
+            target,
+            state: State::New,
+        });
+        Ok(())
+    }
+
+    fn insert(&mut self, folder: NodeId, name: &[u8], node: NodeId, link: bool) -> Result<u32, Refused> {
+        let slot = self.builder.insert(folder, name, node, link, 0);
+        slot.map_err(|e| e.to_string().into())
+    }
+
+    /// Finds what the link `start` names, through other links, and puts it into all entries on the way.
+    fn resolve(&mut self, start: usize) -> Result<()> {
+        let mut way = Vec::new();
+        let mut at = start;
+        let node = loop {
+            let link = &mut self.pending[at];
+            match link.state {
+                State::Found(node) => break node,
+                State::Visiting => return Err(refused(link.line, "hard links that name each other in a circle")),
+                State::New => link.state = State::Visiting,
+            }
+            way.push(at);
+            let link = &self.pending[at];
+            match self.find(&link.target) {
+                None => return Err(refused(link.line, "the hard link's target is not in the dump")),
+                Some(Ok(node)) if self.builder.node(node).is_dir() => {
+                    return Err(refused(link.line, "a hard link to a folder"));
+                }
+                Some(Ok(node)) => break node,
+                // Links were added in the order of their entries.
+                Some(Err(slot)) => at = self.pending.partition_point(|p| p.slot < slot),
+            }
+        };
+        for at in way {
+            self.pending[at].state = State::Found(node);
+            let slot = self.pending[at].slot;
+            self.builder.slot_mut(slot).node = node;
+        }
+        Ok(())
+    }
+
+    fn inode(&mut self, fields: &Fields<'a>, mode: u16) -> Result<Node, Refused> {
+        let numbers = numbers(fields)?;
+        let payload = optional(fields.payload)?;
+        if payload.as_ref().is_some_and(|p| p.contains(&0)) {
+            return Err("an escaped NUL byte in PAYLOAD".into());
+        }
+        if payload.as_ref().is_some_and(|p| p.len() > PATH_MAX) {
+            return Err("PAYLOAD has more than 4095 bytes".into());
+        }
+        let content = optional(fields.content)?;
+        if content.as_ref().is_some_and(|c| c.len() as u64 != numbers.size) {
+            return Err("CONTENT does not have SIZE bytes".into());
+        }
+        let digest_text = optional(fields.digest)?;
+        let kind = mode & kind::MASK;
+        if self.strict {
+            strictly(kind, &numbers, payload.as_deref(), content.as_deref())?;
+        }
+        if kind != kind::SYMLINK && content.as_ref().is_some_and(|c| c.len() > INLINE_MAX) {
+            return Err("CONTENT has more than 5000 bytes".into());
+        }
+        let mut size = numbers.size;
+        let digest;
+        let leaf = match kind {
+            kind::DIRECTORY => None,
+            kind::SYMLINK => {
+                let target = payload.as_deref().unwrap_or_default();
+                if target.is_empty() {
+                    return Err("a symbolic link without target".into());
+                }
+                size = target.len() as u64;
+                Some(Leaf::Symlink(target))
+            }
+            kind::CHAR | kind::BLOCK => Some(Leaf::Device(numbers.rdev)),
+            kind::REGULAR if size > 0 && content.is_none() => {
+                digest = raw_digest(digest_text.as_deref())?;
+                Some(external(size, payload.as_deref(), &digest)?)
+            }
+            kind::REGULAR => Some(Leaf::Inline(content.as_deref().unwrap_or_default())),
+            _ => Some(Leaf::Nothing),
+        };
+        let data = match leaf {
+            None => EMPTY_DIRECTORY,
+            Some(leaf) => self.builder.data(leaf).map_err(|e| e.to_string())?,
+        };
+        Ok(Node {
+            mode,
+            nlink: numbers.nlink,
+            uid: numbers.uid,
+            gid: numbers.gid,
+            mtime: numbers.mtime,
+            size,
+            xattrs: self.xattrs(fields.xattrs)?,
+            data,
+        })
+    }
+
+    fn xattrs(&mut self, mut text: &'a [u8]) -> Result<(u32, u32), Refused> {
+        if text.len() > XATTR_TEXT_MAX {
+            return Err("more than 65535 bytes of extended attributes".into());
+        }
+        self.xattrs.clear();
+        while !text.is_empty() {
+            let field = take_until(&mut text, b' ');
+            let equals = memchr(b'=', field).ok_or("an extended attribute without =")?;
+            let key = unescape(&field[..equals])?;
+            if key.is_empty() || key.len() > XATTR_KEY_MAX || key.contains(&0) {
+                return Err("an extended attribute whose key is empty, longer than 255 bytes or has a NUL byte".into());
+            }
+            self.xattrs.push((key, unescape(&field[equals + 1..])?));
+        }
+        check_xattr_total(&self.xattrs)?;
+        let xattrs = self.xattrs.iter().map(|(key, value)| (&**key, &**value));
+        self.builder.xattrs(xattrs).map_err(|e| e.to_string().into())
+    }
+}
+
+fn strictly(kind: u16, numbers: &Numbers, payload: Option<&[u8]>, content: Option<&[u8]>) -> Result<(), &'static str> {
+    match kind {
+        kind::CHAR | kind::BLOCK => {}
+        _ if numbers.rdev != 0 => return Err("RDEV on something that is no device"),
+        kind::SYMLINK if payload.is_some_and(|p| p.len() as u64 != numbers.size) => {
+            return Err("a symbolic link's SIZE is not its target's length");
+        }
+        kind::SYMLINK if content.is_some_and(|c| !c.is_empty()) => return Err("a symbolic link with CONTENT"),
+        _ => {}
+    }
+    Ok(())
+}
+
+fn external<'b>(size: u64, payload: Option<&'b [u8]>, digest: &'b [u8]) -> Result<Leaf<'b>, Refused> {
+    if chunk_count(size) > MAX_CHUNKS {
+        return Err("SIZE is larger than a file in an image can be (2^53)".into());
+    }
+    Ok(Leaf::External {
+        payload: payload.filter(|p| !p.is_empty()).map(ObjectPath::Text),
+        digest,
+    })
+}
+
+fn numbers(fields: &Fields<'_>) -> Result<Numbers, Refused> {
+    let size = integer(fields.size, 10).ok_or("SIZE is no number")?;
+    let nlink = integer(fields.nlink, 10).ok_or("NLINK is no number")?;
+    let uid = integer(fields.uid, 10).ok_or("UID is no number")?;
+    // mkcomposefs looks at UID where it should look at what it has just read.
+    let forgiven = uid != 0;
+    let gid = integer(fields.gid, 10);
+    let rdev = integer(fields.rdev, 10);
+    if !forgiven && gid.is_none() {
+        return Err("GID is no number".into());
+    }
+    if !forgiven && rdev.is_none() {
+        return Err("RDEV is no number".into());
+    }
+    Ok(Numbers {
+        size,
+        nlink: low32(nlink),
+        uid: low32(uid),
+        gid: low32(gid.unwrap_or(0)),
+        rdev: low32(rdev.unwrap_or(0)),
+        mtime: mtime(fields.mtime).ok_or("MTIME is not two numbers with a dot")?,
+    })
+}
+
+fn mtime(text: &[u8]) -> Option<Mtime> {
+    let dot = memchr(b'.', text)?;
+    Some(Mtime {
+        sec: integer(&text[..dot], 10)?.cast_signed(),
+        nsec: low32(integer(&text[dot + 1..], 10)?),
+    })
+}
+
+/// As C's strtoull: leading white space and a sign are taken, negative numbers wrap, too large ones are the largest.
+fn integer(text: &[u8], base: u8) -> Option<u64> {
+    let digits = text.trim_ascii_start_c();
+    let (negative, digits) = match digits {
+        [b'-', rest @ ..] => (true, rest),
+        [b'+', rest @ ..] => (false, rest),
+        _ => (false, digits),
+    };
+    if digits.is_empty() {
+        return None;
+    }
+    let mut value = 0_u64;
+    let mut overflow = false;
+    for byte in digits {
+        let digit = byte.wrapping_sub(b'0');
+        if digit >= base {
+            return None;
+        }
+        match value.checked_mul(base.into()).and_then(|v| v.checked_add(digit.into())) {
+            Some(sum) => value = sum,
+            None => overflow = true,
+        }
+    }
+    Some(match (overflow, negative) {
+        (true, _) => u64::MAX,
+        (false, true) => value.wrapping_neg(),
+        (false, false) => value,
+    })
+}
+
+trait TrimC {
+    /// Without leading white space as C's `isspace` sees it: with the vertical tab.
+    fn trim_ascii_start_c(&self) -> &[u8];
+}
+
+impl TrimC for [u8] {
+    fn trim_ascii_start_c(&self) -> &[u8] {
+        let space = |b: &u8| matches!(b, b' ' | 9..=13);
+        &self[self.iter().take_while(|b| space(b)).count()..]
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // Deliberately: mkcomposefs stores the low bits.
+const fn low32(value: u64) -> u32 {
+    value as u32
+}
+
+#[allow(clippy::cast_possible_truncation)] // Deliberately: only 16 bits reach an image.
+const fn low16(value: u64) -> u16 {
+    value as u16
+}
+
+fn check_type(mode: u16) -> Result<(), &'static str> {
+    match mode & kind::MASK {
+        kind::REGULAR | kind::DIRECTORY | kind::SYMLINK | kind::CHAR | kind::BLOCK | kind::FIFO | kind::SOCKET => {
+            Ok(())
+        }
+        _ => Err("MODE has no file type"),
+    }
+}
+
+/// The limit that mkcomposefs keeps after every attribute, counting a repeated key once.
+fn check_xattr_total(xattrs: &[Pair<'_>]) -> Result<(), &'static str> {
+    let cost = |key: &[u8], value: &[u8]| 7 + key.len() + value.len();
+    let sum: usize = xattrs.iter().map(|(k, v)| cost(k, v)).sum();
+    if 12 + sum <= XATTR_TOTAL_MAX {
+        return Ok(());
+    }
+    let mut seen = std::collections::HashMap::new();
+    let mut total = 12;
+    for (key, value) in xattrs {
+        total += cost(key, value);
+        if let Some(before) = seen.insert(&**key, value.len()) {
+            total -= 7 + key.len() + before;
+        }
+        if total > XATTR_TOTAL_MAX {
+            return Err("extended attributes of more than 32767 bytes");
+        }
+    }
+    Ok(())
+}
+
+/// The raw digest; empty where there is none. Only looked at where an image will have it, as mkcomposefs does.
+fn raw_digest(text: Option<&[u8]>) -> Result<Vec<u8>, Refused> {
+    let Some(text) = text else { return Ok(Vec::new()) };
+    if !matches!(text.len(), 64 | 128) {
+        return Err("DIGEST is neither - nor 64 hex digits (128 for SHA-512)".into());
+    }
+    hex::decode(text).map_err(|_| "DIGEST has something that is no hex digit".into())
+}
+
+/// `None` for a lone dash.
+fn optional(field: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Refused> {
+    if field == b"-" {
+        Ok(None)
+    } else {
+        unescape(field).map(Some)
+    }
+}
+
+fn unescape(text: &[u8]) -> Result<Cow<'_, [u8]>, Refused> {
+    let Some(first) = memchr(b'\\', text) else {
+        return Ok(Cow::Borrowed(text));
+    };
+    let mut out = text[..first].to_vec();
+    let mut rest = &text[first..];
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        if *byte != b'\\' {
+            out.push(*byte);
+            continue;
+        }
+        let (escape, after) = rest.split_first().ok_or("a backslash at the end of a field")?;
+        rest = after;
+        out.push(match escape {
+            b'\\' => b'\\',
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            b'x' => {
+                let digits = rest.get(..2).ok_or("\\x without two hex digits")?;
+                rest = &rest[2..];
+                let high = hex_value(digits[0]).ok_or("\\x without two hex digits")?;
+                high << 4 | hex_value(digits[1]).ok_or("\\x without two hex digits")?
+            }
+            _ => return Err("a backslash before something other than \\ n r t x".into()),
+        });
+    }
+    Ok(Cow::Owned(out))
+}
+
+const fn hex_value(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+/// Takes everything up to `end`, and `end`; all that is left where there is none.
+fn take_until<'a>(rest: &mut &'a [u8], end: u8) -> &'a [u8] {
+    if let Some(at) = memchr(end, rest) {
+        let part = &rest[..at];
+        *rest = &rest[at + 1..];
+        part
+    } else {
+        std::mem::take(rest)
+    }
+}
+
+fn refused(line: usize, why: impl Into<Refused>) -> Error {
+    Error::Dump {
+        line,
+        why: why.into().into_owned(),
+    }
+}
+
+/// Prints a tree as `composefs-info dump` does: depth first, names sorted, links with their target's metadata.
+pub fn write(tree: &Tree, out: &mut dyn Write) -> io::Result<()> {
+    let mut originals = std::collections::HashMap::new();
+    let linked: std::collections::HashSet<NodeId> =
+        tree.entries().filter(|(_, e)| e.link).map(|(_, e)| e.node).collect();
+    if !linked.is_empty() {
+        for Found { path, inode, link } in tree.walk() {
+            if !link && linked.contains(&inode.id()) {
+                originals.insert(inode.id(), path);
+            }
+        }
+    }
+    let mut line = Vec::new();
+    for found in tree.walk() {
+        line.clear();
+        let target = originals.get(&found.inode.id()).filter(|_| found.link);
+        write_line(&mut line, &found, target.map(|t| &**t));
+        out.write_all(&line)?;
+    }
+    Ok(())
+}
+
+fn write_line(line: &mut Vec<u8>, found: &Found<'_>, target: Option<&[u8]>) {
+    let inode = found.inode;
+    escape(line, &found.path, false);
+    let mtime = inode.mtime();
+    let at = if target.is_some() { "@" } else { "" };
+    let (rdev, size) = match inode.kind() {
+        Kind::CharDevice(number) | Kind::BlockDevice(number) => (number, inode.node().size),
+        Kind::Directory => (0, format::directory_size(inode)),
+        Kind::Fifo | Kind::Socket => (0, inode.node().size),
+        _ => (0, inode.size()),
+    };
+    let numbers = format!(
+        " {size} {at}{:o} {} {} {} {rdev} {}.{} ",
+        inode.mode(),
+        inode.nlink(),
+        inode.uid(),
+        inode.gid(),
+        mtime.sec,
+        mtime.nsec
+    );
+    line.extend_from_slice(numbers.as_bytes());
+    write_content(line, inode, target);
+    for (key, value) in inode.xattrs() {
+        line.push(b' ');
+        escape(line, key, true);
+        line.push(b'=');
+        escape(line, value, true);
+    }
+    line.push(b'\n');
+}
+
+/// PAYLOAD CONTENT DIGEST.
+fn write_content(line: &mut Vec<u8>, inode: Inode<'_>, target: Option<&[u8]>) {
+    let (mut payload, mut content, mut digest) = (None, None, None);
+    match inode.kind() {
+        Kind::Symlink(to) => payload = Some(Cow::Borrowed(to)),
+        Kind::Regular(Regular::Inline(bytes)) => content = Some(bytes).filter(|b| !b.is_empty()),
+        Kind::Regular(Regular::External { id, payload: path, .. }) => {
+            payload = match path {
+                Some(ObjectPath::Text(text)) => Some(Cow::Borrowed(text)),
+                Some(ObjectPath::OfDigest) => id.map(|id| Cow::Owned(id.object_path().into_bytes())),
+                None => None,
+            };
+            digest = id;
+        }
+        _ => {}
+    }
+    if let Some(target) = target {
+        payload = Some(Cow::Borrowed(target));
+    }
+    escape_optional(line, payload.as_deref());
+    line.push(b' ');
+    escape_optional(line, content);
+    line.push(b' ');
+    match digest {
+        Some(id) => line.extend_from_slice(id.to_hex().as_bytes()),
+        None => line.push(b'-'),
+    }
+}
+
+fn escape_optional(line: &mut Vec<u8>, field: Option<&[u8]>) {
+    match field {
+        None => line.push(b'-'),
+        Some(b"-") => line.extend_from_slice(b"\\x2d"),
+        Some(field) => escape(line, field, false),
+    }
+}
+
+fn escape(line: &mut Vec<u8>, bytes: &[u8], equals: bool) {
+    for byte in bytes {
+        match byte {
+            b'\\' => line.extend_from_slice(b"\\\\"),
+            b'\n' => line.extend_from_slice(b"\\n"),
+            b'\r' => line.extend_from_slice(b"\\r"),
+            b'\t' => line.extend_from_slice(b"\\t"),
+            b'=' if !equals => line.push(b'='),
+            0x21..=0x7e if *byte != b'=' => line.push(*byte),
+            _ => line.extend_from_slice(&[b'\\', b'x', hex_digit(byte >> 4), hex_digit(byte & 15)]),
+        }
+    }
 }

@@ -5,6 +5,7 @@
 
 pub mod dump;
 mod format;
+mod inodes;
 pub mod reader;
 pub mod writer;
 

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::ids::{Algorithm, ObjectId};
 use crate::layers::Mtime;
 
-pub(crate) use build::{Builder, Leaf, Links, check_name, hex_digit, path_error};
+pub(crate) use build::{Builder, EMPTY_DIRECTORY, Leaf, Links, check_name, hex_digit, path_error};
 pub use merge::Merge;
 pub use scan::{ScanOptions, scan};
 
@@ -245,10 +245,6 @@ impl Tree {
 
     pub(crate) fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.index()]
-    }
-
-    pub(crate) fn store(&mut self, bytes: &[u8]) -> Result<Span> {
-        push_bytes(&mut self.bytes, bytes)
     }
 }
 

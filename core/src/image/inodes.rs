@@ -1,0 +1,655 @@
+//! A tree rewritten for an image: inodes in image order, with the attributes that overlayfs will read.
+//!
+//! Invariant: everything here follows from the tree and the version alone; hash tables only find equal things and
+//! never decide an order.
+
+use std::borrow::Cow;
+use std::hash::{BuildHasher, Hasher};
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+use xxhash_rust::xxh32::xxh32;
+
+use super::Versions;
+use super::format::{
+    self, ACL_ACCESS, ACL_DEFAULT, ESCAPED, ESCAPED_OPAQUE, FILTER_SEED, MAX_CHUNKS, MAX_SHARED, METACOPY, OPAQUE,
+    OVERLAY, PREFIXES, Packing, REDIRECT, USER_OPAQUE, USER_WHITEOUT, USER_WHITEOUTS, WHITEOUT, WHITEOUTS, chunk_count,
+    merge_names, stub_names,
+};
+use crate::error::{Error, Result};
+use crate::ids::ObjectId;
+use crate::layers::Mtime;
+use crate::tree::{Kind, NodeId, ObjectPath, Regular, Tree, count, hex_digit, kind, path_error};
+
+const SELINUX: &[u8] = b"security.selinux";
+
+/// Key and value of an attribute.
+type Pair<'t> = (Cow<'t, [u8]>, Cow<'t, [u8]>);
+
+/// What an inode's data are.
+#[derive(Clone, Copy, Debug)]
+pub enum Body<'t> {
+    /// Entries of this folder of the tree.
+    Directory(NodeId),
+    /// Bytes in the image.
+    Content(&'t [u8]),
+    /// A file whose content is elsewhere: chunks that are nowhere.
+    Chunks,
+    /// A symbolic link's target.
+    Symlink(&'t [u8]),
+    /// A device's number.
+    Device(u32),
+    /// None: pipes, sockets, empty files and hidden whiteouts.
+    Nothing,
+}
+
+/// An inode as the image will have it, but for its place.
+#[derive(Clone, Copy, Debug)]
+pub struct Inode<'t> {
+    pub mode: u16,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: Mtime,
+    /// Of a regular file or symbolic link its length; of a folder what its entries take; otherwise what the tree says.
+    pub size: u64,
+    pub body: Body<'t>,
+    /// 32 bytes instead of 64.
+    pub compact: bool,
+    /// Full blocks and bytes after them.
+    pub blocks: u32,
+    pub tail: u32,
+    /// Run of the attribute lists.
+    attributes: (u32, u32),
+    /// Bytes of the attributes with their header; 0 without any.
+    pub attributes_size: u32,
+    /// How many of them are references to shared ones.
+    pub shared: u8,
+}
+
+impl Inode<'_> {
+    /// Bytes of the inode itself.
+    pub const fn head_size(&self) -> u64 {
+        if self.compact { 32 } else { 64 }
+    }
+
+    /// The size that the inode says.
+    pub const fn written_size(&self) -> u64 {
+        match self.body {
+            Body::Directory(_) | Body::Content(_) | Body::Chunks | Body::Symlink(_) => self.size,
+            Body::Device(_) | Body::Nothing => 0,
+        }
+    }
+}
+
+/// An attribute's name.
+struct Key {
+    start: usize,
+    len: usize,
+    prefix: u8,
+    prefix_len: usize,
+    filter: u32,
+}
+
+/// A name with a value, once however often it is used.
+struct Attribute {
+    key: u32,
+    start: usize,
+    len: usize,
+    uses: u32,
+    /// In the shared table, where it is in it.
+    offset: u32,
+}
+
+/// All inodes in image order, with their attributes.
+pub struct Inodes<'t> {
+    tree: &'t Tree,
+    pub version: u32,
+    pub has_acl: bool,
+    /// The oldest modification time, which inodes need not repeat.
+    pub min_mtime: Mtime,
+    pub list: Vec<Inode<'t>>,
+    /// The inode's number of a node of the tree.
+    numbers: Vec<u32>,
+    /// The inode's number of the folder that an inode is in.
+    parents: Vec<u32>,
+    /// Names and inode numbers of what the root has.
+    root: Vec<(&'t [u8], u32)>,
+    /// Attributes in the shared table, in its order.
+    pub shared: Vec<u32>,
+    lists: Vec<u32>,
+    pool: Pool,
+}
+
+/// Attributes and their names, each once.
+#[derive(Default)]
+struct Pool {
+    bytes: Vec<u8>,
+    keys: Vec<Key>,
+    key_index: HashTable<u32>,
+    attributes: Vec<Attribute>,
+    index: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+}
+
+/// Where an inode comes from.
+#[derive(Clone, Copy)]
+enum Source {
+    Node(NodeId),
+    /// One of the names `00` to `ff` in the root.
+    Stub,
+}
+
+impl<'t> Inodes<'t> {
+    pub fn new(tree: &'t Tree, versions: Versions) -> Result<Self> {
+        if versions.min > 1 || versions.max > 1 {
+            return Err(Error::Usage(format!(
+                "image format versions are 0 and 1, not {} to {}; give --min-version and --max-version accordingly",
+                versions.min, versions.max
+            )));
+        }
+        let mut inodes = Self {
+            tree,
+            version: versions.min,
+            has_acl: false,
+            min_mtime: tree.root().mtime(),
+            list: Vec::new(),
+            numbers: vec![0; tree.nodes.len()],
+            parents: vec![0],
+            root: Vec::new(),
+            shared: Vec::new(),
+            lists: Vec::new(),
+            pool: Pool::default(),
+        };
+        let (order, hides) = inodes.order()?;
+        if versions.max >= 1 && hides.contains(&true) {
+            inodes.version = 1;
+        }
+        inodes.list.reserve_exact(order.len());
+        let mut attributes = Vec::new();
+        for (source, hides) in order.iter().zip(hides) {
+            attributes.clear();
+            let mut inode = inodes.inode(*source)?;
+            inodes.attributes(*source, hides, &mut attributes)?;
+            inode.attributes.0 = count(inodes.lists.len())?;
+            for (key, value) in &attributes {
+                let attribute = inodes.pool.attribute(key, value)?;
+                inodes.lists.push(attribute);
+            }
+            inode.attributes.1 = count(inodes.lists.len())?;
+            inodes.list.push(inode);
+        }
+        inodes.share()?;
+        inodes.measure(&order)?;
+        Ok(inodes)
+    }
+
+    /// Breadth first from the root, names sorted, links left out; and which folders have a whiteout.
+    fn order(&mut self) -> Result<(Vec<Source>, Vec<bool>)> {
+        let tree = self.tree;
+        let mut order = Vec::with_capacity(tree.entries.len() + 257);
+        order.push(Source::Node(NodeId::ROOT));
+        let mut hides = vec![false];
+        let mut at = 0;
+        while at < order.len() {
+            let Source::Node(folder) = order[at] else {
+                at += 1;
+                continue;
+            };
+            let parent = count(at)?;
+            let mut take = |source: Source| -> Result<u32> {
+                let number = count(order.len())?;
+                if let Source::Node(id) = source {
+                    self.numbers[id.index()] = number;
+                    hides[at] |= is_whiteout(tree, id);
+                    let mtime = tree.node(id).mtime;
+                    self.min_mtime = self.min_mtime.min(mtime);
+                }
+                order.push(source);
+                hides.push(false);
+                self.parents.push(parent);
+                Ok(number)
+            };
+            if folder == NodeId::ROOT {
+                let entries = tree.entries[tree.run(folder)].iter();
+                let entries = entries.map(|e| (tree.get(e.name), Some((e.node, e.link))));
+                let stubs = stub_names().iter().map(|name| (&name[..], None));
+                for (name, entry) in merge_names(entries, stubs) {
+                    let number = match entry {
+                        None => take(Source::Stub)?,
+                        Some((id, false)) => take(Source::Node(id))?,
+                        // Known when all inodes have their numbers.
+                        Some((_, true)) => u32::MAX,
+                    };
+                    self.root.push((name, number));
+                }
+            } else {
+                for entry in &tree.entries[tree.run(folder)] {
+                    if !entry.link {
+                        take(Source::Node(entry.node))?;
+                    }
+                }
+            }
+            at += 1;
+        }
+        for (name, number) in &mut self.root {
+            if let (u32::MAX, Some(inode)) = (*number, tree.root().child(name)) {
+                *number = self.numbers[inode.id().index()];
+            }
+        }
+        Ok((order, hides))
+    }
+
+    fn inode(&self, source: Source) -> Result<Inode<'t>> {
+        let root = self.tree.node(NodeId::ROOT);
+        let Source::Node(id) = source else {
+            return Ok(Inode {
+                mode: kind::CHAR | 0o644,
+                nlink: 1,
+                uid: root.uid,
+                gid: root.gid,
+                mtime: root.mtime,
+                size: 0,
+                body: Body::Device(0),
+                ..EMPTY
+            });
+        };
+        let node = self.tree.node(id);
+        let mut inode = Inode {
+            mode: node.mode,
+            nlink: node.nlink,
+            uid: node.uid,
+            gid: node.gid,
+            mtime: node.mtime,
+            size: node.size,
+            ..EMPTY
+        };
+        inode.body = match self.tree.inode(id).kind() {
+            Kind::Directory => {
+                inode.nlink = self.tree.inode(id).nlink();
+                Body::Directory(id)
+            }
+            Kind::Regular(Regular::Inline(b"")) => Body::Nothing,
+            Kind::Regular(Regular::Inline(content)) => {
+                inode.size = content.len() as u64;
+                Body::Content(content)
+            }
+            Kind::Regular(Regular::External { size, .. }) if chunk_count(size) > MAX_CHUNKS => {
+                return Err(self.too_much(source, "a file of more than 2^53 bytes"));
+            }
+            Kind::Regular(Regular::External { .. }) => Body::Chunks,
+            Kind::Symlink(target) if target.is_empty() || target.len() > 4095 => {
+                return Err(self.too_much(source, "a symbolic link whose target is not 1 to 4095 bytes long"));
+            }
+            Kind::Symlink(target) => {
+                inode.size = target.len() as u64;
+                Body::Symlink(target)
+            }
+            Kind::CharDevice(0) => {
+                inode.mode = kind::REGULAR | node.mode & !kind::MASK;
+                inode.size = 0;
+                Body::Nothing
+            }
+            Kind::CharDevice(number) | Kind::BlockDevice(number) => Body::Device(number),
+            Kind::Fifo | Kind::Socket => Body::Nothing,
+        };
+        Ok(inode)
+    }
+
+    /// An inode's attributes in the order of their keys.
+    fn attributes(&mut self, source: Source, hides: bool, list: &mut Vec<Pair<'t>>) -> Result<()> {
+        let tree = self.tree;
+        let Source::Node(id) = source else {
+            let label = tree.root().xattr(SELINUX);
+            list.extend(label.map(|label| (Cow::Borrowed(SELINUX), Cow::Borrowed(label))));
+            return Ok(());
+        };
+        let inode = tree.inode(id);
+        for (key, value) in inode.xattrs() {
+            self.has_acl |= key == ACL_ACCESS || key == ACL_DEFAULT;
+            let key = match key.strip_prefix(OVERLAY) {
+                Some(rest) => Cow::Owned([ESCAPED, rest].concat()),
+                None => Cow::Borrowed(key),
+            };
+            list.push((key, Cow::Borrowed(value)));
+        }
+        if let Kind::Regular(Regular::External {
+            id: object, payload, ..
+        }) = inode.kind()
+        {
+            set(list, METACOPY, metacopy(object));
+            match payload {
+                None => {}
+                Some(ObjectPath::Text(text)) => set(list, REDIRECT, Cow::Owned([b"/", text].concat())),
+                Some(ObjectPath::OfDigest) => {
+                    set(
+                        list,
+                        REDIRECT,
+                        Cow::Owned(redirect(object.as_ref().map_or(&[], |o| o.as_bytes()))),
+                    );
+                }
+            }
+        }
+        if is_whiteout(tree, id) {
+            set(list, WHITEOUT, Cow::Borrowed(b""));
+            set(list, USER_WHITEOUT, Cow::Borrowed(b""));
+        }
+        if hides {
+            set(list, WHITEOUTS, Cow::Borrowed(b""));
+            set(list, USER_WHITEOUTS, Cow::Borrowed(b""));
+            if self.version >= 1 {
+                set(list, ESCAPED_OPAQUE, Cow::Borrowed(b"x"));
+                set(list, USER_OPAQUE, Cow::Borrowed(b"x"));
+            }
+        }
+        if id == NodeId::ROOT {
+            set(list, OPAQUE, Cow::Borrowed(b"y"));
+        }
+        list.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        self.check_attributes(source, list)
+    }
+
+    fn check_attributes(&self, source: Source, list: &[Pair<'t>]) -> Result<()> {
+        for (key, value) in list {
+            let (_, prefix) = prefix(key);
+            if key.is_empty() || key.len() - prefix > 255 || key.contains(&0) {
+                return Err(self.too_much(source, "an attribute whose name is empty or has more than 255 bytes"));
+            }
+            if value.len() > 65535 {
+                return Err(self.too_much(source, "an attribute of more than 65535 bytes"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Which attributes go to the shared table, and where in it.
+    fn share(&mut self) -> Result<()> {
+        let pool = &mut self.pool;
+        let used = pool.attributes.iter().enumerate().filter(|(_, a)| a.uses > 1);
+        self.shared = used.map(|(number, _)| count(number)).collect::<Result<_>>()?;
+        self.shared.sort_unstable_by(|a, b| {
+            let ((key_a, value_a), (key_b, value_b)) = (pool.get(*a), pool.get(*b));
+            let value = || value_b.len().cmp(&value_a.len()).then_with(|| value_b.cmp(value_a));
+            key_b.cmp(key_a).then_with(value)
+        });
+        let mut offset = 0;
+        for attribute in &self.shared {
+            pool.attributes[*attribute as usize].offset = count(offset)?;
+            offset += pool.size(*attribute);
+        }
+        Ok(())
+    }
+
+    /// Sizes that do not depend on the place: of attributes, entries and tails.
+    fn measure(&mut self, order: &[Source]) -> Result<()> {
+        for (number, source) in order.iter().enumerate() {
+            let mut inode = self.list[number];
+            let mut shared = 0;
+            let mut size = 0;
+            for attribute in self.attributes_of(&inode) {
+                if self.pool.attributes[*attribute as usize].uses > 1 && usize::from(shared) < MAX_SHARED {
+                    shared += 1;
+                    size += 4;
+                } else {
+                    size += self.pool.size(*attribute);
+                }
+            }
+            inode.shared = shared;
+            inode.attributes_size = if size > 0 { count(12 + size)? } else { 0 };
+            if size / 4 + 1 > usize::from(u16::MAX) {
+                return Err(self.too_much(*source, "extended attributes of more than 262136 bytes"));
+            }
+            let (blocks, tail) = match inode.body {
+                Body::Directory(_) => {
+                    let packing = self.pack(&inode);
+                    inode.size = packing.size();
+                    (packing.blocks, packing.tail)
+                }
+                Body::Symlink(target) => (0, target.len() as u64),
+                Body::Content(content) => match content.len() as u64 {
+                    size if size % format::BLOCK > format::BLOCK / 2 => (size / format::BLOCK + 1, 0),
+                    size => (size / format::BLOCK, size % format::BLOCK),
+                },
+                Body::Chunks => (0, 4 * chunk_count(inode.size)),
+                Body::Device(_) | Body::Nothing => (0, 0),
+            };
+            inode.blocks = u32::try_from(blocks).map_err(|_| self.too_much(*source, "data of more than 16 TB"))?;
+            inode.tail = u32::try_from(tail).map_err(|_| self.too_much(*source, "data of more than 16 TB"))?;
+            let small = |n: u32| n <= u16::MAX.into();
+            inode.compact = inode.mtime == self.min_mtime
+                && small(inode.nlink)
+                && small(inode.uid)
+                && small(inode.gid)
+                && inode.size <= u32::MAX.into();
+            self.list[number] = inode;
+        }
+        Ok(())
+    }
+
+    fn pack(&self, folder: &Inode<'t>) -> Packing {
+        let mut packing = Packing::default();
+        self.entries(folder, |name, _| _ = packing.add(name.len()));
+        packing.done()
+    }
+
+    /// Entries of a folder with inode numbers, `.` and `..` among them, in byte order.
+    fn entries(&self, folder: &Inode<'t>, mut each: impl FnMut(&'t [u8], u32)) {
+        let Body::Directory(id) = folder.body else { return };
+        let this = self.numbers[id.index()];
+        let parent = self.parents[this as usize];
+        let dots = [(&b"."[..], this), (&b".."[..], parent)].into_iter();
+        if id == NodeId::ROOT {
+            merge_names(self.root.iter().copied(), dots).for_each(|(name, number)| each(name, number));
+            return;
+        }
+        let tree = self.tree;
+        let entries = tree.entries[tree.run(id)].iter();
+        let entries = entries.map(|e| (tree.get(e.name), self.numbers[e.node.index()]));
+        merge_names(entries, dots).for_each(|(name, number)| each(name, number));
+    }
+
+    /// A folder's entries in runs that each fill a block; the last run may be the tail.
+    pub fn chunks(&self, folder: &Inode<'t>, mut each: impl FnMut(&[(&'t [u8], u32)])) {
+        let mut packing = Packing::default();
+        let mut run = Vec::new();
+        self.entries(folder, |name, number| {
+            if packing.add(name.len()) {
+                each(&run);
+                run.clear();
+            }
+            run.push((name, number));
+        });
+        each(&run);
+    }
+
+    pub fn attributes_of(&self, inode: &Inode<'_>) -> &[u32] {
+        &self.lists[inode.attributes.0 as usize..inode.attributes.1 as usize]
+    }
+
+    /// Where in the shared table an attribute is; the first `left` shareable ones of an inode are references.
+    pub fn shared_offset(&self, attribute: u32, left: &mut u8) -> Option<u32> {
+        let attribute = &self.pool.attributes[attribute as usize];
+        if attribute.uses < 2 || *left == 0 {
+            return None;
+        }
+        *left -= 1;
+        Some(attribute.offset)
+    }
+
+    /// Prefix index, rest of the name, value.
+    pub fn attribute(&self, attribute: u32) -> (u8, &[u8], &[u8]) {
+        let (key, value) = self.pool.get(attribute);
+        let Key { prefix, prefix_len, .. } = self.pool.keys[self.pool.attributes[attribute as usize].key as usize];
+        (prefix, &key[prefix_len..], value)
+    }
+
+    /// What the kernel asks before it looks for a name: a 0 bit says that a name with this hash is there.
+    pub fn name_filter(&self, list: &[u32]) -> u32 {
+        let bit = |attribute: &u32| self.pool.keys[self.pool.attributes[*attribute as usize].key as usize].filter;
+        !list.iter().fold(0, |bits, attribute| bits | bit(attribute))
+    }
+
+    fn too_much(&self, source: Source, why: &str) -> Error {
+        let id = match source {
+            Source::Node(id) => id,
+            Source::Stub => NodeId::ROOT,
+        };
+        let found = self.tree.walk().find(|found| found.inode.id() == id);
+        path_error(
+            &found.map(|f| f.path).unwrap_or_default(),
+            format!("{why} cannot be in an image"),
+        )
+    }
+}
+
+const EMPTY: Inode<'static> = Inode {
+    mode: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    mtime: Mtime { sec: 0, nsec: 0 },
+    size: 0,
+    body: Body::Nothing,
+    compact: false,
+    blocks: 0,
+    tail: 0,
+    attributes: (0, 0),
+    attributes_size: 0,
+    shared: 0,
+};
+
+/// A character device 0:0, which overlayfs takes for a whiteout.
+fn is_whiteout(tree: &Tree, id: NodeId) -> bool {
+    tree.inode(id).kind() == Kind::CharDevice(0)
+}
+
+/// Sets an attribute in place of one with the same key.
+fn set<'t>(list: &mut Vec<Pair<'t>>, key: &'static [u8], value: Cow<'t, [u8]>) {
+    match list.iter_mut().find(|(k, _)| **k == *key) {
+        Some((_, old)) => *old = value,
+        None => list.push((Cow::Borrowed(key), value)),
+    }
+}
+
+/// overlayfs' record of a digest (`struct ovl_metacopy`): version, length, flags, algorithm, digest.
+fn metacopy(object: Option<ObjectId>) -> Cow<'static, [u8]> {
+    let Some(object) = object else {
+        return Cow::Borrowed(b"");
+    };
+    let digest = object.as_bytes();
+    let length = if digest.len() == 64 { 68 } else { 36 };
+    Cow::Owned([&[0, length, 0, object.algorithm().number()], digest].concat())
+}
+
+/// `/ab/cdef…`.
+fn redirect(digest: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(2 * digest.len() + 2);
+    path.push(b'/');
+    for (at, byte) in digest.iter().enumerate() {
+        if at == 1 {
+            path.push(b'/');
+        }
+        path.extend([hex_digit(byte >> 4), hex_digit(byte & 15)]);
+    }
+    path
+}
+
+/// Index and length of the prefix that an attribute's name is written with.
+fn prefix(key: &[u8]) -> (u8, usize) {
+    PREFIXES
+        .iter()
+        .find(|(prefix, _)| key.starts_with(prefix))
+        .map_or((0, 0), |(prefix, index)| (*index, prefix.len()))
+}
+
+impl Pool {
+    /// The number of an attribute; counts its use.
+    fn attribute(&mut self, key: &[u8], value: &[u8]) -> Result<u32> {
+        let key = self.key(key)?;
+        let hash = hash(&self.hasher, key, value);
+        let Self {
+            bytes,
+            attributes,
+            index,
+            hasher,
+            ..
+        } = self;
+        let value_of = |a: &Attribute| a.start..a.start + a.len;
+        let same = |number: &u32| {
+            let attribute = &attributes[*number as usize];
+            attribute.key == key && bytes[value_of(attribute)] == *value
+        };
+        if let Some(number) = index.find(hash, same).copied() {
+            attributes[number as usize].uses += 1;
+            return Ok(number);
+        }
+        let number = count(attributes.len())?;
+        attributes.push(Attribute {
+            key,
+            start: bytes.len(),
+            len: value.len(),
+            uses: 1,
+            offset: 0,
+        });
+        bytes.extend_from_slice(value);
+        index.insert_unique(hash, number, |number| {
+            let attribute = &attributes[*number as usize];
+            self::hash(hasher, attribute.key, &bytes[value_of(attribute)])
+        });
+        Ok(number)
+    }
+
+    fn key(&mut self, name: &[u8]) -> Result<u32> {
+        let hash = hash(&self.hasher, 0, name);
+        let Self {
+            bytes,
+            keys,
+            key_index,
+            hasher,
+            ..
+        } = self;
+        let same = |number: &u32| {
+            let key = &keys[*number as usize];
+            bytes[key.start..key.start + key.len] == *name
+        };
+        if let Some(number) = key_index.find(hash, same) {
+            return Ok(*number);
+        }
+        let number = count(keys.len())?;
+        let (prefix, prefix_len) = prefix(name);
+        keys.push(Key {
+            start: bytes.len(),
+            len: name.len(),
+            prefix,
+            prefix_len,
+            filter: 1 << (xxh32(&name[prefix_len..], FILTER_SEED + u32::from(prefix)) & 31),
+        });
+        bytes.extend_from_slice(name);
+        key_index.insert_unique(hash, number, |number| {
+            let key = &keys[*number as usize];
+            self::hash(hasher, 0, &bytes[key.start..key.start + key.len])
+        });
+        Ok(number)
+    }
+
+    /// Name and value.
+    fn get(&self, number: u32) -> (&[u8], &[u8]) {
+        let attribute = &self.attributes[number as usize];
+        let key = &self.keys[attribute.key as usize];
+        let key = &self.bytes[key.start..key.start + key.len];
+        (key, &self.bytes[attribute.start..attribute.start + attribute.len])
+    }
+
+    /// Bytes that an attribute takes.
+    fn size(&self, number: u32) -> usize {
+        let attribute = &self.attributes[number as usize];
+        let key = &self.keys[attribute.key as usize];
+        (4 + key.len - key.prefix_len + attribute.len).next_multiple_of(4)
+    }
+}
+
+fn hash(hasher: &DefaultHashBuilder, key: u32, value: &[u8]) -> u64 {
+    let mut state = hasher.build_hasher();
+    state.write_u32(key);
+    state.write(value);
+    state.finish()
+}

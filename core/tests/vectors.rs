@@ -1,0 +1,70 @@
+//! Images are bit for bit those of C mkcomposefs 1.0.8: golden digests for three version settings.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use cfs_core::ids::Algorithm;
+use cfs_core::image::{self, Versions, dump, writer};
+
+const SETTINGS: [Versions; 3] = [
+    Versions { min: 0, max: 1 },
+    Versions { min: 0, max: 0 },
+    Versions { min: 1, max: 1 },
+];
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Checks every row of a table: dump, digest or `FAIL` for each setting, what it covers. Returns how many.
+fn check_table(folder: &Path, table: &str) -> usize {
+    let table = std::fs::read_to_string(folder.join(table)).unwrap();
+    let mut rows = 0;
+    for row in table.lines().skip(1) {
+        let columns: Vec<&str> = row.split('\t').collect();
+        let text = read(&folder.join(columns[0]));
+        let tree = dump::parse(&text);
+        for (versions, wanted) in SETTINGS.into_iter().zip(&columns[1..4]) {
+            let got = match &tree {
+                Err(_) => "FAIL".to_owned(),
+                Ok(tree) => {
+                    let image = writer::build(tree, versions).unwrap();
+                    image::digest(&image, Algorithm::Sha256).to_hex()
+                }
+            };
+            assert_eq!(got, *wanted, "{} with {versions:?}", columns[0]);
+        }
+        rows += 1;
+    }
+    rows
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    let mut content = std::fs::read(path).unwrap();
+    if path.extension().is_some_and(|e| e == "gz") {
+        let packed = std::mem::take(&mut content);
+        flate2::read::GzDecoder::new(&packed[..])
+            .read_to_end(&mut content)
+            .unwrap();
+    }
+    content
+}
+
+#[test]
+fn images_of_our_own_dumps_have_the_digests_of_mkcomposefs() {
+    assert_eq!(check_table(&project().join("testdata/mkcomposefs"), "digests.tsv"), 7);
+}
+
+/// The C project's own dumps are not copied here; they are where `CFS_VECTORS` or `../shared/vectors` has them.
+#[test]
+fn images_of_the_peers_dumps_have_the_digests_of_mkcomposefs_where_these_are_here() {
+    let folder = std::env::var_os("CFS_VECTORS").map_or_else(|| project().join("../shared/vectors"), PathBuf::from);
+    let folder = [folder, project().join("../../shared/vectors")];
+    let folder = folder.into_iter().find(|f| f.join("mkcomposefs.tsv").exists());
+    match folder {
+        Some(folder) => assert!(check_table(&folder, "mkcomposefs.tsv") > 7),
+        None => println!("not run: no peer vectors; set CFS_VECTORS to their folder"),
+    }
+}
