@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::ids::{DiffId, ManifestDigest, ObjectId};
-use crate::image::{Versions, writer};
+use crate::image::{self, Versions, writer};
+use crate::manifest::Platform;
 use crate::monitor::{Event, Monitor, Stage};
 use crate::registry::{self, Registry};
 use crate::store::{self, Store, import};
@@ -199,6 +200,24 @@ impl<T> std::ops::Deref for Synced<T> {
     }
 }
 
+/// The digest that the image of a reference has, and nothing else: `scratch` is an empty repository that the caller
+/// throws away.
+pub fn digest(
+    scratch: &Store,
+    registry: &Registry,
+    platform: &Platform,
+    variant: Variant,
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<ObjectId> {
+    monitor.event(Event::Stage(Stage::Resolve));
+    let image = registry.image(platform, monitor)?;
+    let imported = import(scratch, registry, image, threads, monitor)?;
+    let mut tree = imported.tree(scratch)?;
+    transform(scratch, &mut tree, variant)?;
+    Ok(image::digest(&writer::build(&tree, Versions::V1)?, scratch.algorithm()))
+}
+
 /// A container image that is in the store.
 #[derive(Clone, Debug)]
 pub struct Pulled {
@@ -216,7 +235,7 @@ pub struct Pulled {
 pub fn pull(
     store: &Store,
     registry: &Registry,
-    platform: &crate::manifest::Platform,
+    platform: &Platform,
     threads: usize,
     monitor: &dyn Monitor,
 ) -> Result<Pulled> {
