@@ -289,6 +289,12 @@ pub struct Handle<'a, F: AsFd> {
 }
 
 impl<F: AsFd> Handle<'_, F> {
+    /// User and group that it belongs to.
+    pub fn owner(&self) -> Result<(u32, u32)> {
+        let stat = sys::fstat(self.fd).map_err(|e| Error::io("look at", self.path, e))?;
+        Ok((stat.st_uid, stat.st_gid))
+    }
+
     /// Owner and group.
     pub fn set_owner(&self, uid: u32, gid: u32) -> Result<()> {
         sys::fchown(self.fd, Some(sys::Uid::from_raw(uid)), Some(sys::Gid::from_raw(gid)))
@@ -312,6 +318,11 @@ impl<F: AsFd> Handle<'_, F> {
         let key = CString::new(key).map_err(|_| fail(Errno::INVAL))?;
         sys::fsetxattr(self.fd, &key, value, XattrFlags::empty()).map_err(fail)
     }
+}
+
+/// Whether this is root, who may read and own everything (in its user namespace).
+pub fn is_privileged() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// Gives the owner all permissions on every folder in a tree of his own, so that it can be removed.
