@@ -1,1 +1,54 @@
-//! placeholder
+//! Everything between firmware and a mounted root.
+//!
+//! One file for each boot loader; this one holds the only match on which it is. Formats (`bls`, `counter`, `name`,
+//! `loader_conf`) are pure; `publish` and the loaders write, through [`cfs_core::sys::fs::Fs`] only, so that tests can
+//! cut the power after each operation.
+
+pub mod bls;
+pub mod counter;
+pub mod name;
+pub mod loader_conf;
+pub mod esp;
+mod publish;
+mod listing;
+mod upkeep;
+pub mod sdboot;
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use cfs_core::boot::Bootloader;
+use cfs_core::error::{Error, Result};
+use cfs_core::sys::fs::Fs;
+
+pub use cfs_core::boot::cmdline;
+
+use esp::BootDir;
+use sdboot::SdBoot;
+
+/// Which boot loader reads our entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// systemd-boot, or another one that reads Boot Loader Specification entries and counts tries in file names.
+    #[default]
+    SystemdBoot,
+}
+
+impl FromStr for Kind {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "systemd-boot" | "systemd" | "sd-boot" => Ok(Self::SystemdBoot),
+            _ => Err(Error::Usage(format!(
+                "{s:?} is no boot loader known here; write systemd-boot"
+            ))),
+        }
+    }
+}
+
+/// The boot loader of this kind whose `$BOOT` is here.
+pub fn open(kind: Kind, boot: BootDir, fs: Arc<dyn Fs>) -> Arc<dyn Bootloader> {
+    match kind {
+        Kind::SystemdBoot => Arc::new(SdBoot::new(boot, fs)),
+    }
+}

@@ -1,0 +1,223 @@
+//! Where `$BOOT` is, and whether it can be written.
+//!
+//! The choice is pure ([`choose`]); looking is apart from it. For a sysroot that is not the running system's, `$BOOT`
+//! is its folder `boot`; for the running system it is what the Boot Loader Specification says: what is mounted at
+//! `/boot`, otherwise the EFI system partition at `/efi` or, as it used to be, at `/boot/efi`. Nothing is written here.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use cfs_core::error::{Error, Result};
+use rustix::fs::{Access, AtFlags, StatVfsMountFlags};
+
+/// `MSDOS_SUPER_MAGIC` of linux/magic.h: FAT in all its variants.
+const MSDOS_SUPER_MAGIC: i64 = 0x4d44;
+
+/// A folder that is `$BOOT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootDir {
+    /// Where it is mounted; absolute or as given.
+    pub path: PathBuf,
+    /// Whether it is FAT: no permissions, no links, upper and lower case the same, files below 4 GiB.
+    pub fat: bool,
+}
+
+/// How to look for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place<'a> {
+    /// This folder, which exists.
+    Given(&'a Path),
+    /// The folder `boot` of this sysroot; it is made on first need.
+    Sysroot(&'a Path),
+    /// Of the running system, whose root is this (`/`).
+    Host(&'a Path),
+}
+
+/// Finds `$BOOT`.
+///
+/// # Errors
+/// [`Error::BootEntry`] when there is none, saying what to mount or to give.
+pub fn locate(place: Place<'_>) -> Result<BootDir> {
+    let path = match place {
+        Place::Given(path) if path.is_dir() => path.to_path_buf(),
+        Place::Given(path) => {
+            return Err(none(
+                path,
+                "no such folder; mount the boot partition there, or give another --boot DIR",
+            ));
+        }
+        Place::Sysroot(sysroot) => sysroot.join("boot"),
+        Place::Host(root) => {
+            let candidates = ["boot", "efi", "boot/efi"].map(|path| Probe::of(&root.join(path)));
+            match choose(&candidates) {
+                Some(probe) => probe.path.clone(),
+                None => {
+                    let why =
+                        "nothing is mounted at /boot, /efi or /boot/efi; mount the boot partition, or give --boot DIR";
+                    return Err(none(&root.join("boot"), why));
+                }
+            }
+        }
+    };
+    Ok(BootDir {
+        fat: is_fat(&path),
+        path,
+    })
+}
+
+/// What was seen at a folder where `$BOOT` may be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Probe {
+    /// The folder.
+    pub path: PathBuf,
+    /// Something is mounted there.
+    pub mounted: bool,
+    /// It holds `loader/entries` or `EFI`: a boot loader's partition.
+    pub in_use: bool,
+}
+
+impl Probe {
+    /// Looks, which also makes systemd mount what it mounts on demand.
+    pub fn of(path: &Path) -> Self {
+        let opened = std::fs::read_dir(path).is_ok();
+        let device = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
+        let above = path.parent().and_then(device);
+        Self {
+            mounted: opened && above.is_some() && device(path) != above,
+            in_use: path.join("loader/entries").is_dir() || path.join("EFI").is_dir(),
+            path: path.to_path_buf(),
+        }
+    }
+}
+
+/// Chooses among the candidates, best place first: the first mounted one that a boot loader uses, otherwise the first
+/// mounted one.
+pub fn choose(candidates: &[Probe]) -> Option<&Probe> {
+    let mut mounted = candidates.iter().filter(|probe| probe.mounted);
+    mounted.clone().find(|probe| probe.in_use).or_else(|| mounted.next())
+}
+
+/// Makes sure that the nearest existing folder can be written, before anything is.
+///
+/// # Errors
+/// [`Error::BootEntry`] that says what to do about a partition mounted read-only, or a folder of somebody else.
+pub fn check_writable(boot: &Path) -> Result<()> {
+    let existing = existing(boot);
+    let fail = |e: rustix::io::Errno| Error::io("look at", existing, e);
+    if rustix::fs::statvfs(existing)
+        .map_err(fail)?
+        .f_flag
+        .contains(StatVfsMountFlags::RDONLY)
+    {
+        let why = format!(
+            "it is mounted read-only; run: mount -o remount,rw {}",
+            existing.display()
+        );
+        return Err(none(boot, &why));
+    }
+    match rustix::fs::accessat(
+        rustix::fs::CWD,
+        existing,
+        Access::WRITE_OK | Access::EXEC_OK,
+        AtFlags::EACCESS,
+    ) {
+        Ok(()) => Ok(()),
+        Err(_) => Err(none(
+            boot,
+            "it cannot be written by this user; run this as its owner or as root, or give --boot DIR",
+        )),
+    }
+}
+
+/// Free bytes and the size of a block on the file system that `boot` is on or will be made on.
+pub fn free(boot: &Path) -> Result<(u64, u64)> {
+    let existing = existing(boot);
+    let stat = rustix::fs::statvfs(existing).map_err(|e| Error::io("ask for free space on", existing, e))?;
+    let block = stat.f_frsize.max(512);
+    Ok((stat.f_bavail.saturating_mul(block), block))
+}
+
+/// The folder itself or the nearest one above it that exists.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"))
+}
+
+fn is_fat(path: &Path) -> bool {
+    // The type of the field differs between architectures.
+    #[allow(clippy::unnecessary_cast, clippy::cast_lossless)]
+    rustix::fs::statfs(existing(path)).is_ok_and(|stat| stat.f_type as i64 == MSDOS_SUPER_MAGIC)
+}
+
+fn none(path: &Path, why: &str) -> Error {
+    Error::BootEntry {
+        entry: format!("folder {}", path.display()),
+        why: why.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn probe(path: &str, mounted: bool, in_use: bool) -> Probe {
+        Probe {
+            path: path.into(),
+            mounted,
+            in_use,
+        }
+    }
+
+    #[test]
+    fn the_boot_partition_comes_before_the_efi_one() {
+        let path = |candidates: &[Probe]| choose(candidates).map(|probe| probe.path.display().to_string());
+        let both = [probe("/boot", true, true), probe("/efi", true, true)];
+        assert_eq!(path(&both).as_deref(), Some("/boot"));
+        // /boot is a partition of its own for another purpose: what a boot loader reads is at /efi.
+        let separate = [probe("/boot", true, false), probe("/efi", true, true)];
+        assert_eq!(path(&separate).as_deref(), Some("/efi"));
+        let old = [
+            probe("/boot", false, false),
+            probe("/efi", false, false),
+            probe("/boot/efi", true, true),
+        ];
+        assert_eq!(path(&old).as_deref(), Some("/boot/efi"));
+        let fresh = [probe("/boot", true, false), probe("/efi", false, true)];
+        assert_eq!(path(&fresh).as_deref(), Some("/boot"));
+        assert_eq!(path(&[probe("/boot", false, true)]), None);
+    }
+
+    #[test]
+    fn a_sysroots_boot_folder_need_not_exist_and_a_given_one_must() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = locate(Place::Sysroot(folder.path())).unwrap();
+        assert_eq!(found.path, folder.path().join("boot"));
+        assert!(!found.fat);
+        let error = locate(Place::Given(&folder.path().join("esp")))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("esp: no such folder; mount"), "{error}");
+        assert_eq!(locate(Place::Given(folder.path())).unwrap().path, folder.path());
+        let error = locate(Place::Host(folder.path())).unwrap_err().to_string();
+        assert!(error.contains("--boot DIR"), "{error}");
+    }
+
+    #[test]
+    fn a_mount_point_is_told_from_a_folder() {
+        assert!(Probe::of(Path::new("/proc")).mounted);
+        assert!(!Probe::of(Path::new("/usr/share")).mounted);
+        assert!(!Probe::of(Path::new("/does/not/exist")).mounted);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_refused() {
+        // Root may write everywhere but below /proc/1/attr's read-only cousins; /sys/fs is a folder nobody may write.
+        let folder = tempfile::tempdir().unwrap();
+        assert!(check_writable(folder.path()).is_ok());
+        assert!(check_writable(&folder.path().join("not/there/yet")).is_ok());
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o500)).unwrap();
+        let refused = check_writable(folder.path());
+        assert!(refused.is_err() || rustix::process::geteuid().is_root());
+    }
+}

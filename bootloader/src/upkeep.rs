@@ -1,0 +1,192 @@
+//! What is to be removed from `$BOOT`, removing it, and checking what stays.
+//!
+//! Invariant: an entry goes before the files that it names, with a sync between, and kernel files go only when no file
+//! among the entries mentions them, of whomever it is. Planning writes nothing, so that a plan can be shown instead.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use cfs_core::boot::{BootEntry, Entries, FileSource, Finding, KernelDigest, KernelFiles, Removal, Tries};
+use cfs_core::error::{Error, Result};
+use cfs_core::ids::DeploymentId;
+use cfs_core::sys::fs::{self, Fs};
+
+use crate::listing::{self, entries_folder, kernels_folder};
+use crate::name::KERNEL_FOLDER;
+use crate::publish::TEMPORARY;
+
+/// The entries of these deployments and what only they need.
+///
+/// # Errors
+/// [`Error::BootEntry`] when that would take the last complete entry.
+pub fn plan_removal(boot: &Path, ids: &[DeploymentId]) -> Result<Removal> {
+    let entries = listing::entries(boot)?;
+    let goes = |entry: &&BootEntry| ids.iter().any(|id| entry.belongs_to(id));
+    let gone: Vec<&BootEntry> = entries.ours.iter().filter(goes).collect();
+    let stays = |entry: &&BootEntry| entry.is_complete() && !goes(entry);
+    if let Some(last) = gone.iter().find(|entry| entry.is_complete())
+        && !entries.ours.iter().any(|entry| stays(&entry))
+    {
+        return Err(Error::BootEntry {
+            entry: last.file.clone(),
+            why: "without it nothing would be left that boots; switch or upgrade first".into(),
+        });
+    }
+    plan(boot, gone.into_iter().map(|entry| entry.file.clone()).collect())
+}
+
+/// What interrupted or superseded work left behind.
+pub fn plan_cleanup(boot: &Path) -> Result<Removal> {
+    let entries = listing::entries(boot)?;
+    let mut files: Vec<String> = entries
+        .ours
+        .iter()
+        .filter(|old| is_superseded(&entries, old))
+        .map(|old| old.file.clone())
+        .collect();
+    for name in fs::names(&entries_folder(boot))? {
+        files.extend(
+            name.to_str()
+                .filter(|name| listing::is_own_temporary(name))
+                .map(str::to_owned),
+        );
+    }
+    plan(boot, files)
+}
+
+/// Whether a complete entry does the same: a newer one of the same deployment, or the same one marked good.
+fn is_superseded(entries: &Entries, old: &BootEntry) -> bool {
+    entries.ours.iter().any(|new| {
+        let same_deployment = old.id.map_or(new.short == old.short, |id| new.belongs_to(&id));
+        let marked = new.generation == old.generation && new.tries == Tries::Good && old.tries != Tries::Good;
+        new.is_complete() && same_deployment && (new.generation > old.generation || marked)
+    })
+}
+
+/// These files among the entries and every kernel folder that is not mentioned without them.
+fn plan(boot: &Path, names: Vec<String>) -> Result<Removal> {
+    let gone: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    let mut removal = Removal::default();
+    for name in &gone {
+        removal.bytes += length(&entries_folder(boot).join(name));
+        removal.files.push(format!("loader/entries/{name}"));
+    }
+    let Some(kept) = listing::referenced(boot, &gone)? else {
+        return Ok(removal);
+    };
+    for name in kernel_folders(boot)? {
+        let folder = kernels_folder(boot).join(&name);
+        let files: Vec<String> = fs::names(&folder)?
+            .iter()
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect();
+        if !kept.contains(&name) {
+            removal.bytes += files.iter().map(|file| length(&folder.join(file))).sum::<u64>();
+            removal.folders.push(format!("{KERNEL_FOLDER}/{name}"));
+            continue;
+        }
+        for file in files.iter().filter(|file| file.starts_with(TEMPORARY)) {
+            removal.bytes += length(&folder.join(file));
+            removal.files.push(format!("{KERNEL_FOLDER}/{name}/{file}"));
+        }
+    }
+    Ok(removal)
+}
+
+/// Carries a plan out: files, synced, then the folders that are still not mentioned.
+pub fn remove(fs: &dyn Fs, boot: &Path, plan: &Removal) -> Result<()> {
+    let mut touched = BTreeSet::new();
+    for file in &plan.files {
+        let path = boot.join(file);
+        fs.remove_file(&path)?;
+        touched.insert(fs::parent(&path)?.to_path_buf());
+    }
+    for folder in &touched {
+        fs.sync_dir(folder)?;
+    }
+    if plan.folders.is_empty() {
+        return Ok(());
+    }
+    let Some(kept) = listing::referenced(boot, &BTreeSet::new())? else {
+        return Ok(());
+    };
+    let unused = |folder: &&String| folder.rsplit('/').next().is_some_and(|digest| !kept.contains(digest));
+    for folder in plan.folders.iter().filter(unused) {
+        fs.remove_dir_all(&boot.join(folder))?;
+    }
+    fs.sync_dir(&kernels_folder(boot))
+}
+
+/// Everything that is wrong: entries, kernel files against the digest they are named by, leftovers.
+pub fn check(boot: &Path) -> Result<Vec<Finding>> {
+    let entries = listing::entries(boot)?;
+    let mut findings = Vec::new();
+    let mut add = |what: String, why: String, damage| findings.push(Finding { what, why, damage });
+    for entry in &entries.ours {
+        if let Some(problem) = &entry.problem {
+            let why = format!("{problem}; stage the deployment again (switch, upgrade or rollback) or delete it");
+            add(format!("loader/entries/{}", entry.file), why, true);
+        }
+    }
+    if !entries.ours.is_empty() && !entries.ours.iter().any(BootEntry::is_complete) {
+        add(
+            "loader/entries".into(),
+            "no entry is complete: the next boot may fail; run upgrade or switch now".into(),
+            true,
+        );
+    }
+    for entry in entries.foreign.iter().filter(|entry| entry.problem.is_some()) {
+        add(
+            format!("loader/entries/{}", entry.file),
+            entry.problem.clone().unwrap_or_default(),
+            false,
+        );
+    }
+    for warning in entries.warnings {
+        add("loader".into(), warning, false);
+    }
+    let leftovers = plan_cleanup(boot)?;
+    for path in leftovers.files.iter().chain(&leftovers.folders) {
+        add(path.clone(), "nothing needs it any more; gc removes it".into(), false);
+    }
+    for name in kernel_folders(boot)? {
+        let path = format!("{KERNEL_FOLDER}/{name}");
+        if let Some(why) = damage(boot, &name).filter(|_| !leftovers.folders.contains(&path)) {
+            add(
+                path,
+                format!("{why}; stage a deployment that has this kernel again to write it anew"),
+                true,
+            );
+        }
+    }
+    Ok(findings)
+}
+
+/// Whether the files in a kernel folder are those that it is named by; reads them.
+pub fn damage(boot: &Path, digest: &str) -> Option<String> {
+    let folder = kernels_folder(boot).join(digest);
+    let file = |name| FileSource::Path(folder.join(name));
+    let mut kernel = KernelFiles::new("", file("linux"), file("initrd"));
+    kernel.expected = digest.parse::<KernelDigest>().ok();
+    match kernel.digest() {
+        Ok(_) => None,
+        Err(Error::Mismatch { .. }) => Some("kernel or initrd is not what it was when it was written".into()),
+        Err(e) => Some(e.to_string()),
+    }
+}
+
+/// Names of the folders that hold kernels of ours; anything else there is not ours.
+fn kernel_folders(boot: &Path) -> Result<Vec<String>> {
+    let names = fs::names(&kernels_folder(boot))?;
+    let names = names.into_iter().filter_map(|name| name.into_string().ok());
+    Ok(names.filter(|name| name.parse::<KernelDigest>().is_ok()).collect())
+}
+
+fn length(path: &Path) -> u64 {
+    std::fs::symlink_metadata(path).map_or(0, |found| found.len())
+}
+
+/// The entry of ours that has this generation or a higher one.
+pub fn not_older(entries: &Entries, generation: u64) -> Option<&BootEntry> {
+    entries.ours.iter().find(|entry| entry.generation >= generation)
+}
