@@ -29,5 +29,5 @@ pub struct Summary {
 /// Checks everything, `sink` gets findings one by one; never stops at one.
 pub fn check(store: &Store, objects_of: ObjectsOf<'_>, sink: &mut dyn FnMut(Finding)) -> Result<Summary> {
     let _ = (store, objects_of, sink);
-    super::todo()
+    Err(crate::error::Error::Usage("not built yet".into()))
 }

@@ -1,12 +1,37 @@
-//! Layers to objects in one pass.
+//! Layers to objects in one pass: fetch, decompress, hash, parse, hash, write.
+//!
+//! Each layer has two threads: one reads and decompresses the blob and hashes the tar, the other parses it, computes
+//! fs-verity digests and writes objects. They are connected by a few buffers that go round, so that memory is bounded
+//! whatever the layer holds. Layers run side by side, the largest first.
+//!
+//! Invariant: a layer whose blob or tar is not what its digests say gets no stream. Objects of its files may stay: they
+//! are what their own names say, nothing refers to them, and garbage collection removes them.
 
-use std::io::Read;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
-use crate::error::Result;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
 use crate::ids::DiffId;
 pub use crate::manifest::Compression;
-use crate::monitor::Monitor;
+use crate::monitor::{Event, Monitor};
 use crate::store::Store;
+use crate::store::decompress::{Decompressor, PEEK};
+use crate::store::layer::{Importer, Pieces};
+
+/// Bytes of a buffer between the two threads of a layer, and how many there are.
+const BUFFER: usize = 256 << 10;
+const BUFFERS: usize = 4;
+/// Bytes read from a blob at a time.
+const INPUT: usize = 64 << 10;
+/// Layers at a time at most unless asked otherwise: each takes about 12 MiB, of which a zstd window is 8.
+const MAX_THREADS: usize = 4;
+/// Bytes between two progress events of a layer.
+const REPORT: u64 = 1 << 20;
 
 /// Opens a blob when its turn has come.
 pub type Open<'a> = Box<dyn FnOnce() -> Result<Box<dyn Read + Send + 'a>> + Send + 'a>;
@@ -15,17 +40,268 @@ pub type Open<'a> = Box<dyn FnOnce() -> Result<Box<dyn Read + Send + 'a>> + Send
 pub struct LayerSource<'a> {
     /// The digest that its tar must have.
     pub diff_id: DiffId,
-    /// Compressed size in bytes; for progress only.
+    /// Compressed size in bytes: the largest is started first; for progress.
     pub size: u64,
-    /// How it is compressed.
+    /// How it is compressed, as its media type says; what its bytes say wins, unless it says `None`.
     pub compression: Compression,
     /// Opens the blob; its reader fails at the end where size or digest are wrong.
     pub open: Open<'a>,
 }
 
-/// Imports layers side by side, `threads` at a time (0 = as many as there are cores); the caller leaves out those
-/// that are here. Nothing refers to them before [`Store::publish`].
-pub fn layers(store: &Store, sources: Vec<LayerSource<'_>>, threads: usize, monitor: &dyn Monitor) -> Result<()> {
-    let _ = (store, sources, threads, monitor);
-    super::todo()
+impl std::fmt::Debug for LayerSource<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerSource")
+            .field("diff_id", &self.diff_id)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Imports layers side by side, `threads` at a time (0: as many as there are cores, 4 at most). The caller leaves out
+/// those that are here ([`Store::has_layer`]). Nothing refers to them before [`Store::publish`].
+///
+/// # Errors
+/// The first error of any layer; the others are given up then. What was complete stays and is not fetched again.
+pub fn layers(store: &Store, mut sources: Vec<LayerSource<'_>>, threads: usize, monitor: &dyn Monitor) -> Result<()> {
+    if sources.is_empty() {
+        return Ok(());
+    }
+    store.begin()?;
+    sources.sort_by_key(|source| std::cmp::Reverse(source.size));
+    let cores = || thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let workers = if threads == 0 { cores() } else { threads }.min(sources.len());
+    let sources: Vec<_> = sources.into_iter().map(|source| Mutex::new(Some(source))).collect();
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let failure = Mutex::new(None);
+    let work = || {
+        while !stop.load(Ordering::Relaxed) {
+            let Some(slot) = sources.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                return;
+            };
+            let Some(source) = slot.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+                continue;
+            };
+            if let Err(error) = layer(store, source, &stop, monitor) {
+                stop.store(true, Ordering::Relaxed);
+                failure
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .get_or_insert(error);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..workers {
+            scope.spawn(work);
+        }
+        work();
+    });
+    failure
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .map_or(Ok(()), Err)
+}
+
+/// Imports one layer, this thread being the second of its two.
+fn layer(store: &Store, source: LayerSource<'_>, stop: &AtomicBool, monitor: &dyn Monitor) -> Result<()> {
+    let diff_id = source.diff_id;
+    monitor.event(Event::LayerStarted {
+        diff_id,
+        size: source.size,
+    });
+    let (full, from_full) = sync_channel(BUFFERS);
+    let (empty, from_empty) = sync_channel(BUFFERS);
+    for _ in 0..BUFFERS {
+        let _ = empty.try_send(Vec::with_capacity(BUFFER));
+    }
+    let stream = thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut out = Outlet { full, from_empty, stop };
+            let result = decode(source, &mut out, monitor);
+            out.end(result);
+        });
+        let pieces = Inlet {
+            from_full,
+            empty,
+            current: Vec::new(),
+            ended: false,
+        };
+        Importer::new(store, diff_id, pieces, monitor)?.run()
+    })?;
+    store.add_layer(&diff_id, stream)?;
+    monitor.event(Event::LayerDone { diff_id });
+    Ok(())
+}
+
+/// A message to the second thread: a filled buffer, or how it ended.
+type Message = Result<Option<Vec<u8>>>;
+
+/// The first thread's end of the buffers.
+struct Outlet<'a> {
+    full: SyncSender<Message>,
+    from_empty: Receiver<Vec<u8>>,
+    stop: &'a AtomicBool,
+}
+
+/// Seen by nobody: the error that came first is the one that is returned.
+fn given_up() -> Error {
+    Error::Usage("given up because another layer failed".into())
+}
+
+/// The second thread's end of the buffers.
+struct Inlet {
+    from_full: Receiver<Message>,
+    empty: SyncSender<Vec<u8>>,
+    current: Vec<u8>,
+    ended: bool,
+}
+
+impl Outlet<'_> {
+    /// An empty buffer of full length; an error where the second thread or another layer has failed.
+    fn buffer(&self) -> Result<Vec<u8>> {
+        let mut buffer = self.from_empty.recv().map_err(|_| given_up())?;
+        buffer.resize(BUFFER, 0);
+        if self.stop.load(Ordering::Relaxed) { Err(given_up()) } else { Ok(buffer) }
+    }
+
+    fn send(&self, buffer: Vec<u8>) -> Result<()> {
+        self.full.send(Ok(Some(buffer))).map_err(|_| given_up())
+    }
+
+    fn end(self, result: Result<()>) {
+        let _ = self.full.send(result.map(|()| None));
+    }
+}
+
+impl Pieces for Inlet {
+    fn next(&mut self) -> Result<Option<&[u8]>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let done = std::mem::take(&mut self.current);
+        if done.capacity() > 0 {
+            let _ = self.empty.send(done);
+        }
+        let message = self.from_full.recv();
+        match message.map_err(|_| Error::Usage("the decompressing thread ended without a word".into()))?? {
+            Some(buffer) => {
+                self.current = buffer;
+                Ok(Some(&self.current))
+            }
+            None => {
+                self.ended = true;
+                Ok(None)
+            }
+        }
+    }
+
+    fn current(&self) -> &[u8] {
+        &self.current
+    }
+}
+
+/// Reads and decompresses a blob into buffers, hashes the tar, and compares with the diff_id at the end.
+fn decode(source: LayerSource<'_>, out: &mut Outlet<'_>, monitor: &dyn Monitor) -> Result<()> {
+    let diff_id = source.diff_id;
+    let mut blob = Blob {
+        reader: (source.open)()?,
+        diff_id,
+        monitor,
+        unreported: 0,
+    };
+    let mut hash = Sha256::new();
+    let mut input = vec![0; INPUT];
+    let mut filled = 0;
+    while filled < PEEK {
+        match blob.read(&mut input[filled..])? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    let broken = |e: io::Error| layer_fault(&diff_id, e);
+    let mut decompressor = Decompressor::new(source.compression, &input[..filled.min(PEEK)]).map_err(broken)?;
+    let mut buffer = out.buffer()?;
+    let mut written = 0;
+    while filled > 0 {
+        let mut rest = &input[..filled];
+        loop {
+            let n = decompressor.run(&mut rest, &mut buffer[written..]).map_err(broken)?;
+            hash.update(&buffer[written..written + n]);
+            written += n;
+            if written == BUFFER {
+                out.send(buffer)?;
+                (buffer, written) = (out.buffer()?, 0);
+            } else if rest.is_empty() || n == 0 {
+                break;
+            }
+        }
+        filled = blob.read(&mut input)?;
+    }
+    decompressor.finish().map_err(broken)?;
+    let found = DiffId::from_hash(hash.finalize().into());
+    if found != diff_id {
+        return Err(Error::Mismatch {
+            what: "layer".into(),
+            expected: diff_id.to_string(),
+            found: found.to_string(),
+        });
+    }
+    if written > 0 {
+        buffer.truncate(written);
+        out.send(buffer)?;
+    }
+    blob.report();
+    Ok(())
+}
+
+/// A blob that tells the monitor how much of it was read.
+struct Blob<'a> {
+    reader: Box<dyn Read + Send + 'a>,
+    diff_id: DiffId,
+    monitor: &'a dyn Monitor,
+    unreported: u64,
+}
+
+impl Blob<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        loop {
+            match self.reader.read(buffer) {
+                Ok(n) => {
+                    self.unreported += n as u64;
+                    if self.unreported >= REPORT {
+                        self.report();
+                    }
+                    return Ok(n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(read_error(&self.diff_id, e)),
+            }
+        }
+    }
+
+    fn report(&mut self) {
+        let bytes = std::mem::take(&mut self.unreported);
+        if bytes > 0 {
+            self.monitor.event(Event::LayerBytes {
+                diff_id: self.diff_id,
+                bytes,
+            });
+        }
+    }
+}
+
+/// A reader may carry one of our errors, which knows better what happened.
+fn read_error(diff_id: &DiffId, error: io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(ours) => ours,
+        Err(other) => Error::io("fetch layer", diff_id.to_string(), other),
+    }
+}
+
+fn layer_fault(diff_id: &DiffId, error: io::Error) -> Error {
+    Error::Layer {
+        layer: diff_id.to_string(),
+        entry: "blob".into(),
+        why: error.to_string(),
+    }
 }

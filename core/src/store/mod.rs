@@ -1,207 +1,308 @@
-//! The object store: a composefs repository that other composefs tools can read.
+//! The object store: a composefs repository (composefs-rs >= 0.8) that other composefs tools can read and share.
+//!
+//! ```text
+//! meta.json  objects/ab/cdef…  images/<digest> -> object  images/refs/cfs-update/NAME -> image
+//! streams/oci-{layer,config,manifest}-sha256:… -> object  streams/refs/oci/TAG -> manifest stream
+//! cfs-update/unsynced, cfs-update/layers/…   while objects are written that no syncfs has made durable yet
+//! ```
+//!
+//! Invariant: nothing below `streams/` or `images/` names an object that is not durable. Objects get their names when
+//! they are complete, but durable by the one `syncfs` in [`Store::publish`], and only then the links are made. A power
+//! cut before it can leave names whose content is lost: the mark `cfs-update/unsynced`, durable before the first of
+//! these objects was written, tells every later run, which checks objects before it uses them again, until a garbage
+//! collection has removed what nothing refers to.
+//!
+//! The repository is locked as composefs-rs does: shared while it is open, exclusively by garbage collection.
 
+mod decompress;
+mod entries;
+mod layer;
+mod meta;
+mod pending;
+mod streams;
 pub mod fsck;
 pub mod gc;
 pub mod import;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Result};
-use crate::ids::{Algorithm, BlobDigest, DiffId, ManifestDigest, ObjectId};
-use crate::layers::Entry;
+use crate::ids::{Algorithm, ObjectId};
+use crate::sys::fs::{self, Fs, RealFs};
+use crate::sys::objects::{Objects, Verity};
+use crate::sys::verity::{self, Hasher};
+
+pub use entries::Entries;
+pub use streams::{StoredConfig, StoredManifest};
 
 /// Named reference of a config stream: the image of EROFS format 1 (`composefs.image.v1` of composefs-oci).
 pub const IMAGE_V1: &str = "composefs.image.v1";
 /// Named reference of a config stream: the boot image of EROFS format 1 (`composefs.image.boot.v1`).
 pub const BOOT_IMAGE_V1: &str = "composefs.image.boot.v1";
 
-/// An opened repository.
+/// `meta.json` is smaller than this in every version.
+const META_LIMIT: u64 = 1 << 20;
+
+/// An opened repository; may be used from several threads.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     algorithm: Algorithm,
-}
-
-/// A manifest as the store keeps it.
-#[derive(Clone, Debug)]
-pub struct StoredManifest {
-    /// The bytes that the registry sent.
-    pub bytes: Vec<u8>,
-    /// The config that it names.
-    pub config: BlobDigest,
-}
-
-/// A config as the store keeps it.
-#[derive(Clone, Debug)]
-pub struct StoredConfig {
-    /// The bytes that the registry sent.
-    pub bytes: Vec<u8>,
-    /// The layers, in the config's order.
-    pub layers: Vec<DiffId>,
-    /// Images made of it, by [`IMAGE_V1`], [`BOOT_IMAGE_V1`] and what other tools add.
-    pub images: BTreeMap<String, ObjectId>,
-}
-
-fn todo<T>() -> Result<T> {
-    Err(Error::Usage("the store is not built yet".into()))
+    read_only: Option<String>,
+    fs: Arc<dyn Fs>,
+    objects: Objects,
+    lock: File,
+    pending: Mutex<pending::Pending>,
 }
 
 impl Store {
     /// Opens the repository at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Repository`] where there is none, or one of a version or with features that we do not know;
+    /// [`Error::Busy`] while another tool collects garbage in it.
     pub fn open(path: &Path) -> Result<Self> {
-        let _ = path;
-        todo()
+        Self::open_with(Arc::new(RealFs), path)
     }
-    /// Makes a repository at `path` (its parent exists), fs-verity on where the file system has it.
+
+    /// Like [`Store::open`], with links, names and syncs going through `fs`.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(fs: Arc<dyn Fs>, path: &Path) -> Result<Self> {
+        let refuse = |why: String| Error::Repository {
+            path: path.to_path_buf(),
+            why,
+        };
+        let meta_path = path.join("meta.json");
+        let Some(text) = fs::read_text(&meta_path, META_LIMIT)? else {
+            return Err(refuse(if fs::is_dir(&path.join("objects")) {
+                "it has no meta.json: a repository of composefs-rs before 0.7, whose images have another format; run \
+                 `cfsctl init --upgrade`, or let cfs-update make a new one elsewhere"
+                    .into()
+            } else {
+                "there is none; `switch` makes one".into()
+            }));
+        };
+        let access = meta::parse(&text).map_err(refuse)?;
+        let lock = fs::open(path)?;
+        lock_shared(&lock, path)?;
+        let sealed = verity::measure(&fs::open(&meta_path)?)?.is_some();
+        let verity = if sealed { Verity::Required } else { Verity::Unknown };
+        let pending = pending::Pending::default();
+        let suspect = fs::exists(&path.join(pending::MARK));
+        Ok(Self {
+            objects: Objects::open(&path.join("objects"), access.algorithm, verity, suspect)?,
+            path: path.to_path_buf(),
+            algorithm: access.algorithm,
+            read_only: access.read_only,
+            fs,
+            lock,
+            pending: Mutex::new(pending),
+        })
+    }
+
+    /// Makes a repository at `path`, whose parent exists, and opens it. Objects get fs-verity where the file system
+    /// has it, which `meta.json` then says by having it, too.
+    ///
+    /// # Errors
+    /// [`Error::Repository`] where there is one already.
     pub fn create(path: &Path, algorithm: Algorithm) -> Result<Self> {
-        let _ = (path, algorithm);
-        todo()
+        Self::create_with(Arc::new(RealFs), path, algorithm)
     }
-    /// Opens the repository, or makes it where there is none; an existing one must have this algorithm.
+
+    /// Like [`Store::create`], with changes going through `fs`.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub fn create_with(fs: Arc<dyn Fs>, path: &Path, algorithm: Algorithm) -> Result<Self> {
+        let meta_path = path.join("meta.json");
+        if fs::exists(&meta_path) || fs::is_dir(&path.join("objects")) {
+            return Err(Error::Repository {
+                path: path.to_path_buf(),
+                why: "there is one already".into(),
+            });
+        }
+        fs.create_dir(path, 0o700)?;
+        for folder in [
+            "objects",
+            "images",
+            "images/refs",
+            "streams",
+            "streams/refs",
+            "streams/refs/oci",
+        ] {
+            fs.create_dir(&path.join(folder), 0o755)?;
+        }
+        fs::replace(&*fs, &meta_path, 0o644, meta::new(algorithm).as_bytes())?;
+        verity::enable(&fs::open(&meta_path)?, algorithm)?;
+        fs.sync_dir(fs::parent(path)?)?;
+        Self::open_with(fs, path)
+    }
+
+    /// Opens the repository, or makes it where there is none.
+    ///
+    /// # Errors
+    /// As [`Store::open`] and [`Store::create`]; [`Error::Repository`] for one of another algorithm.
     pub fn open_or_create(path: &Path, algorithm: Algorithm) -> Result<Self> {
-        let _ = (path, algorithm);
-        todo()
+        Self::open_or_create_with(Arc::new(RealFs), path, algorithm)
     }
+
+    /// Like [`Store::open_or_create`], with changes going through `fs`.
+    ///
+    /// # Errors
+    /// As [`Store::open_or_create`].
+    pub fn open_or_create_with(fs: Arc<dyn Fs>, path: &Path, algorithm: Algorithm) -> Result<Self> {
+        if !fs::exists(&path.join("meta.json")) && !has_objects(path)? {
+            let _ = fs.remove_dir_all(&path.join("objects"));
+            return Self::create_with(fs, path, algorithm);
+        }
+        let store = Self::open_with(fs, path)?;
+        if store.algorithm != algorithm {
+            return Err(Error::Repository {
+                path: path.to_path_buf(),
+                why: format!(
+                    "it uses {}, not {}; leave the algorithm out, or use another repository",
+                    store.algorithm.name(),
+                    algorithm.name()
+                ),
+            });
+        }
+        Ok(store)
+    }
+
     /// The algorithm that names its objects.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
+
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
+
     /// The folder of the objects, for mounts.
     pub fn objects(&self) -> PathBuf {
         self.path.join("objects")
     }
-    /// Whether objects have fs-verity.
+
+    /// Whether its objects are sure to have fs-verity.
     pub fn has_verity(&self) -> bool {
-        false
+        self.objects.verity() == Verity::Required
     }
-    /// Stores bytes as an object.
+
+    /// Why nothing may be written to it; `None` where it may.
+    pub fn read_only(&self) -> Option<&str> {
+        self.read_only.as_deref()
+    }
+
+    /// Whether an interrupted run left objects that may have lost their content; they are checked when they are used
+    /// again, and a garbage collection ends this.
+    pub fn is_suspect(&self) -> bool {
+        self.objects.is_suspect()
+    }
+
+    /// Stores bytes as an object, durable after the next [`Store::publish`].
+    ///
+    /// # Errors
+    /// What writing gives.
     pub fn put(&self, data: &[u8]) -> Result<ObjectId> {
-        let _ = data;
-        todo()
+        self.begin()?;
+        let id = verity::hash(self.algorithm, data);
+        self.objects.put(&id, data)?;
+        Ok(id)
     }
-    /// Stores everything that `source` gives as an object; returns its size, too.
+
+    /// Stores everything that `source` gives as an object; returns its size in bytes, too. Memory is bounded.
+    ///
+    /// # Errors
+    /// What reading and writing give.
     pub fn put_file(&self, source: &mut dyn Read) -> Result<(ObjectId, u64)> {
-        let _ = source;
-        todo()
+        self.begin()?;
+        let fail = |e| Error::io("write an object in", self.objects(), e);
+        let mut hasher = Hasher::new(self.algorithm);
+        let mut temporary = self.objects.temporary()?;
+        let mut buffer = vec![0; 128 << 10];
+        let mut size = 0;
+        loop {
+            let n = match source.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(fail(e)),
+            };
+            hasher.update(&buffer[..n]);
+            temporary.write_all(&buffer[..n]).map_err(fail)?;
+            size += n as u64;
+        }
+        let id = hasher.finish();
+        if !self.objects.has(&id, size)? {
+            self.objects.store(temporary, &id)?;
+        }
+        Ok((id, size))
     }
-    /// Whether there is an object of this name; not whether its content is right.
+
+    /// Whether there is an object of this name; says nothing about its content.
     pub fn has_object(&self, id: &ObjectId) -> bool {
-        let _ = id;
-        false
+        matches!(self.objects.size(id), Ok(Some(_)))
     }
+
     /// Where the object is or would be.
     pub fn object_path(&self, id: &ObjectId) -> PathBuf {
-        self.objects().join(id.object_path())
+        self.objects.path(id)
     }
+
     /// Opens an object for reading; its content is not checked.
+    ///
+    /// # Errors
+    /// [`Error::Object`] where there is none.
     pub fn open_object(&self, id: &ObjectId) -> Result<File> {
-        let _ = id;
-        todo()
+        self.objects.open_object(id)
     }
+
     /// An object's content, checked against its digest; fails on more than `limit` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Object`] where it is missing, too large or not what its name says.
     pub fn read_object(&self, id: &ObjectId, limit: u64) -> Result<Vec<u8>> {
-        let _ = (id, limit);
-        todo()
+        let broken = |why: String| Error::Object { id: id.to_hex(), why };
+        let mut content = Vec::new();
+        let mut file = self.open_object(id)?.take(limit.saturating_add(1));
+        file.read_to_end(&mut content)
+            .map_err(|e| Error::io("read", self.object_path(id), e))?;
+        if content.len() as u64 > limit {
+            return Err(broken(format!("larger than {limit} bytes")));
+        }
+        if verity::hash(id.algorithm(), &content) != *id {
+            return Err(broken(
+                "its content is not what its name says; run `fsck`, then fetch the image again".into(),
+            ));
+        }
+        Ok(content)
     }
-    /// Whether the layer is here, so that it need not be fetched: published, imported by this run, or completed by an
-    /// interrupted run and found whole.
-    pub fn has_layer(&self, diff_id: &DiffId) -> bool {
-        let _ = diff_id;
-        false
-    }
-    /// The layer's entries in the order of its tar.
-    pub fn entries(&self, diff_id: &DiffId) -> Result<Entries> {
-        let _ = diff_id;
-        todo()
-    }
-    /// Writes the layer's tar byte for byte and checks it against its diff_id.
-    pub fn rebuild(&self, diff_id: &DiffId, out: &mut dyn Write) -> Result<()> {
-        let _ = (diff_id, out);
-        todo()
-    }
-    /// Stores an image; `publish` links it under `images/`.
-    pub fn put_image(&self, image: &[u8]) -> Result<ObjectId> {
-        let _ = image;
-        todo()
-    }
-    /// Stores a config with references to its layers (all here) and to images, by [`IMAGE_V1`], [`BOOT_IMAGE_V1`].
-    pub fn put_config(
-        &self,
-        bytes: &[u8],
-        layers: &[DiffId],
-        images: &BTreeMap<String, ObjectId>,
-    ) -> Result<BlobDigest> {
-        let _ = (bytes, layers, images);
-        todo()
-    }
-    /// Stores a manifest with references to its config and layers, all put before.
-    pub fn put_manifest(&self, bytes: &[u8], config: &BlobDigest, layers: &[DiffId]) -> Result<ManifestDigest> {
-        let _ = (bytes, config, layers);
-        todo()
-    }
-    /// The manifest of this digest, if it is here (published, or put by this run); checked against the digest.
-    pub fn manifest(&self, digest: &ManifestDigest) -> Result<Option<StoredManifest>> {
-        let _ = digest;
-        todo()
-    }
-    /// The config of this digest, if it is here; checked against the digest.
-    pub fn config(&self, digest: &BlobDigest) -> Result<Option<StoredConfig>> {
-        let _ = digest;
-        todo()
-    }
-    /// Names a manifest `streams/refs/oci/NAME` at the next `publish`; such names keep all that the manifest needs.
-    pub fn tag(&self, name: &str, manifest: &ManifestDigest) -> Result<()> {
-        let _ = (name, manifest);
-        todo()
-    }
-    /// Removes a name of a manifest, durably; a missing one is success. Objects stay until gc.
-    pub fn untag(&self, name: &str) -> Result<()> {
-        let _ = name;
-        todo()
-    }
-    /// All names of manifests.
-    pub fn tags(&self) -> Result<BTreeMap<String, ManifestDigest>> {
-        todo()
-    }
-    /// Names an image `images/refs/cfs-update/NAME` at the next `publish`.
-    pub fn name_image(&self, name: &str, image: &ObjectId) -> Result<()> {
-        let _ = (name, image);
-        todo()
-    }
-    /// Removes a name of an image, durably; a missing one is success.
-    pub fn unname_image(&self, name: &str) -> Result<()> {
-        let _ = name;
-        todo()
-    }
-    /// Our names of images (`images/refs/cfs-update/`).
-    pub fn image_names(&self) -> Result<BTreeMap<String, ObjectId>> {
-        todo()
-    }
-    /// All images that may be mounted (`images/`).
-    pub fn images(&self) -> Result<Vec<ObjectId>> {
-        todo()
-    }
-    /// Makes all that was put since the last time durable (one `syncfs`), then visible under `streams/` and `images/`,
-    /// then named. Nothing to publish costs nothing.
-    pub fn publish(&self) -> Result<()> {
-        todo()
+
+    fn pending(&self) -> MutexGuard<'_, pending::Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Entries of a layer, in the order of its tar.
-#[derive(Debug)]
-pub struct Entries(());
+/// Whether the folder holds objects already; an empty `objects/` is what an interrupted [`Store::create`] leaves.
+fn has_objects(path: &Path) -> Result<bool> {
+    Ok(!fs::names(&path.join("objects"))?.is_empty())
+}
 
-impl Iterator for Entries {
-    type Item = Result<Entry>;
-    fn next(&mut self) -> Option<Result<Entry>> {
-        None
+fn lock_shared(lock: &File, path: &Path) -> Result<()> {
+    match rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Busy {
+            path: path.to_path_buf(),
+            holder: "a garbage collection".into(),
+        }),
+        Err(e) => Err(Error::io("lock", path, e)),
     }
 }

@@ -6,6 +6,7 @@ pub mod dir;
 pub mod fs;
 pub mod lock;
 pub mod mount;
+pub mod objects;
 pub mod process;
 pub mod secret;
 pub mod verity;

@@ -230,7 +230,7 @@ pub fn enable(file: &File, algorithm: Algorithm) -> Result<bool> {
     let arg = EnableArg {
         version: 1,
         hash_algorithm: u32::from(algorithm.number()),
-        block_size: BLOCK as u32,
+        block_size: 4096,
         salt_size: 0,
         salt_ptr: 0,
         sig_size: 0,

@@ -1,8 +1,21 @@
 //! The entries of a layer's tar stream.
 //!
-//! Types first; the parser follows.
+//! [`tar::Parser`] turns bytes, as they come, into the heads of entries; what an entry means for a tree is decided in
+//! `tree`, and nothing here touches a file system: names and links are data. Memory is bounded by the largest
+//! extended header ([`tar::MAX_EXTENDED`]), never by a file.
+
+mod header;
+mod pax;
+mod sparse;
+pub mod tar;
 
 use crate::ids::ObjectId;
+
+pub use sparse::Sparse;
+pub use tar::{Fault, Head, Kind, Parser, Step};
+
+/// Regular files of at most this many bytes are kept in the image itself and are no objects.
+pub const INLINE_MAX: u64 = 64;
 
 /// A time stamp: seconds since 1970 (negative before) and nanoseconds 0..1e9 added to them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,0 +1,304 @@
+//! One layer's tar to objects and a stream, as its bytes come.
+//!
+//! Invariant: each byte of the tar goes either literally or as an object into the stream, so that the tar can be
+//! rebuilt; a file is never whole in memory unless it is smaller than [`GATHER`].
+
+use std::io::{Seek, SeekFrom, Write};
+
+use crate::error::{Error, Result};
+use crate::ids::{DiffId, ObjectId};
+use crate::layers::{Fault, Head, INLINE_MAX, Kind, Parser, Sparse, Step};
+use crate::monitor::{Event, Monitor};
+use crate::splitstream::{ContentType, Writer};
+use crate::store::Store;
+use crate::store::entries::{layer_error, sparse_name, write_error};
+use crate::sys::objects::Temporary;
+use crate::sys::verity::Hasher;
+
+/// Files of up to this many bytes are gathered, so that one that is here already is not written again.
+const GATHER: u64 = 1 << 20;
+/// Layers of more sparse files are refused: each has a name in the stream.
+const MAX_SPARSE: usize = 1 << 16;
+/// Objects between two progress events.
+const REPORT: u64 = 256;
+
+/// Gives a tar's bytes piece by piece.
+pub(super) trait Pieces {
+    /// The next piece, which is not empty; `None` at the end. The piece before is given back.
+    fn next(&mut self) -> Result<Option<&[u8]>>;
+    /// The current piece.
+    fn current(&self) -> &[u8];
+}
+
+/// Imports one layer.
+pub(super) struct Importer<'a, P> {
+    store: &'a Store,
+    diff_id: DiffId,
+    monitor: &'a dyn Monitor,
+    pieces: P,
+    /// How much of the current piece is consumed.
+    at: usize,
+    parser: Parser,
+    stream: Writer<Temporary<'a>>,
+    hasher: Hasher,
+    gathered: Vec<u8>,
+    sparse: usize,
+    stored: u64,
+    shared: u64,
+}
+
+impl<'a, P: Pieces> Importer<'a, P> {
+    pub(super) fn new(store: &'a Store, diff_id: DiffId, pieces: P, monitor: &'a dyn Monitor) -> Result<Self> {
+        let stream = Writer::new(store.objects.temporary()?, store.algorithm, ContentType::LAYER);
+        Ok(Self {
+            store,
+            diff_id,
+            monitor,
+            pieces,
+            at: 0,
+            parser: Parser::new(),
+            stream: stream.map_err(|e| write_error(store, e))?,
+            hasher: Hasher::new(store.algorithm),
+            gathered: Vec::new(),
+            sparse: 0,
+            stored: 0,
+            shared: 0,
+        })
+    }
+
+    /// Takes the whole tar; the stream's object is the result. The pieces' last answer says whether the tar was the
+    /// right one, so nothing of a wrong one gets a stream.
+    pub(super) fn run(mut self) -> Result<ObjectId> {
+        loop {
+            let mut input = &self.pieces.current()[self.at..];
+            let before = input.len();
+            let step = self.parser.step(&mut input);
+            let consumed = before - input.len();
+            let raw = &self.pieces.current()[self.at..self.at + consumed];
+            self.stream.literal(raw).map_err(|e| write_error(self.store, e))?;
+            self.at += consumed;
+            match step.map_err(|fault| layer_error(&self.diff_id, fault))? {
+                Step::Entry(head) => self.content(&head)?,
+                Step::End => break,
+                Step::More => {
+                    if !self.advance()? {
+                        self.parser
+                            .finish()
+                            .map_err(|fault| layer_error(&self.diff_id, fault))?;
+                        break;
+                    }
+                }
+            }
+        }
+        self.keep_rest()?;
+        self.report();
+        self.finish()
+    }
+
+    /// What follows the end mark belongs to no entry but to the tar.
+    fn keep_rest(&mut self) -> Result<()> {
+        loop {
+            let raw = &self.pieces.current()[self.at..];
+            self.stream.literal(raw).map_err(|e| write_error(self.store, e))?;
+            if !self.advance()? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn finish(self) -> Result<ObjectId> {
+        let store = self.store;
+        let fail = |e| write_error(store, e);
+        let mut file = self.stream.finish().map_err(fail)?;
+        let size = file.seek(SeekFrom::End(0)).map_err(fail)?;
+        file.seek(SeekFrom::Start(0)).map_err(fail)?;
+        let (id, _) = crate::sys::verity::hash_reader(store.algorithm, &mut file).map_err(fail)?;
+        if !store.objects.has(&id, size)? {
+            store.objects.store(file, &id)?;
+        }
+        Ok(id)
+    }
+
+    /// Goes on to the next piece; `false` at the end of the tar.
+    fn advance(&mut self) -> Result<bool> {
+        self.at = 0;
+        Ok(self.pieces.next()?.is_some())
+    }
+
+    fn content(&mut self, head: &Head) -> Result<()> {
+        if head.kind != Kind::Regular {
+            return Ok(());
+        }
+        if let Some(sparse) = &head.sparse {
+            return self.sparse_file(head.stored, sparse);
+        }
+        if head.stored <= INLINE_MAX {
+            return self.take(head.stored, |this, bytes| {
+                this.stream.literal(bytes).map_err(|e| write_error(this.store, e))
+            });
+        }
+        let id = if head.stored <= GATHER {
+            self.small_file(head.stored)?
+        } else {
+            self.large_file(head.stored)?
+        };
+        self.stream
+            .object(&id, head.stored)
+            .map_err(|e| write_error(self.store, e))
+    }
+
+    /// A file that fits into memory: hashed, looked for, and written in one go from where it lies.
+    fn small_file(&mut self, size: u64) -> Result<ObjectId> {
+        let wanted = usize::try_from(size).unwrap_or(usize::MAX);
+        let here = self.pieces.current().len() - self.at >= wanted;
+        if !here {
+            let mut gathered = std::mem::take(&mut self.gathered);
+            gathered.clear();
+            let taken = self.take(size, |_, bytes| {
+                gathered.extend_from_slice(bytes);
+                Ok(())
+            });
+            self.gathered = gathered;
+            taken?;
+        }
+        let data = if here {
+            &self.pieces.current()[self.at..self.at + wanted]
+        } else {
+            &self.gathered
+        };
+        self.hasher.update(data);
+        let id = self.hasher.finish();
+        let new = self.store.objects.put(&id, data)?;
+        if here {
+            self.at += wanted;
+        }
+        self.count(new);
+        Ok(id)
+    }
+
+    fn large_file(&mut self, size: u64) -> Result<ObjectId> {
+        let mut temporary = self.store.objects.temporary()?;
+        self.take(size, |this, bytes| {
+            this.hasher.update(bytes);
+            temporary.write_all(bytes).map_err(|e| write_error(this.store, e))
+        })?;
+        self.keep(temporary, size)
+    }
+
+    fn keep(&mut self, temporary: Temporary<'_>, size: u64) -> Result<ObjectId> {
+        let id = self.hasher.finish();
+        let new = !self.store.objects.has(&id, size)? && self.store.objects.store(temporary, &id)?;
+        self.count(new);
+        Ok(id)
+    }
+
+    /// A sparse file: what the tar has of it goes into the stream, the expanded file becomes an object of its own.
+    fn sparse_file(&mut self, stored: u64, sparse: &Sparse) -> Result<()> {
+        let fail = |e| write_error(self.store, e);
+        let mut packed = Hasher::new(self.store.algorithm);
+        let mut packed_file = (stored > INLINE_MAX)
+            .then(|| self.store.objects.temporary())
+            .transpose()?;
+        let mut whole_file = (sparse.size() > INLINE_MAX)
+            .then(|| self.store.objects.temporary())
+            .transpose()?;
+        let mut end = 0;
+        for &(offset, length) in sparse.segments() {
+            self.hasher.zeros(offset - end);
+            end = offset + length;
+            if let Some(file) = &mut whole_file {
+                file.seek(SeekFrom::Start(offset)).map_err(fail)?;
+            }
+            self.take(length, |this, bytes| {
+                this.hasher.update(bytes);
+                if let Some(file) = &mut whole_file {
+                    file.write_all(bytes).map_err(|e| write_error(this.store, e))?;
+                }
+                let written = match &mut packed_file {
+                    Some(file) => {
+                        packed.update(bytes);
+                        file.write_all(bytes)
+                    }
+                    None => this.stream.literal(bytes),
+                };
+                written.map_err(|e| write_error(this.store, e))
+            })?;
+        }
+        self.hasher.zeros(sparse.size() - end);
+        if let Some(file) = packed_file {
+            let id = packed.finish();
+            if !self.store.objects.has(&id, stored)? {
+                self.store.objects.store(file, &id)?;
+            }
+            self.stream
+                .object(&id, stored)
+                .map_err(|e| write_error(self.store, e))?;
+        }
+        match whole_file {
+            None => drop(self.hasher.finish()),
+            Some(file) => {
+                file.set_size(sparse.size()).map_err(|e| write_error(self.store, e))?;
+                let id = self.keep(file, sparse.size())?;
+                if self.sparse == MAX_SPARSE {
+                    return Err(self.fault(self.parser.entry_fault("the layer has too many sparse files")));
+                }
+                self.stream.name(sparse_name(self.sparse), &id);
+                self.sparse += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the next `size` bytes of the tar on, in the pieces in which they come.
+    fn take(&mut self, size: u64, mut each: impl FnMut(&mut Borrowed<'_, 'a>, &[u8]) -> Result<()>) -> Result<()> {
+        let mut left = size;
+        while left > 0 {
+            let here = self.pieces.current().len() - self.at;
+            if here == 0 {
+                if !self.advance()? {
+                    return Err(self.fault(self.parser.truncated(left)));
+                }
+                continue;
+            }
+            let take = usize::try_from(left).unwrap_or(usize::MAX).min(here);
+            let mut this = Borrowed {
+                store: self.store,
+                stream: &mut self.stream,
+                hasher: &mut self.hasher,
+            };
+            each(&mut this, &self.pieces.current()[self.at..self.at + take])?;
+            self.at += take;
+            left -= take as u64;
+        }
+        Ok(())
+    }
+
+    fn fault(&self, fault: Fault) -> Error {
+        layer_error(&self.diff_id, fault)
+    }
+
+    fn count(&mut self, new: bool) {
+        if new {
+            self.stored += 1;
+        } else {
+            self.shared += 1;
+        }
+        if self.stored + self.shared >= REPORT {
+            self.report();
+        }
+    }
+
+    fn report(&mut self) {
+        let (stored, shared) = (std::mem::take(&mut self.stored), std::mem::take(&mut self.shared));
+        if stored + shared > 0 {
+            self.monitor.event(Event::Objects { stored, shared });
+        }
+    }
+}
+
+/// The parts of an importer that may change while a piece is borrowed from it.
+struct Borrowed<'b, 'a> {
+    store: &'a Store,
+    stream: &'b mut Writer<Temporary<'a>>,
+    hasher: &'b mut Hasher,
+}

@@ -1,0 +1,365 @@
+//! Layers, configs and manifests as split streams, and the names of manifests and images.
+//!
+//! Names, content types and references are those of composefs-oci 0.9, so that it lists, mounts and keeps what we
+//! store, and we what it stores.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Cursor, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::ids::{BlobDigest, DiffId, ManifestDigest, ObjectId};
+use crate::splitstream::{ContentType, Part, Reader, Writer};
+use crate::store::Store;
+use crate::sys::{fs, verity};
+
+/// The largest manifest or config in bytes; registries refuse more than 4 MiB.
+const JSON_LIMIT: u64 = 16 << 20;
+
+/// A manifest as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredManifest {
+    /// The bytes that the registry sent.
+    pub bytes: Vec<u8>,
+    /// The config that it names.
+    pub config: BlobDigest,
+}
+
+/// A config as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredConfig {
+    /// The bytes that the registry sent.
+    pub bytes: Vec<u8>,
+    /// The layers that it needs, sorted; their order is in the bytes.
+    pub layers: BTreeSet<DiffId>,
+    /// Images made of it, by [`crate::store::IMAGE_V1`], [`crate::store::BOOT_IMAGE_V1`] and what other tools add.
+    pub images: BTreeMap<String, ObjectId>,
+}
+
+pub(super) fn layer_name(diff_id: &DiffId) -> String {
+    format!("oci-layer-{diff_id}")
+}
+
+pub(super) fn config_name(digest: &BlobDigest) -> String {
+    format!("oci-config-{digest}")
+}
+
+pub(super) fn manifest_name(digest: &ManifestDigest) -> String {
+    format!("oci-manifest-{digest}")
+}
+
+/// A name as a file name: `%` and `/` escaped, as composefs-oci does.
+pub(super) fn encode(name: &str) -> String {
+    name.replace('%', "%25").replace('/', "%2F")
+}
+
+fn decode(file: &str) -> String {
+    file.replace("%2F", "/").replace("%25", "%")
+}
+
+/// Refuses what cannot be a name.
+pub(super) fn name_problem(name: &str) -> Result<()> {
+    let why = match name {
+        "" | "." | ".." => "is no name",
+        _ if name.starts_with('@') => "starts with @, which marks a digest",
+        _ if name.contains(['\0', '\n']) => "has a control character",
+        _ if encode(name).len() > 255 => "is too long: 255 bytes at most",
+        _ => return Ok(()),
+    };
+    Err(Error::Usage(format!("the image name {name:?} {why}")))
+}
+
+impl Store {
+    /// Stores an image; `publish` links it under `images/`, which allows mounting it.
+    ///
+    /// # Errors
+    /// What writing gives.
+    pub fn put_image(&self, image: &[u8]) -> Result<ObjectId> {
+        let id = self.put(image)?;
+        self.pending().images.insert(id);
+        Ok(id)
+    }
+
+    /// Stores a config with references to its layers, all of which are here, and to images made of it, by
+    /// [`crate::store::IMAGE_V1`] and [`crate::store::BOOT_IMAGE_V1`]. References that other tools added are kept.
+    ///
+    /// # Errors
+    /// [`Error::Stream`] where a layer is missing; what writing gives.
+    pub fn put_config(
+        &self,
+        bytes: &[u8],
+        layers: &[DiffId],
+        images: &BTreeMap<String, ObjectId>,
+    ) -> Result<BlobDigest> {
+        let digest = BlobDigest::from_hash(Sha256::digest(bytes).into());
+        let name = config_name(&digest);
+        let mut refs = BTreeMap::new();
+        if let Some(here) = self.stream(&name)? {
+            let known = self.open_stream(&name, &here)?;
+            refs.extend(
+                known
+                    .names()
+                    .iter()
+                    .filter(|(_, id)| self.has_object(id))
+                    .map(|(k, v)| (k.clone(), *v)),
+            );
+        }
+        for layer in layers {
+            refs.insert(layer.to_string(), self.need_stream(&layer_name(layer))?);
+        }
+        refs.extend(images.iter().map(|(key, id)| (key.clone(), *id)));
+        self.put_json(&name, ContentType::CONFIG, bytes, refs)?;
+        Ok(digest)
+    }
+
+    /// Stores a manifest with references to its config and layers, all of which are here.
+    ///
+    /// # Errors
+    /// [`Error::Stream`] where one of them is missing; what writing gives.
+    pub fn put_manifest(&self, bytes: &[u8], config: &BlobDigest, layers: &[DiffId]) -> Result<ManifestDigest> {
+        let digest = ManifestDigest::from_hash(Sha256::digest(bytes).into());
+        let mut refs = BTreeMap::from([(format!("config:{config}"), self.need_stream(&config_name(config))?)]);
+        for layer in layers {
+            refs.insert(layer.to_string(), self.need_stream(&layer_name(layer))?);
+        }
+        self.put_json(&manifest_name(&digest), ContentType::MANIFEST, bytes, refs)?;
+        Ok(digest)
+    }
+
+    /// The manifest of this digest, checked against it; `None` where it is neither published nor put by this run.
+    ///
+    /// # Errors
+    /// [`Error::Stream`], [`Error::Mismatch`] where it is broken.
+    pub fn manifest(&self, digest: &ManifestDigest) -> Result<Option<StoredManifest>> {
+        let name = manifest_name(digest);
+        let Some((bytes, refs)) = self.read_json(&name, ContentType::MANIFEST, digest.as_bytes())? else {
+            return Ok(None);
+        };
+        let config = refs.keys().find_map(|key| key.strip_prefix("config:")?.parse().ok());
+        let config = config.ok_or_else(|| Error::Stream {
+            name,
+            why: "it names no config; fetch the image again".into(),
+        })?;
+        Ok(Some(StoredManifest { bytes, config }))
+    }
+
+    /// The config of this digest, checked against it; `None` where it is neither published nor put by this run.
+    ///
+    /// # Errors
+    /// [`Error::Stream`], [`Error::Mismatch`] where it is broken.
+    pub fn config(&self, digest: &BlobDigest) -> Result<Option<StoredConfig>> {
+        let Some((bytes, refs)) = self.read_json(&config_name(digest), ContentType::CONFIG, digest.as_bytes())? else {
+            return Ok(None);
+        };
+        let layers = refs.keys().filter_map(|key| key.parse().ok()).collect();
+        let images = refs
+            .into_iter()
+            .filter(|(key, _)| key.parse::<DiffId>().is_err())
+            .collect();
+        Ok(Some(StoredConfig { bytes, layers, images }))
+    }
+
+    /// Whether the layer is here, so that it need not be fetched: published, imported by this run, or completed by an
+    /// interrupted run and found whole.
+    pub fn has_layer(&self, diff_id: &DiffId) -> bool {
+        let here = self.stream(&layer_name(diff_id)).ok().flatten();
+        let opened = here.and_then(|id| Reader::new(self.open_object(&id).ok()?, self.algorithm).ok());
+        match opened {
+            Some(reader) => reader.content_type() == ContentType::LAYER,
+            None => self.is_suspect() && self.resume_layer(diff_id).unwrap_or(false),
+        }
+    }
+
+    /// Removes a name of a manifest, durably; a missing one is success. Objects stay until garbage is collected.
+    ///
+    /// # Errors
+    /// What removing gives.
+    pub fn untag(&self, name: &str) -> Result<()> {
+        self.remove_name("streams/refs/oci", name)
+    }
+
+    /// Removes one of our names of an image, durably; a missing one is success.
+    ///
+    /// # Errors
+    /// What removing gives.
+    pub fn unname_image(&self, name: &str) -> Result<()> {
+        self.remove_name("images/refs/cfs-update", name)
+    }
+
+    /// All names of manifests.
+    ///
+    /// # Errors
+    /// What listing gives; names that lead to no manifest are left out.
+    pub fn tags(&self) -> Result<BTreeMap<String, ManifestDigest>> {
+        self.names("streams/refs/oci", |target| {
+            target.strip_prefix("oci-manifest-")?.parse().ok()
+        })
+    }
+
+    /// Our names of images.
+    ///
+    /// # Errors
+    /// What listing gives; names that lead to no image are left out.
+    pub fn image_names(&self) -> Result<BTreeMap<String, ObjectId>> {
+        self.names("images/refs/cfs-update", |target| target.parse().ok())
+    }
+
+    /// All images that may be mounted.
+    ///
+    /// # Errors
+    /// What listing gives.
+    pub fn images(&self) -> Result<Vec<ObjectId>> {
+        let names = fs::names(&self.path.join("images"))?;
+        Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+    }
+
+    /// The object of a stream: put by this run, or published.
+    pub(super) fn stream(&self, name: &str) -> Result<Option<ObjectId>> {
+        if let Some(id) = self.pending().streams.get(name) {
+            return Ok(Some(*id));
+        }
+        let path = self.path.join("streams").join(name);
+        let Some(target) = fs::read_link(&path)? else {
+            return Ok(None);
+        };
+        let id = object_of_link(&target).filter(|id| id.algorithm() == self.algorithm);
+        id.map(Some).ok_or_else(|| Error::Stream {
+            name: name.into(),
+            why: format!("it is a link to {}, which is no object", target.display()),
+        })
+    }
+
+    pub(super) fn need_stream(&self, name: &str) -> Result<ObjectId> {
+        self.stream(name)?.ok_or_else(|| Error::Stream {
+            name: name.into(),
+            why: "missing; fetch the image again".into(),
+        })
+    }
+
+    /// Opens a stream after checking its file against its digest.
+    pub(super) fn open_stream(&self, name: &str, id: &ObjectId) -> Result<Reader> {
+        let mut file = self.open_object(id)?;
+        let path = || self.object_path(id);
+        if verity::measure(&file)? != Some(*id) {
+            let (found, _) =
+                verity::hash_reader(self.algorithm, &mut file).map_err(|e| Error::io("read", path(), e))?;
+            if found != *id {
+                return Err(Error::Stream {
+                    name: name.into(),
+                    why: format!("object {id} is not what its name says; run `fsck`, then fetch the image again"),
+                });
+            }
+            file.seek(SeekFrom::Start(0))
+                .map_err(|e| Error::io("read", path(), e))?;
+        }
+        Reader::new(file, self.algorithm).map_err(|e| Error::Stream {
+            name: name.into(),
+            why: e.to_string(),
+        })
+    }
+
+    /// Stores JSON as an object and a stream that refers to it, unless just that is here.
+    fn put_json(
+        &self,
+        name: &str,
+        content_type: ContentType,
+        bytes: &[u8],
+        refs: BTreeMap<String, ObjectId>,
+    ) -> Result<()> {
+        if let Some(here) = self.stream(name)?
+            && let Ok(known) = self.open_stream(name, &here)
+            && *known.names() == refs
+            && known.object_refs().iter().all(|id| self.has_object(id))
+        {
+            return Ok(());
+        }
+        let json = self.put(bytes)?;
+        let broken = |e: std::io::Error| Error::Stream {
+            name: name.into(),
+            why: e.to_string(),
+        };
+        let mut writer = Writer::new(Cursor::new(Vec::new()), self.algorithm, content_type).map_err(broken)?;
+        for (key, id) in refs {
+            writer.name(key, &id);
+        }
+        writer.object(&json, bytes.len() as u64).map_err(broken)?;
+        let stream = writer.finish().map_err(broken)?.into_inner();
+        let id = self.put(&stream)?;
+        self.pending().streams.insert(name.into(), id);
+        Ok(())
+    }
+
+    /// The JSON of a stream, checked against its SHA-256, and the stream's references.
+    #[allow(clippy::type_complexity, reason = "a pair, used twice above")]
+    fn read_json(
+        &self,
+        name: &str,
+        content_type: ContentType,
+        hash: &[u8; 32],
+    ) -> Result<Option<(Vec<u8>, BTreeMap<String, ObjectId>)>> {
+        let Some(id) = self.stream(name)? else {
+            return Ok(None);
+        };
+        let broken = |why: String| Error::Stream { name: name.into(), why };
+        let mut reader = self.open_stream(name, &id)?;
+        if reader.content_type() != content_type || reader.size() > JSON_LIMIT {
+            return Err(broken("it is a stream of something else".into()));
+        }
+        let mut bytes = Vec::new();
+        while let Some(part) = reader.part().map_err(|e| broken(e.to_string()))? {
+            match part {
+                Part::Literal(literal) => bytes.extend_from_slice(literal),
+                Part::Object(object) => bytes.extend(self.read_object(&object, JSON_LIMIT)?),
+            }
+            if bytes.len() as u64 > JSON_LIMIT {
+                return Err(broken(format!("it is larger than {JSON_LIMIT} bytes")));
+            }
+        }
+        let found: [u8; 32] = Sha256::digest(&bytes).into();
+        if found != *hash {
+            return Err(Error::Mismatch {
+                what: format!("stream {name}"),
+                expected: hex::encode(hash),
+                found: hex::encode(found),
+            });
+        }
+        Ok(Some((bytes, reader.names().clone())))
+    }
+
+    fn names<T>(&self, folder: &str, parse: impl Fn(&str) -> Option<T>) -> Result<BTreeMap<String, T>> {
+        let folder = self.path.join(folder);
+        let mut names = BTreeMap::new();
+        for file in fs::names(&folder)? {
+            let target = fs::read_link(&folder.join(&file)).ok().flatten();
+            let last = target
+                .as_deref()
+                .and_then(Path::file_name)
+                .and_then(|name| name.to_str());
+            if let (Some(file), Some(value)) = (file.to_str(), last.and_then(&parse)) {
+                names.insert(decode(file), value);
+            }
+        }
+        Ok(names)
+    }
+
+    fn remove_name(&self, folder: &str, name: &str) -> Result<()> {
+        name_problem(name)?;
+        let folder = self.path.join(folder);
+        let path = folder.join(encode(name));
+        if !fs::exists(&path) {
+            return Ok(());
+        }
+        self.fs.remove_file(&path)?;
+        self.fs.sync_dir(&folder)
+    }
+}
+
+/// The object that a link such as `../objects/ab/cdef…` leads to.
+pub(super) fn object_of_link(target: &Path) -> Option<ObjectId> {
+    let text = std::str::from_utf8(target.as_os_str().as_bytes()).ok()?;
+    let (folder, rest) = text.strip_prefix("../objects/")?.split_once('/')?;
+    (folder.len() == 2).then(|| format!("{folder}{rest}").parse().ok())?
+}

@@ -1,0 +1,395 @@
+//! Objects on disk: files named by the fs-verity digest of their content.
+//!
+//! Invariant: a name appears below `objects/` only when the file behind it was written completely and, where the file
+//! system has fs-verity, sealed. It is not durable then: a power cut before the next `syncfs` may leave the name with
+//! lost content, so nothing may refer to it before, and [`crate::store`] keeps a mark that tells the next run.
+//!
+//! A new object costs five system calls without fs-verity: look, open, write, link, close.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::ids::{Algorithm, ObjectId};
+use crate::sys::verity;
+
+/// How names of unfinished files start, on file systems without O_TMPFILE; no digest starts like this.
+const TEMPORARY: &str = ".cfs-";
+
+/// What is known of the file system's fs-verity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verity {
+    /// Every object must have it.
+    Required,
+    /// It is enabled where that works; the first object tells.
+    Unknown,
+    /// The file system has none.
+    Unsupported,
+}
+
+/// The folder `objects/` of a repository.
+#[derive(Debug)]
+pub struct Objects {
+    dir: OwnedFd,
+    path: PathBuf,
+    algorithm: Algorithm,
+    verity: AtomicU8,
+    /// The file system has no O_TMPFILE.
+    named: AtomicBool,
+    /// Linking needs /proc: the kernel wants a privilege for AT_EMPTY_PATH.
+    by_proc: AtomicBool,
+    /// Objects that are here already may be broken: look before they are used again.
+    suspect: bool,
+}
+
+/// A file that is no object yet; it vanishes unless it is stored.
+#[derive(Debug)]
+pub struct Temporary<'a> {
+    file: File,
+    named: Option<(String, &'a Objects)>,
+}
+
+impl Objects {
+    /// Opens the folder. `suspect`: an interrupted run may have left objects with lost content.
+    pub fn open(path: &Path, algorithm: Algorithm, verity: Verity, suspect: bool) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("open", path, e))?;
+        Ok(Self {
+            dir,
+            path: path.to_path_buf(),
+            algorithm,
+            verity: AtomicU8::new(verity as u8),
+            named: AtomicBool::new(false),
+            by_proc: AtomicBool::new(false),
+            suspect,
+        })
+    }
+
+    /// The algorithm of the names.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// Whether objects that were here before are checked before they are used again.
+    pub fn is_suspect(&self) -> bool {
+        self.suspect
+    }
+
+    /// Pretends that the file system has no O_TMPFILE.
+    #[cfg(test)]
+    pub(crate) fn without_tmpfile(&self) {
+        self.named.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether new objects get fs-verity.
+    pub fn verity(&self) -> Verity {
+        match self.verity.load(Ordering::Relaxed) {
+            v if v == Verity::Required as u8 => Verity::Required,
+            v if v == Verity::Unsupported as u8 => Verity::Unsupported,
+            _ => Verity::Unknown,
+        }
+    }
+
+    /// Where an object is.
+    pub fn path(&self, id: &ObjectId) -> PathBuf {
+        self.path.join(Name::new(id).as_str())
+    }
+
+    /// Opens an object for reading.
+    pub fn open_object(&self, id: &ObjectId) -> Result<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match rustix::fs::openat(&self.dir, Name::new(id).as_str(), flags, Mode::empty()) {
+            Ok(fd) => Ok(File::from(fd)),
+            Err(Errno::NOENT) => Err(Error::Object {
+                id: id.to_hex(),
+                why: "missing; fetch the image again".into(),
+            }),
+            Err(e) => Err(Error::io("open", self.path(id), e)),
+        }
+    }
+
+    /// The size of an object in bytes; `None` where there is none.
+    pub fn size(&self, id: &ObjectId) -> Result<Option<u64>> {
+        match rustix::fs::statat(&self.dir, Name::new(id).as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_file() => Ok(Some(stat.st_size.cast_unsigned())),
+            Ok(_) => Ok(None),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(Error::io("look at", self.path(id), e)),
+        }
+    }
+
+    /// Whether the object is here and can be relied on; a broken one is removed where objects are suspect.
+    pub fn has(&self, id: &ObjectId, size: u64) -> Result<bool> {
+        match self.size(id)? {
+            None => Ok(false),
+            Some(here) if here == size && (!self.suspect || self.is_intact(id)?) => Ok(true),
+            Some(_) => {
+                self.remove(id)?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Whether the content of an object is what its name says.
+    pub fn is_intact(&self, id: &ObjectId) -> Result<bool> {
+        let mut file = self.open_object(id)?;
+        if verity::measure(&file)? == Some(*id) {
+            return Ok(true);
+        }
+        let hashed = verity::hash_reader(id.algorithm(), &mut file);
+        let (found, _) = hashed.map_err(|e| Error::io("read", self.path(id), e))?;
+        Ok(found == *id)
+    }
+
+    /// Stores bytes whose digest is known; `false` where they are here already.
+    pub fn put(&self, id: &ObjectId, data: &[u8]) -> Result<bool> {
+        if self.has(id, data.len() as u64)? {
+            return Ok(false);
+        }
+        let mut temporary = self.temporary()?;
+        temporary
+            .write_all(data)
+            .map_err(|e| Error::io("write", self.path(id), e))?;
+        self.store(temporary, id)
+    }
+
+    /// A new file to be written.
+    pub fn temporary(&self) -> Result<Temporary<'_>> {
+        if !self.named.load(Ordering::Relaxed) {
+            let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+            match rustix::fs::openat(&self.dir, ".", flags, Mode::from_raw_mode(0o644)) {
+                Ok(fd) => {
+                    return Ok(Temporary {
+                        file: File::from(fd),
+                        named: None,
+                    });
+                }
+                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOSYS | Errno::INVAL) => {
+                    self.named.store(true, Ordering::Relaxed);
+                }
+                Err(e) => return Err(Error::io("make a file in", &self.path, e)),
+            }
+        }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!(
+            "{TEMPORARY}{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = rustix::fs::openat(&self.dir, &name, flags, Mode::from_raw_mode(0o644))
+            .map_err(|e| Error::io("make a file in", &self.path, e))?;
+        Ok(Temporary {
+            file: File::from(fd),
+            named: Some((name, self)),
+        })
+    }
+
+    /// Gives a written file its name; `false` where another of that name came first.
+    pub fn store(&self, temporary: Temporary<'_>, id: &ObjectId) -> Result<bool> {
+        let temporary = self.seal(temporary, id)?;
+        let name = Name::new(id);
+        let mut linked = self.link(&temporary, name.as_str());
+        if linked == Err(Errno::NOENT) {
+            // The kernel says so, too, where it does not allow AT_EMPTY_PATH: hence the second attempt.
+            self.make_folder(&name)?;
+            linked = self.link(&temporary, name.as_str());
+            if linked == Err(Errno::NOENT) && !self.by_proc.swap(true, Ordering::Relaxed) {
+                linked = self.link(&temporary, name.as_str());
+            }
+        }
+        match linked {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
+            Err(e) => Err(Error::io("link", self.path(id), e)),
+        }
+    }
+
+    /// Removes an object; a missing one is success.
+    pub fn remove(&self, id: &ObjectId) -> Result<()> {
+        match rustix::fs::unlinkat(&self.dir, Name::new(id).as_str(), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(Error::io("remove", self.path(id), e)),
+        }
+    }
+
+    /// Removes unfinished files that a killed run left where there is no O_TMPFILE.
+    pub fn remove_leftovers(&self) -> Result<()> {
+        let fail = |e| Error::io("list", &self.path, e);
+        for entry in Dir::read_from(&self.dir).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            if entry.file_name().to_bytes().starts_with(TEMPORARY.as_bytes()) {
+                match rustix::fs::unlinkat(&self.dir, entry.file_name(), AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(e) => return Err(Error::io("remove a leftover in", &self.path, e)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `each` for every file of one of the 256 folders: its name, and the id where the name is one.
+    pub fn list(&self, folder: u8, each: &mut dyn FnMut(&str, Option<ObjectId>) -> Result<()>) -> Result<()> {
+        let folder = format!("{folder:02x}");
+        let path = self.path.join(&folder);
+        let fail = |e| Error::io("list", &path, e);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = match rustix::fs::openat(&self.dir, &*folder, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(fail(e)),
+        };
+        for entry in Dir::read_from(&fd).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            let name = entry.file_name().to_string_lossy();
+            if name != "." && name != ".." {
+                let id = format!("{folder}{name}").parse::<ObjectId>().ok();
+                let id = id.filter(|id| id.algorithm() == self.algorithm);
+                each(&format!("{folder}/{name}"), id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Enables fs-verity where it is to be had; the file is open for reading only afterwards.
+    fn seal<'a>(&self, mut temporary: Temporary<'a>, id: &ObjectId) -> Result<Temporary<'a>> {
+        let verity = self.verity();
+        if verity == Verity::Unsupported {
+            return Ok(temporary);
+        }
+        let proc = proc_path(&temporary.file);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let sealed = rustix::fs::open(&*proc, flags, Mode::empty()).map_err(|e| Error::io("open again", &proc, e))?;
+        // Closes the writable descriptor, which the kernel insists on.
+        temporary.file = File::from(sealed);
+        let supported = verity::enable(&temporary.file, self.algorithm)?;
+        match (supported, verity) {
+            (true, _) => self.verity.store(Verity::Required as u8, Ordering::Relaxed),
+            (false, Verity::Required) => {
+                return Err(Error::Object {
+                    id: id.to_hex(),
+                    why: "the repository demands fs-verity and this file system or kernel has none; enable the \
+                          feature `verity` of the file system"
+                        .into(),
+                });
+            }
+            (false, _) => self.verity.store(Verity::Unsupported as u8, Ordering::Relaxed),
+        }
+        Ok(temporary)
+    }
+
+    fn link(&self, temporary: &Temporary<'_>, name: &str) -> Result<(), Errno> {
+        if let Some((from, _)) = &temporary.named {
+            return match rustix::fs::renameat_with(&self.dir, &**from, &self.dir, name, RenameFlags::NOREPLACE) {
+                // The file system cannot: link and let the temporary name go.
+                Err(Errno::INVAL) => rustix::fs::linkat(&self.dir, &**from, &self.dir, name, AtFlags::empty()),
+                other => other,
+            };
+        }
+        if self.by_proc.load(Ordering::Relaxed) {
+            let proc = proc_path(&temporary.file);
+            return rustix::fs::linkat(CWD, &*proc, &self.dir, name, AtFlags::SYMLINK_FOLLOW);
+        }
+        match rustix::fs::linkat(&temporary.file, "", &self.dir, name, AtFlags::EMPTY_PATH) {
+            Err(Errno::PERM | Errno::INVAL) => {
+                self.by_proc.store(true, Ordering::Relaxed);
+                self.link(temporary, name)
+            }
+            other => other,
+        }
+    }
+
+    fn make_folder(&self, name: &Name) -> Result<()> {
+        match rustix::fs::mkdirat(&self.dir, name.folder(), Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(e) => Err(Error::io("make the folder", self.path.join(name.folder()), e)),
+        }
+    }
+}
+
+impl AsFd for Objects {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
+
+impl Temporary<'_> {
+    /// Sets the size; what was not written reads as zeros and takes no room.
+    ///
+    /// # Errors
+    /// The system's answer, such as a size that the file system does not have.
+    pub fn set_size(&self, size: u64) -> io::Result<()> {
+        self.file.set_len(size)
+    }
+}
+
+impl Read for Temporary<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buffer)
+    }
+}
+
+impl Write for Temporary<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.file.write(data)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for Temporary<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        if let Some((name, objects)) = &self.named {
+            // After a rename there is none; what cannot be removed now is removed by the next run.
+            let _ = rustix::fs::unlinkat(&objects.dir, &**name, AtFlags::empty());
+        }
+    }
+}
+
+fn proc_path(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+/// `ab/cdef…`, without a heap allocation.
+struct Name {
+    text: [u8; 129],
+    length: usize,
+}
+
+impl Name {
+    fn new(id: &ObjectId) -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut name = Self {
+            text: [b'/'; 129],
+            length: 0,
+        };
+        for (at, byte) in id.as_bytes().iter().enumerate() {
+            let to = if at == 0 { 0 } else { 2 * at + 1 };
+            name.text[to] = DIGITS[usize::from(byte >> 4)];
+            name.text[to + 1] = DIGITS[usize::from(byte & 15)];
+        }
+        name.length = 2 * id.as_bytes().len() + 1;
+        name
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.text[..self.length]).unwrap_or_default()
+    }
+
+    fn folder(&self) -> &str {
+        &self.as_str()[..2]
+    }
+}
