@@ -28,6 +28,7 @@ pub mod boot;
 pub mod bootable;
 pub mod plan;
 pub mod sysroot;
+pub mod deploy;
 pub mod update;
 pub mod rollback;
 pub mod upkeep;

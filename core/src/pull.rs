@@ -17,6 +17,9 @@ use crate::tree::{Inode, Kind, Merge, Regular, Tree};
 /// Files that the library itself reads from an image (policies, kernel arguments) are refused above this many bytes.
 pub const FILE_LIMIT: u64 = 64 << 20;
 
+/// Images are refused above this many bytes: some ten million files.
+pub const IMAGE_LIMIT: u64 = 4 << 30;
+
 /// What an image is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {

@@ -9,17 +9,18 @@ use jiff::Timestamp;
 
 use crate::boot::{Bootloader, NewEntry};
 use crate::bootable::{self, Bootable};
+use crate::deploy;
 use crate::deployment::{Deployment, Event as Past, History, Origin, Staged};
 use crate::error::{Error, Result};
+use crate::etc;
 use crate::ids::{DeploymentId, ManifestDigest};
 use crate::monitor::{Event, Monitor, Stage};
 use crate::plan;
-use crate::pull::{self, Image, Synced, Variant};
+use crate::pull::{self, Variant};
 use crate::reference::Reference;
 use crate::registry::{self, Registry};
-use crate::signature::{Freshness, ImageFacts, SignedImage, check_downgrade, next_counter};
+use crate::signature::{Freshness, check_downgrade};
 use crate::sysroot::{Known, Sysroot};
-use crate::tree::Tree;
 
 /// What is asked of an update, beside the reference.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,8 +56,8 @@ pub struct Done {
     pub entry: String,
     /// Generation of the entry.
     pub generation: u64,
-    /// Where the admin and the image both changed a file of /etc: paths below /etc.
-    pub conflicts: Vec<String>,
+    /// Where the administrator and the image both changed something in /etc.
+    pub conflicts: Vec<etc::Conflict>,
     /// Deployments that were let go of.
     pub removed: Vec<DeploymentId>,
 }
@@ -87,7 +88,7 @@ pub fn switch(sysroot: &Sysroot, reference: &Reference, wishes: Wishes, monitor:
     if let Some(next) = next(&known).filter(same) {
         return Ok(unchanged(next, image.digest));
     }
-    deploy(sysroot, &registry, image, &known, wishes, monitor)
+    follow(sysroot, &registry, image, &known, wishes, monitor)
 }
 
 /// Takes the newest of the followed image. One request where there is nothing new.
@@ -112,7 +113,7 @@ pub fn upgrade(sysroot: &Sysroot, wishes: Wishes, monitor: &dyn Monitor) -> Resu
             .update(sysroot.fs(), &followed.id, |origin| origin.top = Some(top))?;
         return Ok(unchanged(followed, image.digest));
     }
-    deploy(sysroot, &registry, image, &known, wishes, monitor)
+    follow(sysroot, &registry, image, &known, wishes, monitor)
 }
 
 /// Asks whether there is something new, and changes nothing.
@@ -150,7 +151,7 @@ fn followed(known: &[Known]) -> Result<(&Known, Reference)> {
 }
 
 /// The whole way, in order.
-fn deploy(
+fn follow(
     sysroot: &Sysroot,
     registry: &Registry,
     source: registry::Image,
@@ -172,10 +173,10 @@ fn deploy(
     let image = built.sync(&sysroot.store, &tag(&id), Some(&id.to_hex()), monitor)?;
 
     monitor.event(Event::Stage(Stage::Deploy));
-    let signed = sign(sysroot, &image, monitor)?;
+    let signed = deploy::sign(sysroot, &image, monitor)?;
     let generation = next_generation(sysroot, known)?;
-    let origin = origin(&image, &bootable, generation)?;
-    let (deployment, conflicts) = record(sysroot, signed, origin, &tree, known, monitor)?;
+    let origin = deploy::origin(&image, &bootable, generation)?;
+    let (deployment, conflicts) = deploy::record(sysroot, signed, origin, &tree, current, monitor)?;
 
     monitor.event(Event::Stage(Stage::Boot));
     let entry = activate(sysroot, &deployment, &bootable, generation, known)?;
@@ -225,58 +226,10 @@ fn refuse_full_boot(bootloader: &dyn Bootloader, bootable: &Bootable) -> Result<
     })
 }
 
-fn sign(sysroot: &Sysroot, image: &Synced<Image>, monitor: &dyn Monitor) -> Result<SignedImage> {
-    let key = sysroot.key()?;
-    let sealed = sysroot.deployments.counters(&sysroot.trust()?)?;
-    let next = next_counter(sysroot.fs(), &sysroot.layout().state(), sealed)?;
-    if let Some(warning) = next.warning {
-        monitor.event(Event::Warning(warning));
-    }
-    let facts = ImageFacts {
-        id: image.id,
-        manifest: image.source.digest,
-        reference: image.source.reference.with_transport(),
-        erofs_format: 1,
-    };
-    SignedImage::sign(facts, &key, next.counter, Timestamp::now())
-}
-
 /// Above every generation that $BOOT or a record knows.
 pub(crate) fn next_generation(sysroot: &Sysroot, known: &[Known]) -> Result<u64> {
     let recorded = known.iter().filter_map(|k| k.origin()?.generation).max();
     sysroot.bootloader().entries()?.next_generation(recorded.unwrap_or(0))
-}
-
-fn origin(image: &Synced<Image>, bootable: &Bootable, generation: u64) -> Result<Origin> {
-    let source = &image.source;
-    let label = source.config.labels.get("org.opencontainers.image.version");
-    let mut origin = Origin::new(&source.reference.with_transport(), source.digest);
-    origin.boot_digest = Some(bootable.kernel.digest()?.to_string());
-    origin.top = Some(source.top);
-    origin.version = label.cloned().or_else(|| bootable.version.clone());
-    origin.created = source.config.created;
-    origin.architecture = Some(match &source.config.variant {
-        Some(variant) => format!("{}/{variant}", source.config.architecture),
-        None => source.config.architecture.clone(),
-    });
-    origin.deployed = Some(Timestamp::now());
-    origin.generation = Some(generation);
-    Ok(origin)
-}
-
-/// The record with its /etc and, on the first time, /var.
-fn record(
-    sysroot: &Sysroot,
-    signed: SignedImage,
-    origin: Origin,
-    tree: &Tree,
-    known: &[Known],
-    monitor: &dyn Monitor,
-) -> Result<(Deployment, Vec<String>)> {
-    let _ = (tree, known, monitor);
-    let draft = sysroot.deployments.begin(sysroot.fs(), signed)?;
-    sysroot.fs().create_dir(&draft.etc(), 0o755)?;
-    Ok((draft.commit(sysroot.fs(), origin)?, Vec::new()))
 }
 
 /// Kernel files, sync, entry, sync.

@@ -167,7 +167,15 @@ impl<'a> Writer<'a> {
             self.report.written += 1;
             return Ok(());
         }
-        let made = leaf(folder, name, node, step, self.source(step.from), self.privileged, &mut self.report)?;
+        let made = leaf(
+            folder,
+            name,
+            node,
+            step,
+            self.source(step.from),
+            self.privileged,
+            &mut self.report,
+        )?;
         if !made {
             self.report.nodes_skipped.push(path.to_path_buf());
             return Ok(());
@@ -228,7 +236,9 @@ fn leaf(
         Item::CharDevice(_) | Item::BlockDevice(_) | Item::Socket => return Ok(false),
     }
     let Meta { uid, gid, .. } = node.meta;
-    let owned = folder.stat(name)?.is_some_and(|stat| (stat.uid, stat.gid) == (uid, gid));
+    let owned = folder
+        .stat(name)?
+        .is_some_and(|stat| (stat.uid, stat.gid) == (uid, gid));
     if !owned {
         report.owners_skipped += usize::from(!tolerate(folder.set_owner(name, uid, gid))?);
     }
@@ -256,7 +266,11 @@ fn dress<F: std::os::fd::AsFd>(
     for (key, value) in wanted(&node.meta) {
         report.attributes_skipped += usize::from(!tolerate(handle.set_xattr(key, value))?);
     }
-    let mode = if privileged { node.meta.mode } else { readable_mode(node) };
+    let mode = if privileged {
+        node.meta.mode
+    } else {
+        readable_mode(node)
+    };
     handle.set_mode(mode)?;
     handle.set_mtime((mtime.sec, mtime.nsec))
 }

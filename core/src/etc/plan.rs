@@ -257,7 +257,10 @@ impl Merge<'_> {
     /// Finds a name for the image's version of each conflict, when all other names are known.
     fn keep_beside(&mut self) {
         let mut conflicts = std::mem::take(&mut self.plan.conflicts);
-        for conflict in conflicts.iter_mut().filter(|conflict| conflict.what == What::BothChanged) {
+        for conflict in conflicts
+            .iter_mut()
+            .filter(|conflict| conflict.what == What::BothChanged)
+        {
             let name = self.free_name(&conflict.path);
             self.drop_subtree(&name);
             for (at, _) in self.new.subtree(&conflict.path) {
@@ -267,7 +270,11 @@ impl Merge<'_> {
                     path: at.to_path_buf(),
                     alone: true,
                 };
-                let to = if below.as_os_str().is_empty() { name.clone() } else { name.join(below) };
+                let to = if below.as_os_str().is_empty() {
+                    name.clone()
+                } else {
+                    name.join(below)
+                };
                 self.plan.steps.insert(to, step);
             }
             conflict.kept_as = Some(name);
@@ -277,7 +284,10 @@ impl Merge<'_> {
 
     fn drop_subtree(&mut self, path: &Path) {
         let range = listing::from(&self.plan.steps, path);
-        let gone: Vec<PathBuf> = range.map(|(at, _)| at.clone()).take_while(|at| at.starts_with(path)).collect();
+        let gone: Vec<PathBuf> = range
+            .map(|(at, _)| at.clone())
+            .take_while(|at| at.starts_with(path))
+            .collect();
         for at in gone {
             self.plan.steps.remove(&at);
         }

@@ -39,7 +39,9 @@ pub struct TreeSource<'a> {
 
 impl std::fmt::Debug for TreeSource<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TreeSource").field("base", &self.base).finish_non_exhaustive()
+        f.debug_struct("TreeSource")
+            .field("base", &self.base)
+            .finish_non_exhaustive()
     }
 }
 
@@ -112,7 +114,13 @@ fn list_tree(
     };
     listing.insert(path.clone(), node);
     for child in inode.children() {
-        list_tree(listing, child.inode, path.join(OsStr::from_bytes(child.name)), algorithm, links)?;
+        list_tree(
+            listing,
+            child.inode,
+            path.join(OsStr::from_bytes(child.name)),
+            algorithm,
+            links,
+        )?;
     }
     Ok(())
 }

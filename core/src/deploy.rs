@@ -1,0 +1,154 @@
+//! From a synced image to a deployment: its signature, its record, its /etc and the shared /var.
+//!
+//! Invariant: a record gets its name only when everything in it is durable, and its /etc is merged into a new folder:
+//! the /etc of the deployment that runs is only read. A power cut leaves a leftover that means nothing.
+
+use std::io::Read;
+
+use jiff::Timestamp;
+
+use crate::bootable::Bootable;
+use crate::deployment::{Deployment, Origin};
+use crate::error::Result;
+use crate::etc::{self, Conflict, FolderSource, Listing, Report, Rules, Source, TreeSource};
+use crate::ids::ObjectId;
+use crate::image::reader;
+use crate::monitor::{Event, Monitor};
+use crate::pull::{IMAGE_LIMIT, Image, Synced};
+use crate::signature::{ImageFacts, SignedImage, next_counter};
+use crate::sysroot::{Known, Sysroot};
+use crate::tree::Tree;
+
+/// Signs a synced image with the machine's key, under a counter that no other has.
+pub(crate) fn sign(sysroot: &Sysroot, image: &Synced<Image>, monitor: &dyn Monitor) -> Result<SignedImage> {
+    let key = sysroot.key()?;
+    let sealed = sysroot.deployments.counters(&sysroot.trust()?)?;
+    let next = next_counter(sysroot.fs(), &sysroot.layout().state(), sealed)?;
+    if let Some(warning) = next.warning {
+        monitor.event(Event::Warning(warning));
+    }
+    let facts = ImageFacts {
+        id: image.id,
+        manifest: image.source.digest,
+        reference: image.source.reference.with_transport(),
+        erofs_format: 1,
+    };
+    SignedImage::sign(facts, &key, next.counter, Timestamp::now())
+}
+
+/// What the record will say.
+pub(crate) fn origin(image: &Synced<Image>, bootable: &Bootable, generation: u64) -> Result<Origin> {
+    let source = &image.source;
+    let label = source.config.labels.get("org.opencontainers.image.version");
+    let mut origin = Origin::new(&source.reference.with_transport(), source.digest);
+    origin.boot_digest = Some(bootable.kernel.digest()?.to_string());
+    origin.top = Some(source.top);
+    origin.version = label.cloned().or_else(|| bootable.version.clone());
+    origin.created = source.config.created;
+    origin.architecture = Some(match &source.config.variant {
+        Some(variant) => format!("{}/{variant}", source.config.architecture),
+        None => source.config.architecture.clone(),
+    });
+    origin.deployed = Some(Timestamp::now());
+    origin.generation = Some(generation);
+    Ok(origin)
+}
+
+/// Makes the record with its /etc and, the first time, /var. A deployment that is there already is given the new
+/// signature; its /etc is merged afresh unless it runs.
+pub(crate) fn record(
+    sysroot: &Sysroot,
+    signed: SignedImage,
+    mut origin: Origin,
+    tree: &Tree,
+    current: Option<&Known>,
+    monitor: &dyn Monitor,
+) -> Result<(Deployment, Vec<Conflict>)> {
+    let (fs, deployments) = (sysroot.fs(), &sysroot.deployments);
+    let id = *signed.id();
+    fill_var(sysroot, tree, monitor)?;
+    if deployments.exists(&id) {
+        match deployments.load(&id) {
+            Ok(record) if current.is_some_and(|k| k.id == id) || sysroot.options.booted == Some(id) => {
+                origin.etc_unprivileged = record.origin().etc_unprivileged;
+                origin.pinned = record.origin().pinned;
+                return Ok((deployments.relabel(fs, signed, origin)?, Vec::new()));
+            }
+            Ok(record) => {
+                origin.pinned = record.origin().pinned;
+                let draft = deployments.begin_etc(fs, &id)?;
+                let (report, conflicts) = write_etc(sysroot, tree, current, draft.path(), monitor)?;
+                origin.etc_unprivileged = !report.complete();
+                draft.commit_etc(fs)?;
+                return Ok((deployments.relabel(fs, signed, origin)?, conflicts));
+            }
+            Err(broken) => {
+                monitor.event(Event::Warning(format!("{broken}; it is made anew")));
+                deployments.remove(fs, &id)?;
+            }
+        }
+    }
+    let draft = deployments.begin(fs, signed)?;
+    let (report, conflicts) = write_etc(sysroot, tree, current, &draft.etc(), monitor)?;
+    origin.etc_unprivileged = !report.complete();
+    Ok((draft.commit(fs, origin)?, conflicts))
+}
+
+/// The new image's /etc, with what the administrator made of the current one.
+fn write_etc(
+    sysroot: &Sysroot,
+    tree: &Tree,
+    current: Option<&Known>,
+    to: &std::path::Path,
+    monitor: &dyn Monitor,
+) -> Result<(Report, Vec<Conflict>)> {
+    let algorithm = sysroot.store.algorithm();
+    let open = |id: &ObjectId| open_object(sysroot, id);
+    let new = TreeSource::new(tree, "etc", algorithm, &open)?;
+    let Some(current) = current.filter(|k| k.record.is_ok()) else {
+        return Ok((tell(etc::write(&new, to)?, monitor), Vec::new()));
+    };
+    let here = FolderSource::scan(&sysroot.layout().etc(&current.id), algorithm)?;
+    let old_tree = image_tree(sysroot, &current.id);
+    let old = match &old_tree {
+        Ok(old_tree) => TreeSource::new(old_tree, "etc", algorithm, &open)?.listing().clone(),
+        Err(e) => {
+            monitor.event(Event::Warning(format!(
+                "{e}; every file of the /etc of deployment {} is kept as if it had been changed",
+                current.id.short()
+            )));
+            Listing::empty()
+        }
+    };
+    let ownership = !current.origin().is_some_and(|origin| origin.etc_unprivileged);
+    let plan = etc::plan(&old, here.listing(), new.listing(), Rules { ownership });
+    let report = etc::apply(&plan, &here, &new, to)?;
+    Ok((tell(report, monitor), plan.conflicts))
+}
+
+/// What the image brings in /var, the first time only.
+fn fill_var(sysroot: &Sysroot, tree: &Tree, monitor: &dyn Monitor) -> Result<()> {
+    let Some(draft) = sysroot.deployments.begin_var(sysroot.fs())? else {
+        return Ok(());
+    };
+    let open = |id: &ObjectId| open_object(sysroot, id);
+    let source = TreeSource::new(tree, "var", sysroot.store.algorithm(), &open)?;
+    tell(etc::write(&source, draft.path())?, monitor);
+    sysroot.deployments.commit_var(sysroot.fs(), &draft)
+}
+
+fn tell(report: Report, monitor: &dyn Monitor) -> Report {
+    for note in report.notes() {
+        monitor.event(Event::Note(note));
+    }
+    report
+}
+
+/// The tree of a deployment's image, as the image itself has it.
+pub fn image_tree(sysroot: &Sysroot, id: &ObjectId) -> Result<Tree> {
+    reader::read(&sysroot.store.read_object(id, IMAGE_LIMIT)?)
+}
+
+fn open_object(sysroot: &Sysroot, id: &ObjectId) -> Result<Box<dyn Read>> {
+    Ok(Box::new(sysroot.store.open_object(id)?))
+}
