@@ -13,10 +13,8 @@ pub fn default_pattern(text: &str) -> Option<&str> {
     let defaults = fields
         .filter(|(key, _)| *key == "default")
         .map(|(_, value)| value.trim_matches(blank));
-    defaults
-        .map(|value| value.trim_matches('"'))
-        .filter(|value| !value.is_empty())
-        .last()
+    let mut defaults = defaults.map(|value| value.trim_matches('"'));
+    defaults.rfind(|value| !value.is_empty())
 }
 
 /// Whether the pattern stands for what was chosen last in the menu (`@saved`), not for a name.

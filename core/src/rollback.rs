@@ -67,7 +67,7 @@ fn activate(sysroot: &Sysroot, known: &[Known], id: DeploymentId) -> Result<(Str
     // One that was marked good stays good; one that never proved itself has to, with all its tries.
     let tries = sysroot.options.tries.filter(|_| old.tries != Tries::Good);
     let new = NewEntry::again(old, bootloader.boot_dir(), generation, tries)?;
-    let entry = bootloader.publish(bootloader.stage(&new)?)?;
+    let entry = bootloader.publish(bootloader.stage(deployment, &new)?)?;
     sysroot
         .deployments
         .update(sysroot.fs(), &id, |origin| origin.generation = Some(generation))?;

@@ -251,7 +251,7 @@ fn activate(
         kernel: bootable.kernel.clone(),
         tries: sysroot.options.tries,
     };
-    let staged = sysroot.bootloader().stage(&new)?;
+    let staged = sysroot.bootloader().stage(deployment, &new)?;
     Ok(sysroot.bootloader().publish(staged)?.file)
 }
 

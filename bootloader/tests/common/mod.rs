@@ -7,6 +7,7 @@
     reason = "test support; not every test uses all of it"
 )]
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -14,10 +15,14 @@ use std::sync::{Arc, Mutex};
 
 use cfs_bootloader::Kind;
 use cfs_bootloader::esp::BootDir;
-use cfs_core::boot::{BootEntry, Bootloader, FileSource, KernelFiles, NewEntry, cmdline};
+use cfs_core::boot::{BootEntry, Bootloader, FileSource, KernelFiles, NewEntry, StagedEntry, cmdline};
+use cfs_core::deployment::{Deployment, Deployments, Layout, Origin};
 use cfs_core::error::{Error, Result};
-use cfs_core::ids::DeploymentId;
+use cfs_core::ids::{DeploymentId, ManifestDigest};
+use cfs_core::signature::{ImageFacts, SignedImage, SigningKey};
 use cfs_core::sys::fs::{Fs, RealFs};
+use cfs_core::testing::CrashFs;
+use jiff::Timestamp;
 
 /// Every loader; the contract is run for each.
 pub const KINDS: [Kind; 1] = [Kind::SystemdBoot];
@@ -48,7 +53,7 @@ pub fn new_entry(n: u8, generation: u64, kernel_content: &str) -> NewEntry {
     }
 }
 
-pub fn open(kind: Kind, boot: &Path, fs: Arc<dyn Fs>) -> Arc<dyn Bootloader> {
+pub fn open(kind: Kind, boot: &Path, fs: Arc<dyn Fs>) -> Box<dyn Bootloader> {
     let boot = BootDir {
         path: boot.to_path_buf(),
         fat: false,
@@ -56,10 +61,36 @@ pub fn open(kind: Kind, boot: &Path, fs: Arc<dyn Fs>) -> Arc<dyn Bootloader> {
     cfs_bootloader::open(kind, boot, fs)
 }
 
+/// Deployment `n`, recorded and signed for real, in a folder that is gone afterwards: what staging asks for.
+pub fn deployment(n: u8) -> Deployment {
+    let folder = tempfile::tempdir().unwrap();
+    let fs = CrashFs::new(folder.path(), folder.path());
+    let deployments = Deployments::new(Layout::new(folder.path()));
+    deployments.layout().prepare(&fs).unwrap();
+    let facts = ImageFacts {
+        id: id(n),
+        manifest: ManifestDigest::from_hash([n; 32]),
+        reference: "docker://quay.io/org/os:41".into(),
+        erofs_format: 1,
+    };
+    let key = SigningKey::from_seed(&[7; 32], "test");
+    let signed = SignedImage::sign(facts, &key, 1, Timestamp::UNIX_EPOCH).unwrap();
+    let draft = deployments.begin(&fs, signed).unwrap();
+    fs.create_dir(&draft.etc(), 0o755).unwrap();
+    let origin = Origin::new("docker://quay.io/org/os:41", ManifestDigest::from_hash([n; 32]));
+    draft.commit(&fs, origin).unwrap()
+}
+
+pub fn stage(loader: &dyn Bootloader, n: u8, new: &NewEntry) -> Result<StagedEntry> {
+    static MADE: Mutex<BTreeMap<u8, Deployment>> = Mutex::new(BTreeMap::new());
+    let deployment = MADE.lock().unwrap().entry(n).or_insert_with(|| deployment(n)).clone();
+    loader.stage(&deployment, new)
+}
+
 /// Stages and publishes deployment `n` with the next generation.
 pub fn install(loader: &dyn Bootloader, n: u8, kernel: &str) -> Result<BootEntry> {
     let generation = loader.entries()?.next_generation(0)?;
-    loader.publish(loader.stage(&new_entry(n, generation, kernel))?)
+    loader.publish(stage(loader, n, &new_entry(n, generation, kernel))?)
 }
 
 /// Makes deployment `n`, which has an entry, the next to boot, and removes what that supersedes.
@@ -67,7 +98,7 @@ pub fn roll_back(loader: &dyn Bootloader, n: u8) -> Result<BootEntry> {
     let entries = loader.entries()?;
     let old = entries.of(&id(n)).unwrap();
     let new = NewEntry::again(old, loader.boot_dir(), entries.next_generation(0)?, None)?;
-    let entry = loader.publish(loader.stage(&new)?)?;
+    let entry = loader.publish(stage(loader, n, &new)?)?;
     loader.remove(&loader.plan_cleanup()?)?;
     Ok(entry)
 }

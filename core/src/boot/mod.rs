@@ -16,6 +16,7 @@ pub mod version;
 use std::fmt::Debug;
 use std::path::Path;
 
+use crate::deployment::Deployment;
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 
@@ -78,12 +79,19 @@ pub trait Bootloader: Debug + Send + Sync {
 
 impl dyn Bootloader + '_ {
     /// Writes and syncs the kernel files of `new` and prepares its entry; [`Bootloader::publish`] makes it visible.
+    /// The deployment is the permission: its record is durable and its signature was verified.
     ///
     /// # Errors
-    /// [`Error::Space`] before anything is written, when `$BOOT` is too full; [`Error::BootEntry`] for options that
-    /// cannot be written into an entry.
-    pub fn stage(&self, new: &NewEntry) -> Result<StagedEntry> {
+    /// [`Error::Space`] before anything is written, when `$BOOT` is too full; [`Error::BootEntry`] for an entry of
+    /// another deployment, or options that cannot be written into an entry.
+    pub fn stage(&self, deployment: &Deployment, new: &NewEntry) -> Result<StagedEntry> {
         new.validate()?;
+        if *deployment.id() != new.id {
+            return Err(Error::BootEntry {
+                entry: format!("of deployment {}", new.id.short()),
+                why: format!("it was to be staged as that of deployment {}", deployment.id().short()),
+            });
+        }
         Ok(StagedEntry {
             id: new.id,
             generation: new.generation,
