@@ -12,7 +12,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 TEST_PACKAGES := gcc libc6-dev make pkg-config mmdebstrap docker-registry skopeo zstd gzip attr libcap2-bin \
     debian-archive-keyring util-linux fsverity strace
 FUZZ_PACKAGES := g++
-BENCH_PACKAGES := time uidmap
+BENCH_PACKAGES := python3
 DENY_VERSION := 0.20.2
 
 .PHONY: help

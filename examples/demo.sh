@@ -23,6 +23,7 @@ if [ -z "${CFS_UPDATE:-}" ]; then
 fi
 
 title() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
+mkdir -p "$work/sysroot"
 cfs() {
     printf '\n\033[32m$ cfs-update --sysroot S %s\033[0m\n' "$*"
     "$CFS_UPDATE" --sysroot "$work/sysroot" "$@"

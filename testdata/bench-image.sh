@@ -20,7 +20,7 @@ cp /usr/share/keyrings/debian-archive-*.gpg "$out/keyring/"
 if [ ! -f "$out/peers.done" ]; then
     rm -rf "$out/peers"
     mmdebstrap --quiet --mode=root --variant=essential --keyring="$out/keyring" --format=directory \
-        --include=skopeo,podman,crun,composefs,ca-certificates,zstd,netavark,uidmap \
+        --include=skopeo,podman,crun,ca-certificates,zstd,netavark,uidmap \
         --aptopt='Apt::Install-Recommends "false"' "$suite" "$out/peers" ${mirror:+"$mirror"}
     # 127.0.0.1 speaks plain HTTP, and nothing is signed there.
     mkdir -p "$out/peers/etc/containers" "$out/peers/bench"

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the built program, a real registry, the real Debian image and small images.
 
 pub mod layout;
+pub mod peer;
 pub mod reference;
 pub mod registry;
 pub mod walk;
@@ -86,11 +87,13 @@ impl Ran {
 impl Cfs {
     /// On `dir/sysroot`, as the user that runs the tests.
     pub fn new(dir: &Path) -> Self {
-        let home = dir.join("home");
-        fs::create_dir_all(&home).unwrap();
+        let (home, sysroot) = (dir.join("home"), dir.join("sysroot"));
+        for path in [&home, &sysroot] {
+            fs::create_dir_all(path).unwrap();
+        }
         Self {
             program: PathBuf::from(env!("CARGO_BIN_EXE_cfs-update")),
-            sysroot: dir.join("sysroot"),
+            sysroot,
             home,
             user: None,
         }
@@ -101,7 +104,7 @@ impl Cfs {
     pub fn unprivileged(dir: &Path) -> Self {
         let mut cfs = Self::new(dir);
         if rustix::process::geteuid().is_root() {
-            for path in [dir, &cfs.home] {
+            for path in [dir, &cfs.home, &cfs.sysroot] {
                 std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
             }
             let copy = dir.join("cfs-update");
@@ -114,6 +117,7 @@ impl Cfs {
 
     /// The same program and user on another sysroot.
     pub fn on(&self, sysroot: &Path) -> Self {
+        fs::create_dir_all(sysroot).unwrap();
         Self {
             sysroot: sysroot.to_path_buf(),
             ..self.clone()
