@@ -8,3 +8,4 @@ mod faults;
 mod measure;
 mod mount;
 mod os_image;
+mod readme;

@@ -150,6 +150,21 @@ impl Cfs {
         command
     }
 
+    /// Another program as the same user, which finds ours in `CFS_UPDATE`.
+    pub fn wrap(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", &self.home)
+            .env("CFS_UPDATE", &self.program)
+            .current_dir("/");
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        command
+    }
+
     /// Runs to the end.
     pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
         Ran::new(self.command(args).output().unwrap())
