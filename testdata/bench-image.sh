@@ -51,12 +51,12 @@ pack 3-python ./usr/lib/python3 ./usr/lib/python3.13
 pack 4-compilers ./usr/lib/gcc ./usr/lib/llvm-19 ./usr/include
 pack 5-share --exclude=./usr/share/go-1.24 --exclude=./usr/share/doc ./usr/share
 pack 6-doc ./usr/share/doc
-pack 7-go ./usr/lib/go-1.24 ./usr/share/go-1.24 ./usr/src
+pack 7-go ./usr/lib/go-1.24 ./usr/share/go-1.24
 pack 8-kernel ./boot ./usr/lib/modules
 SPLIT
     mmdebstrap --quiet --mode=root --variant=important --keyring="$out/keyring" --format=null \
-        --include=linux-image-amd64,linux-headers-amd64,systemd,systemd-sysv,initramfs-tools,build-essential,git \
-        --include=python3-full,python3-numpy,python3-sympy,golang-1.24,clang-19,vim,perl-doc,manpages-dev,cmake \
+        --include=linux-image-amd64,systemd,systemd-sysv,initramfs-tools,build-essential,git \
+        --include=python3-full,python3-numpy,python3-sympy,golang-1.24,clang-19,vim \
         --aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
         --essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" && echo MODULES=list >"$1/etc/initramfs-tools/conf.d/bench"' \
         --customize-hook="sh '$out/split.sh' \"\$1\" '$out'" "$suite" - ${mirror:+"$mirror"} >/dev/null
