@@ -4,8 +4,4 @@
 
 #[allow(dead_code, reason = "more tests use more of it")]
 mod common;
-mod faults;
 mod measure;
-mod mount;
-mod os_image;
-mod readme;
