@@ -40,8 +40,10 @@ enum State {
     /// No connection, or a broken one.
     Closed,
     Open(Box<dyn BufRead + Send>),
-    /// Checked, or given up.
+    /// Checked.
     Done,
+    /// Given up, for this reason: a reader that asks again must not find a good end.
+    Failed(String),
 }
 
 impl<'m> Blob<'m> {
@@ -91,8 +93,13 @@ impl<'m> Blob<'m> {
     }
 
     fn try_fill(&mut self) -> Result<bool, Failure> {
-        if matches!(self.state, State::Done) {
-            return Ok(false);
+        match &self.state {
+            State::Done => return Ok(false),
+            State::Failed(why) => {
+                let (url, why) = (self.name(), why.clone());
+                return Err(Error::Network { url, why }.into());
+            }
+            State::Closed | State::Open(_) => {}
         }
         let mut body = match std::mem::replace(&mut self.state, State::Closed) {
             State::Open(body) => body,
@@ -112,10 +119,12 @@ impl<'m> Blob<'m> {
         if self.done < self.size {
             return Err(self.cut());
         }
-        self.state = State::Done;
         let found = BlobDigest::from_hash(std::mem::take(&mut self.hasher).finalize().into());
         match found == self.digest {
-            true => Ok(false),
+            true => {
+                self.state = State::Done;
+                Ok(false)
+            }
             false => Err(self.mismatch(self.digest, found)),
         }
     }
@@ -149,9 +158,8 @@ impl<'m> Blob<'m> {
 
     /// Waits for another try, or goes on to the next source, or gives up.
     fn recover(&mut self, failure: Failure) -> Result<()> {
-        if matches!(failure.error, Error::Mismatch { .. }) {
-            self.state = State::Done;
-            return Err(failure.error);
+        if matches!(self.state, State::Failed(_)) || matches!(failure.error, Error::Mismatch { .. }) {
+            return Err(self.give_up(failure.error));
         }
         let registry = self.registry.clone();
         let retry: &Retry = &registry.inner.retry;
@@ -170,12 +178,16 @@ impl<'m> Blob<'m> {
                 self.source = (self.source + 1) % sources;
                 self.failed = 0;
             }
-            Err(error) => {
-                self.state = State::Done;
-                return Err(error);
-            }
+            Err(error) => return Err(self.give_up(error)),
         }
         Ok(())
+    }
+
+    fn give_up(&mut self, error: Error) -> Error {
+        if !matches!(self.state, State::Failed(_)) {
+            self.state = State::Failed(format!("was given up: {error}"));
+        }
+        error
     }
 }
 

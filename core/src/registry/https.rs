@@ -1,12 +1,255 @@
-//! Registries over HTTP(S); filled in next.
+//! Registries: the OCI distribution API over HTTPS, and over plain HTTP where that is allowed.
 
-use super::{Options, Transport};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap};
+use reqwest::{Method, StatusCode, Url};
+
+use super::auth::Places;
+use super::client::is_loopback;
+use super::config::Place;
+use super::fetch::{Fetcher, Refused, Request, content_length, network};
+use super::login::{Pass, Session};
+use super::net::{Answer, shown};
+use super::{Body, Failure, Fetched, Options, Transport, Wanted};
 use crate::error::{Error, Result};
+use crate::ids::{BlobDigest, ManifestDigest};
+use crate::manifest::{ACCEPTED, MANIFEST_LIMIT};
+use crate::monitor::Monitor;
 use crate::reference::Name;
 
-pub(super) fn sources(name: &Name, _: &Options) -> Result<Vec<Box<dyn Transport>>> {
-    Err(Error::Network {
-        url: name.to_string(),
-        why: "not here yet".into(),
-    })
+const DIGEST_HEADER: &str = "docker-content-digest";
+
+/// One registry that has the image.
+#[derive(Debug)]
+pub(super) struct Https {
+    fetcher: Arc<Fetcher>,
+    session: Session,
+    /// `host[:port]` of the API.
+    host: String,
+    repository: String,
+    /// Tag or digest.
+    wanted: String,
+    /// To be tried in this order, until one is known to work.
+    schemes: &'static [&'static str],
+    scheme: AtomicUsize,
+}
+
+/// The mirrors of a registry in order, the registry itself last.
+pub(super) fn sources(name: &Name, options: &Options) -> Result<Vec<Box<dyn Transport>>> {
+    let fetcher = Arc::new(Fetcher::new(options)?);
+    let places = fetcher.config.places(name)?;
+    let sources = places
+        .into_iter()
+        .map(|place| Https::new(&fetcher, place, name, options));
+    sources
+        .map(|source| Ok(Box::new(source?) as Box<dyn Transport>))
+        .collect()
+}
+
+impl Https {
+    fn new(fetcher: &Arc<Fetcher>, place: Place, name: &Name, options: &Options) -> Result<Self> {
+        let schemes: &[&str] = match (
+            is_loopback(&place.host),
+            place.insecure || fetcher.insecure(&place.host),
+        ) {
+            (true, _) => &["http", "https"],
+            (false, true) => &["https", "http"],
+            (false, false) => &["https"],
+        };
+        let places = Places {
+            files: options.auth_files.clone(),
+            helpers: fetcher.config.helpers.clone(),
+        };
+        let source = Self {
+            session: Session::new(places, &place.host, &place.repository),
+            fetcher: fetcher.clone(),
+            host: match place.host.as_str() {
+                "docker.io" => "registry-1.docker.io".into(),
+                _ => place.host,
+            },
+            repository: place.repository,
+            wanted: name.wanted(),
+            schemes,
+            scheme: AtomicUsize::new(0),
+        };
+        match source.repository.is_empty() {
+            true => Err(source.no_url("registries.conf gives no path there")),
+            false => source.address("https", "manifests", "latest").map(|_| source),
+        }
+    }
+
+    fn no_url(&self, why: impl Into<String>) -> Error {
+        Error::Network {
+            url: format!("{}/{}", self.host, self.repository),
+            why: why.into(),
+        }
+    }
+
+    fn address(&self, scheme: &str, kind: &str, what: &str) -> Result<Url> {
+        let text = format!("{scheme}://{}/v2/{}/{kind}/{what}", self.host, self.repository);
+        text.parse().map_err(|e| self.no_url(format!("is no address: {e}")))
+    }
+
+    /// Asks with the scheme that is known to work, or finds out which does.
+    fn ask(
+        &self,
+        method: &Method,
+        kind: &str,
+        what: &str,
+        accept: &[&str],
+        from: u64,
+        monitor: &dyn Monitor,
+    ) -> Result<(Answer, Url), (Option<StatusCode>, Failure)> {
+        let mut first = None;
+        for at in self.scheme.load(Ordering::Relaxed)..self.schemes.len() {
+            let url = self
+                .address(self.schemes[at], kind, what)
+                .map_err(|e| (None, e.into()))?;
+            let request = Request {
+                method: method.clone(),
+                accept,
+                from,
+                ..Request::get(url.clone())
+            };
+            match self.ask_logged_in(request, monitor) {
+                Ok(answer) => {
+                    self.scheme.store(at, Ordering::Relaxed);
+                    return Ok((answer, url));
+                }
+                Err(Refused::Scheme(failure)) => first = Some(first.unwrap_or(failure)),
+                Err(Refused::Login(_, said)) => {
+                    let why = self.session.refused(&said, monitor);
+                    return Err((Some(StatusCode::UNAUTHORIZED), network(&url, why).into()));
+                }
+                Err(Refused::Failed(status, failure)) => return Err((Some(status), failure)),
+            }
+        }
+        let nothing = || self.no_url("no way to ask it").into();
+        Err((None, first.unwrap_or_else(nothing)))
+    }
+
+    /// Answers one challenge, not two.
+    fn ask_logged_in(&self, request: Request<'_>, monitor: &dyn Monitor) -> Result<Answer, Refused> {
+        let failed = |failure| Refused::Failed(StatusCode::UNAUTHORIZED, failure);
+        let with = |pass: &Pass| Request {
+            authorization: pass.header.clone(),
+            ..request.clone()
+        };
+        let (fetcher, url) = (&self.fetcher, &request.url);
+        let pass = self.session.pass(fetcher, url, monitor).map_err(failed)?;
+        let (headers, said) = match fetcher.ask(with(&pass)) {
+            Err(Refused::Login(headers, said)) => (headers, said),
+            done => return done,
+        };
+        match self
+            .session
+            .answer(&pass, &headers, fetcher, url, monitor)
+            .map_err(failed)?
+        {
+            Some(pass) => fetcher.ask(with(&pass)),
+            None => Err(Refused::Login(headers, said)),
+        }
+    }
+
+    fn what(&self, wanted: Wanted) -> String {
+        match wanted {
+            Wanted::Top => self.wanted.clone(),
+            Wanted::Digest(digest) => digest.to_string(),
+        }
+    }
+}
+
+impl Transport for Https {
+    fn url(&self, wanted: Wanted) -> String {
+        let scheme = self.schemes[self.scheme.load(Ordering::Relaxed).min(self.schemes.len() - 1)];
+        match self.address(scheme, "manifests", &self.what(wanted)) {
+            Ok(url) => shown(&url),
+            Err(_) => format!("{}/{}", self.host, self.repository),
+        }
+    }
+
+    fn head(&self, monitor: &dyn Monitor) -> Result<Option<ManifestDigest>, Failure> {
+        match self.ask(&Method::HEAD, "manifests", &self.wanted, &ACCEPTED, 0, monitor) {
+            Ok((answer, _)) => Ok(digest_of(&answer.headers)),
+            // HEAD may not be known there, and its errors come without a reason: GET has the last word.
+            Err((Some(status), failure))
+                if status.is_client_error() && !matches!(status.as_u16(), 401 | 403 | 408 | 425 | 429) =>
+            {
+                tracing::debug!("HEAD refused, GET instead: {}", failure.error);
+                Ok(None)
+            }
+            Err((_, failure)) => Err(failure),
+        }
+    }
+
+    fn manifest(&self, wanted: Wanted, monitor: &dyn Monitor) -> Result<Fetched, Failure> {
+        let what = self.what(wanted);
+        let (answer, url) = self
+            .ask(&Method::GET, "manifests", &what, &ACCEPTED, 0, monitor)
+            .map_err(|(_, failure)| failure)?;
+        let too_long = || Error::Manifest {
+            reference: shown(&url),
+            why: format!("is longer than {MANIFEST_LIMIT} bytes; refused"),
+        };
+        if content_length(&answer.headers).is_some_and(|length| length > MANIFEST_LIMIT) {
+            return Err(too_long().into());
+        }
+        let content_type = answer
+            .headers
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .map(String::from);
+        let bytes = answer.body.up_to(MANIFEST_LIMIT)?.ok_or_else(too_long)?;
+        Ok(Fetched { bytes, content_type })
+    }
+
+    fn blob(&self, digest: &BlobDigest, size: u64, from: u64, monitor: &dyn Monitor) -> Result<Body, Failure> {
+        let what = digest.to_string();
+        let (answer, url) = self
+            .ask(&Method::GET, "blobs", &what, &[], from, monitor)
+            .map_err(|(_, failure)| failure)?;
+        let start = match answer.status {
+            StatusCode::PARTIAL_CONTENT => range_start(&answer.headers).filter(|start| *start <= from),
+            _ => Some(0),
+        };
+        let Some(start) = start else {
+            return Err(network(&url, format!("sent another part than the one from byte {from} on")).into());
+        };
+        if let Some(length) = content_length(&answer.headers).filter(|length| start + length != size) {
+            let error = Error::Mismatch {
+                what: format!("blob {}", shown(&url)),
+                expected: format!("{size} bytes"),
+                found: format!("{} bytes", start + length),
+            };
+            return Err(error.into());
+        }
+        Ok(Body {
+            reader: Box::new(answer.body),
+            from: start,
+        })
+    }
+
+    fn requests(&self) -> u64 {
+        self.fetcher.net.requests()
+    }
+}
+
+fn digest_of(headers: &HeaderMap) -> Option<ManifestDigest> {
+    headers.get(DIGEST_HEADER)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// `bytes 100-199/200`: 100.
+fn range_start(headers: &HeaderMap) -> Option<u64> {
+    let value = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    value
+        .trim()
+        .strip_prefix("bytes")?
+        .trim()
+        .split('-')
+        .next()?
+        .trim()
+        .parse()
+        .ok()
 }

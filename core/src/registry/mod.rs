@@ -17,8 +17,15 @@ use crate::manifest::{CONFIG_LIMIT, Config, Descriptor, Document, MANIFEST_LIMIT
 use crate::monitor::Monitor;
 use crate::reference::Reference;
 
+mod auth;
 mod blob;
+mod challenge;
+mod client;
+mod config;
+mod fetch;
 mod https;
+mod login;
+mod net;
 mod oci_dir;
 mod options;
 mod retry;
@@ -119,6 +126,10 @@ trait Transport: std::fmt::Debug + Send + Sync {
     fn manifest(&self, wanted: Wanted, monitor: &dyn Monitor) -> Result<Fetched, Failure>;
     /// A blob of `size` bytes, from byte `from` on where that is possible, else from the start.
     fn blob(&self, digest: &BlobDigest, size: u64, from: u64, monitor: &dyn Monitor) -> Result<Body, Failure>;
+    /// Requests made over the network so far, by all sources of the image together.
+    fn requests(&self) -> u64 {
+        0
+    }
 }
 
 impl Registry {
@@ -152,6 +163,11 @@ impl Registry {
     /// What it was opened for.
     pub fn reference(&self) -> &Reference {
         &self.inner.reference
+    }
+
+    /// Requests made over the network so far, those for tokens and those that failed included.
+    pub fn requests(&self) -> u64 {
+        self.inner.sources.first().map_or(0, |source| source.requests())
     }
 
     /// The digest that the reference has now: [`Image::top`] of what [`Registry::image`] would give.

@@ -1,0 +1,204 @@
+//! HTTP clients, one for each host: TLS, certificates, proxies.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Mutex, Once, PoisonError};
+
+use reqwest::{Certificate, Client, ClientBuilder, Identity, NoProxy, Url};
+
+use super::Options;
+use crate::error::{Error, Result};
+use crate::sys::fs;
+
+const FILE_LIMIT: u64 = 4 << 20;
+
+/// Makes and keeps clients.
+#[derive(Debug)]
+pub(super) struct Clients {
+    options: Options,
+    made: Mutex<HashMap<(bool, String), Client>>,
+}
+
+impl Clients {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            options: options.clone(),
+            made: Mutex::default(),
+        }
+    }
+
+    /// The client for the host of `url`. `unverified`: take any certificate.
+    pub(super) fn get(&self, url: &Url, unverified: bool) -> Result<Client> {
+        let host = authority(url);
+        let tls = url.scheme() == "https";
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = made.get(&(tls, host.clone())) {
+            return Ok(client.clone());
+        }
+        let client = self.make(&host, tls, unverified)?;
+        made.insert((tls, host), client.clone());
+        Ok(client)
+    }
+
+    fn make(&self, host: &str, tls: bool, unverified: bool) -> Result<Client> {
+        // TLS with ring: one provider for the whole process, whoever comes first.
+        static PROVIDER: Once = Once::new();
+        PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+        let fail = |e: reqwest::Error| Error::Network {
+            url: host.into(),
+            why: format!("no client can be made: {e}"),
+        };
+        let mut builder = Client::builder()
+            .http1_only()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .user_agent(&self.options.user_agent)
+            .connect_timeout(self.options.timeouts.connect)
+            .no_proxy();
+        builder = match (tls, unverified) {
+            // Reading the system's certificates takes longer than a request on the local network.
+            (false, _) => builder.tls_certs_only([]),
+            (true, true) => builder.tls_danger_accept_invalid_certs(true),
+            (true, false) => builder,
+        };
+        if tls {
+            for folder in &self.options.certs_d {
+                builder = certificates(builder, &folder.join(host))?;
+            }
+        }
+        if !is_loopback(host) {
+            builder = self.proxied(builder, tls).map_err(fail)?;
+        }
+        builder.build().map_err(fail)
+    }
+
+    fn proxied(&self, builder: ClientBuilder, tls: bool) -> Result<ClientBuilder, reqwest::Error> {
+        let settings = &self.options.proxy;
+        let proxy = match tls {
+            true => settings
+                .https
+                .as_deref()
+                .filter(|p| !p.is_empty())
+                .map(reqwest::Proxy::https),
+            false => settings
+                .http
+                .as_deref()
+                .filter(|p| !p.is_empty())
+                .map(reqwest::Proxy::http),
+        };
+        let Some(proxy) = proxy else { return Ok(builder) };
+        let except = settings.no_proxy.as_deref().and_then(NoProxy::from_string);
+        Ok(builder.proxy(proxy?.no_proxy(except)))
+    }
+}
+
+/// containers-certs.d(5): `*.crt` are trusted beside the system's, `*.cert` with the `.key` of the same name is shown
+/// to the registry.
+fn certificates(mut builder: ClientBuilder, folder: &Path) -> Result<ClientBuilder> {
+    for name in fs::names(folder)? {
+        let path = folder.join(&name);
+        let extension = path.extension().and_then(|e| e.to_str());
+        let fail = |why: String| Error::Settings {
+            path: path.clone(),
+            why,
+        };
+        let read = |path: &Path| fs::read(path, FILE_LIMIT).map(Option::unwrap_or_default);
+        match extension {
+            Some("crt") => {
+                let pem = read(&path)?;
+                let found = Certificate::from_pem_bundle(&pem).map_err(|e| fail(format!("no certificate: {e}")))?;
+                builder = builder.tls_certs_merge(found);
+            }
+            Some("cert") => {
+                let mut pem = read(&path)?;
+                let key = read(&path.with_extension("key"))?;
+                if key.is_empty() {
+                    return Err(fail("has no key: there should be a file of this name with .key".into()));
+                }
+                pem.extend(key);
+                let identity = Identity::from_pem(&pem).map_err(|e| fail(format!("no certificate with key: {e}")))?;
+                builder = builder.identity(identity);
+            }
+            _ => {}
+        }
+    }
+    Ok(builder)
+}
+
+/// `host[:port]` as in a reference: without the port that goes without saying.
+pub(super) fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.into(),
+    }
+}
+
+/// Whether `host[:port]` is this machine.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(inner) => inner.split(']').next().unwrap_or(inner),
+        None => host.split(':').next().unwrap_or(host),
+    };
+    match name.parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback(),
+        Err(_) => name == "localhost" || name.ends_with(".localhost"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for host in [
+            "localhost",
+            "localhost:5000",
+            "x.localhost",
+            "127.0.0.1:5000",
+            "127.9.9.9",
+            "[::1]",
+            "[::1]:5000",
+        ] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "localhost.example",
+            "127.0.0.1.example",
+            "128.0.0.1",
+            "[::2]:5000",
+            "quay.io",
+            "10.0.0.1",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_broken_certificate_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("quay.io:5000");
+        #[allow(clippy::disallowed_methods)]
+        let write = |name: &str| {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(
+                folder.join(name),
+                "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n",
+            )
+            .unwrap();
+        };
+        write("ca.crt");
+        let clients = Clients::new(&Options {
+            certs_d: vec![dir.path().into()],
+            ..Options::default()
+        });
+        let url = "https://quay.io:5000/v2/".parse().unwrap();
+        assert!(clients.get(&url, false).unwrap_err().to_string().contains("ca.crt"));
+        let plain = "http://quay.io:5000/v2/".parse().unwrap();
+        assert!(clients.get(&plain, false).is_ok());
+    }
+}

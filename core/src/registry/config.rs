@@ -1,0 +1,366 @@
+//! containers-registries.conf(5), version 2: where a registry's images really are, and how safe the way there is.
+//!
+//! Text in, values out; [`Config::load`] reads the files.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::Options;
+use crate::error::{Error, Result};
+use crate::reference::Name;
+use crate::sys::fs;
+
+const FILE_LIMIT: u64 = 1 << 20;
+
+/// All files, put together.
+#[derive(Debug, Default)]
+pub(super) struct Config {
+    registries: Vec<Registry>,
+    /// Helpers to ask for credentials, in order.
+    pub helpers: Vec<String>,
+}
+
+/// One place to ask for an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// `host[:port]`.
+    pub host: String,
+    /// Path in the registry.
+    pub repository: String,
+    /// Without TLS, or with a certificate that nobody vouches for.
+    pub insecure: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct File {
+    #[serde(default)]
+    registry: Vec<Registry>,
+    credential_helpers: Option<Vec<String>>,
+    /// Only in the old format.
+    registries: Option<toml::Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Registry {
+    prefix: Option<String>,
+    #[serde(default)]
+    location: String,
+    #[serde(default)]
+    insecure: bool,
+    #[serde(default)]
+    blocked: bool,
+    #[serde(default)]
+    mirror: Vec<Mirror>,
+    #[serde(default)]
+    mirror_by_digest_only: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Mirror {
+    location: String,
+    #[serde(default)]
+    insecure: bool,
+    #[serde(default)]
+    pull_from_mirror: Pull,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Pull {
+    #[default]
+    #[serde(alias = "")]
+    All,
+    DigestOnly,
+    TagOnly,
+}
+
+impl Registry {
+    fn prefix(&self) -> &str {
+        self.prefix
+            .as_deref()
+            .filter(|prefix| !prefix.is_empty())
+            .unwrap_or(&self.location)
+    }
+
+    /// The part of `image` (`host/path`) that the prefix covers.
+    fn covers<'i>(&self, image: &'i str) -> Option<&'i str> {
+        let prefix = self.prefix();
+        if let Some(domain) = prefix.strip_prefix('*') {
+            let host = &image[..image.find('/').unwrap_or(image.len())];
+            let name = host.split(':').next().unwrap_or(host);
+            return (domain.len() > 1 && (host.ends_with(domain) || name.ends_with(domain))).then_some(host);
+        }
+        let rest = image.strip_prefix(prefix)?;
+        let whole = rest.is_empty() || rest.starts_with(['/', ':']);
+        (whole && !prefix.is_empty()).then(|| &image[..prefix.len()])
+    }
+}
+
+impl Config {
+    pub(super) fn load(options: &Options) -> Result<Self> {
+        let mut config = Self::default();
+        for path in &options.registries_conf {
+            if let Some(text) = fs::read(path, FILE_LIMIT)? {
+                config.add(path, &text)?;
+                break;
+            }
+        }
+        for folder in &options.registries_conf_d {
+            let mut names = fs::names(folder)?;
+            names.retain(|name| Path::new(name).extension().is_some_and(|e| e == "conf"));
+            names.sort();
+            for path in names.iter().map(|name| folder.join(name)) {
+                if let Some(text) = fs::read(&path, FILE_LIMIT)? {
+                    config.add(&path, &text)?;
+                }
+            }
+        }
+        Ok(config)
+    }
+
+    /// A later file's registry takes the place of an earlier one's with the same prefix.
+    fn add(&mut self, path: &Path, text: &[u8]) -> Result<()> {
+        let fail = |why: String| Error::Settings { path: path.into(), why };
+        let text = std::str::from_utf8(text).map_err(|e| fail(e.to_string()))?;
+        let file: File = toml::from_str(text).map_err(|e| fail(e.to_string().trim_end().into()))?;
+        if file.registries.is_some() {
+            return Err(fail(
+                "is of version 1, which is no longer supported; write [[registry]] tables as containers-registries.conf(5) says".into(),
+            ));
+        }
+        for registry in file.registry {
+            if registry.prefix().is_empty() {
+                return Err(fail("a [[registry]] needs a prefix or a location".into()));
+            }
+            if registry.location.is_empty() && !registry.prefix().starts_with("*.") && !registry.mirror.is_empty() {
+                tracing::debug!("{}: {} has mirrors, but no location", path.display(), registry.prefix());
+            }
+            self.registries.retain(|earlier| earlier.prefix() != registry.prefix());
+            self.registries.push(registry);
+        }
+        if let Some(helpers) = file.credential_helpers {
+            self.helpers = helpers;
+        }
+        Ok(())
+    }
+
+    fn find(&self, image: &str) -> Option<(&Registry, usize)> {
+        let covering = self
+            .registries
+            .iter()
+            .filter_map(|registry| Some((registry, registry.covers(image)?.len())));
+        // A wildcard covers the host only, so that any prefix that names the host exactly is longer or as long.
+        covering.max_by_key(|(registry, length)| (*length, !registry.prefix().starts_with('*')))
+    }
+
+    /// Whether `host[:port]` may be asked without TLS, as far as the files say.
+    pub(super) fn insecure(&self, host: &str) -> bool {
+        let location_is = |location: &str| location == host || location.split('/').next() == Some(host);
+        self.find(host).is_some_and(|(registry, _)| registry.insecure)
+            || self.registries.iter().any(|registry| {
+                (registry.insecure && location_is(&registry.location))
+                    || registry
+                        .mirror
+                        .iter()
+                        .any(|mirror| mirror.insecure && location_is(&mirror.location))
+            })
+    }
+
+    /// Where to ask for `name`: mirrors in order, the registry itself last.
+    pub(super) fn places(&self, name: &Name) -> Result<Vec<Place>> {
+        let image = format!("{}/{}", name.host(), name.repository());
+        let Some((registry, covered)) = self.find(&image) else {
+            return Ok(vec![place(&image, false)]);
+        };
+        if registry.blocked {
+            return Err(Error::Reference {
+                reference: name.to_string(),
+                why: format!("registries.conf blocks {}", registry.prefix()),
+            });
+        }
+        let rest = &image[covered..];
+        let by_digest = name.digest().is_some();
+        let wanted = |mirror: &&Mirror| match mirror.pull_from_mirror {
+            Pull::All => by_digest || !registry.mirror_by_digest_only,
+            Pull::DigestOnly => by_digest,
+            Pull::TagOnly => !by_digest,
+        };
+        let mirrors = registry.mirror.iter().filter(wanted);
+        let mut places: Vec<_> = mirrors
+            .map(|mirror| place(&(mirror.location.clone() + rest), mirror.insecure))
+            .collect();
+        places.push(match registry.location.as_str() {
+            "" => place(&image, registry.insecure),
+            location => place(&(location.to_owned() + rest), registry.insecure),
+        });
+        Ok(places)
+    }
+}
+
+fn place(image: &str, insecure: bool) -> Place {
+    let (host, repository) = image.split_once('/').unwrap_or((image, ""));
+    Place {
+        host: host.to_lowercase(),
+        repository: repository.into(),
+        insecure,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::reference::Reference;
+
+    fn config(text: &str) -> Config {
+        let mut config = Config::default();
+        config.add(Path::new("registries.conf"), text.as_bytes()).unwrap();
+        config
+    }
+
+    fn places(config: &Config, image: &str) -> Vec<String> {
+        let Reference::Registry(name) = image.parse().unwrap() else {
+            panic!("{image}");
+        };
+        let shown = |place: Place| {
+            let how = if place.insecure { " insecure" } else { "" };
+            format!("{}/{}{how}", place.host, place.repository)
+        };
+        config.places(&name).unwrap().into_iter().map(shown).collect()
+    }
+
+    const MIRRORED: &str = r#"
+        unqualified-search-registries = ["docker.io"]
+        credential-helpers = ["containers-auth.json", "x"]
+        [[registry]]
+        location = "quay.io"
+        [[registry]]
+        prefix = "quay.io/org"
+        location = "internal.example:5000/mirror"
+        insecure = true
+        [[registry.mirror]]
+        location = "m1.example/org"
+        [[registry.mirror]]
+        location = "m2.example/org"
+        insecure = true
+        pull-from-mirror = "digest-only"
+        [[registry.mirror]]
+        location = "m3.example/org"
+        pull-from-mirror = "tag-only"
+        [aliases]
+        "x" = "y"
+    "#;
+
+    #[test]
+    fn the_longest_prefix_decides_and_mirrors_come_first() {
+        let config = config(MIRRORED);
+        let digest = format!("sha256:{}", "0".repeat(64));
+        assert_eq!(
+            places(&config, "quay.io/org/os:1"),
+            [
+                "m1.example/org/os",
+                "m3.example/org/os",
+                "internal.example:5000/mirror/os insecure"
+            ]
+        );
+        assert_eq!(
+            places(&config, &format!("quay.io/org/os@{digest}")),
+            [
+                "m1.example/org/os",
+                "m2.example/org/os insecure",
+                "internal.example:5000/mirror/os insecure"
+            ]
+        );
+        assert_eq!(places(&config, "quay.io/organ/os:1"), ["quay.io/organ/os"]);
+        assert_eq!(places(&config, "other.example/os:1"), ["other.example/os"]);
+        assert_eq!(config.helpers, ["containers-auth.json", "x"]);
+        assert!(config.insecure("m2.example") && !config.insecure("m1.example"));
+        assert!(config.insecure("internal.example:5000") && !config.insecure("quay.io"));
+    }
+
+    #[test]
+    fn a_host_may_be_insecure_blocked_or_covered_by_a_wildcard() {
+        let config = config(
+            r#"
+            [[registry]]
+            location = "plain.example:5000"
+            insecure = true
+            [[registry]]
+            prefix = "*.blocked.example"
+            blocked = true
+            [[registry]]
+            prefix = "*.moved.example"
+            location = "new.example"
+            [[registry]]
+            prefix = "stays.moved.example"
+            location = "stays.moved.example"
+            "#,
+        );
+        assert_eq!(
+            places(&config, "plain.example:5000/os:1"),
+            ["plain.example:5000/os insecure"]
+        );
+        assert_eq!(places(&config, "plain.example:5001/os:1"), ["plain.example:5001/os"]);
+        assert_eq!(places(&config, "a.moved.example/os:1"), ["new.example/os"]);
+        assert_eq!(places(&config, "stays.moved.example/os:1"), ["stays.moved.example/os"]);
+        let Reference::Registry(blocked) = "x.blocked.example/os".parse().unwrap() else {
+            panic!("no registry");
+        };
+        assert!(
+            config
+                .places(&blocked)
+                .unwrap_err()
+                .to_string()
+                .contains("blocks *.blocked.example")
+        );
+    }
+
+    #[test]
+    fn a_digest_only_registry_keeps_tags_off_its_mirrors() {
+        let config = config(
+            r#"
+            [[registry]]
+            location = "h.example"
+            mirror-by-digest-only = true
+            [[registry.mirror]]
+            location = "m.example"
+            "#,
+        );
+        assert_eq!(places(&config, "h.example/os:1"), ["h.example/os"]);
+        let by_digest = format!("h.example/os@sha256:{}", "0".repeat(64));
+        assert_eq!(places(&config, &by_digest), ["m.example/os", "h.example/os"]);
+    }
+
+    #[test]
+    fn a_drop_in_replaces_and_a_broken_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options {
+            registries_conf: vec![dir.path().join("none.conf"), dir.path().join("registries.conf")],
+            registries_conf_d: vec![dir.path().join("none.d"), dir.path().join("d")],
+            ..Options::default()
+        };
+        #[allow(clippy::disallowed_methods)]
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write(
+            "registries.conf",
+            "[[registry]]\nlocation = \"a.example\"\ninsecure = true\n",
+        );
+        assert!(Config::load(&options).unwrap().insecure("a.example"));
+        write("d/1.conf", "[[registry]]\nlocation = \"a.example\"\n");
+        write("d/ignored.txt", "not toml");
+        assert!(!Config::load(&options).unwrap().insecure("a.example"));
+        write("d/2.conf", "[[registry]]\nlocation = 5\n");
+        let error = Config::load(&options).unwrap_err().to_string();
+        assert!(error.contains("2.conf") && error.contains("line 2"), "{error}");
+        write("d/2.conf", "[registries.search]\nregistries = []\n");
+        assert!(Config::load(&options).unwrap_err().to_string().contains("version 1"));
+    }
+}

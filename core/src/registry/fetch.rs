@@ -1,0 +1,287 @@
+//! Requests with their redirects, and what a refusal means.
+//!
+//! Invariant: credentials go to the scheme, host and port that they were given for and nowhere else, and nothing is
+//! asked for without TLS but on this machine or where the configuration calls the host insecure; both hold for every
+//! hop of a redirect.
+
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
+use reqwest::header::{CONTENT_LENGTH, RETRY_AFTER};
+use reqwest::{Method, StatusCode, Url};
+
+use super::client::{Clients, authority, is_loopback};
+use super::config::Config;
+use super::net::{Answer, Net, Trouble, shown};
+use super::retry::retry_after;
+use super::{Again, Failure, Options};
+use crate::error::{Error, Result};
+
+const REDIRECTS: usize = 10;
+/// Of an error's body, this much is read, and a part of that is shown.
+const ERROR_BODY: u64 = 8 << 10;
+const ERROR_TEXT: usize = 300;
+
+/// What is shared by all sources of an image.
+#[derive(Debug)]
+pub(super) struct Fetcher {
+    pub net: Net,
+    clients: Clients,
+    pub config: Config,
+    insecure: Vec<String>,
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub(super) struct Request<'r> {
+    pub method: Method,
+    pub url: Url,
+    pub authorization: Option<HeaderValue>,
+    pub accept: &'r [&'r str],
+    /// First byte wanted, if not 0.
+    pub from: u64,
+    /// `application/x-www-form-urlencoded`, for POST.
+    pub form: Option<String>,
+}
+
+/// Why there is no usable answer.
+pub(super) enum Refused {
+    /// 401: the challenge is in the headers. With what the registry says.
+    Login(Box<HeaderMap>, String),
+    /// No HTTP was spoken, so another scheme may do.
+    Scheme(Failure),
+    Failed(StatusCode, Failure),
+}
+
+impl<'r> Request<'r> {
+    pub(super) fn get(url: Url) -> Self {
+        Self {
+            method: Method::GET,
+            url,
+            authorization: None,
+            accept: &[],
+            from: 0,
+            form: None,
+        }
+    }
+}
+
+impl Fetcher {
+    pub(super) fn new(options: &Options) -> Result<Self> {
+        Ok(Self {
+            net: Net::start(&options.timeouts)?,
+            clients: Clients::new(options),
+            config: Config::load(options)?,
+            insecure: options.insecure.iter().map(|host| host.to_lowercase()).collect(),
+        })
+    }
+
+    /// Whether the configuration allows to talk to `host[:port]` without TLS or with any certificate.
+    pub(super) fn insecure(&self, host: &str) -> bool {
+        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        self.insecure.iter().any(|listed| listed == host || listed == name) || self.config.insecure(host)
+    }
+
+    /// Asks, and follows redirects. The answer's status is a success.
+    pub(super) fn ask(&self, request: Request<'_>) -> Result<Answer, Refused> {
+        let origin = request.url.clone();
+        let mut url = origin.clone();
+        for _ in 0..=REDIRECTS {
+            let answer = self.hop(&request, &origin, &url)?;
+            if !matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return accept(answer, &request.method, &url);
+            }
+            url = self
+                .redirect(&url, &answer)
+                .map_err(|error| Refused::Failed(answer.status, error.into()))?;
+        }
+        let why = format!("more than {REDIRECTS} redirects");
+        Err(Refused::Failed(StatusCode::FOUND, network(&origin, why).into()))
+    }
+
+    fn hop(&self, request: &Request<'_>, origin: &Url, url: &Url) -> Result<Answer, Refused> {
+        let client = self.clients.get(url, self.insecure(&authority(url)));
+        let client = client.map_err(|error| Refused::Failed(StatusCode::OK, error.into()))?;
+        let mut builder = client
+            .request(request.method.clone(), url.clone())
+            .header(ACCEPT_ENCODING, "identity");
+        if let Some(authorization) = request.authorization.as_ref().filter(|_| same_origin(origin, url)) {
+            builder = builder.header(AUTHORIZATION, authorization.clone());
+        }
+        for accept in request.accept {
+            builder = builder.header(ACCEPT, *accept);
+        }
+        if request.from > 0 {
+            builder = builder.header(RANGE, format!("bytes={}-", request.from));
+        }
+        if let Some(form) = request.form.as_ref().filter(|_| same_origin(origin, url)) {
+            builder = builder
+                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(form.clone());
+        }
+        self.net.send(builder).map_err(|trouble| unanswered(url, trouble))
+    }
+
+    fn redirect(&self, url: &Url, answer: &Answer) -> Result<Url> {
+        let location = answer.headers.get(LOCATION).and_then(|value| value.to_str().ok());
+        let location = location.ok_or_else(|| network(url, format!("{} without a location", answer.status)))?;
+        let mut next = url
+            .join(location)
+            .map_err(|e| network(url, format!("redirect to nowhere: {e}")))?;
+        let _ = next.set_username("");
+        let _ = next.set_password(None);
+        let plain_allowed = url.scheme() == "http" && self.plain_allowed(&authority(&next));
+        match next.scheme() {
+            "https" => Ok(next),
+            "http" if plain_allowed => Ok(next),
+            _ => Err(network(
+                url,
+                format!("redirects to {}, which is not safe: refused", shown(&next)),
+            )),
+        }
+    }
+
+    /// Whether `host[:port]` may be asked over plain HTTP.
+    pub(super) fn plain_allowed(&self, host: &str) -> bool {
+        is_loopback(host) || self.insecure(host)
+    }
+}
+
+fn same_origin(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
+}
+
+pub(super) fn network(url: &Url, why: impl Into<String>) -> Error {
+    Error::Network {
+        url: shown(url),
+        why: why.into(),
+    }
+}
+
+fn unanswered(url: &Url, trouble: Trouble) -> Refused {
+    let again = match trouble.transient {
+        true => Again::Later(None),
+        false => Again::Never,
+    };
+    let mut why = trouble.why;
+    if !trouble.transient && url.scheme() == "https" {
+        why += &format!(
+            "; if its certificate is right, put the CA's into /etc/containers/certs.d/{}/",
+            authority(url)
+        );
+    }
+    let failure = Failure {
+        error: network(url, why),
+        again,
+    };
+    match trouble.unconnected || trouble.garbage {
+        true => Refused::Scheme(failure),
+        false => Refused::Failed(StatusCode::OK, failure),
+    }
+}
+
+/// Sorts what came by its status.
+fn accept(answer: Answer, method: &Method, url: &Url) -> Result<Answer, Refused> {
+    let (status, headers) = (answer.status, answer.headers.clone());
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let said = match method == Method::HEAD {
+        true => String::new(),
+        false => answer
+            .body
+            .up_to(ERROR_BODY)
+            .ok()
+            .flatten()
+            .map(|body| said(&body))
+            .unwrap_or_default(),
+    };
+    if status == StatusCode::UNAUTHORIZED {
+        return Err(Refused::Login(Box::new(headers), said));
+    }
+    let mut why = format!("{status}{said}");
+    if status == StatusCode::BAD_REQUEST && url.scheme() == "http" && said.contains("HTTPS") {
+        return Err(Refused::Scheme(network(url, why).into()));
+    }
+    let again = match status.as_u16() {
+        408 | 425 | 429 | 500 | 502 | 503 | 504 => Again::Later(wait_asked(&headers)),
+        505..=599 => Again::Later(wait_asked(&headers)),
+        _ => Again::Never,
+    };
+    why += match status.as_u16() {
+        403 => "; the credentials do not allow it",
+        404 => "; there is no such image, or it may not be seen without logging in",
+        _ => "",
+    };
+    let error = network(url, why);
+    Err(Refused::Failed(status, Failure { error, again }))
+}
+
+fn wait_asked(headers: &HeaderMap) -> Option<std::time::Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    retry_after(value, jiff::Timestamp::now().as_second())
+}
+
+/// `: ` and what the registry says in its error, on one line.
+fn said(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Errors {
+        errors: Vec<One>,
+    }
+    #[derive(serde::Deserialize)]
+    struct One {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let text = match serde_json::from_slice::<Errors>(body) {
+        Ok(Errors { errors }) => {
+            let one = |one: One| match one.message.is_empty() {
+                true => one.code,
+                false => one.message,
+            };
+            errors.into_iter().map(one).collect::<Vec<_>>().join(", ")
+        }
+        // A page for people says nothing that the status does not.
+        Err(_) if body.trim_ascii_start().starts_with(b"<") => String::new(),
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line: String = line.chars().filter(|c| !c.is_control()).take(ERROR_TEXT).collect();
+    if line.is_empty() { line } else { format!(": {line}") }
+}
+
+/// The length that the answer announces.
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_registry_says_is_shown_on_one_line_and_pages_are_not() {
+        let json =
+            br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest\nunknown","detail":{}},{"code":"X"}]}"#;
+        assert_eq!(said(json), ": manifest unknown, X");
+        assert_eq!(said(b"too\x1b[31m fast\n"), ": too[31m fast");
+        assert_eq!(said(b" <html>no</html>"), "");
+        assert_eq!(said(b""), "");
+        assert_eq!(said(&[b'x'; 5000]).len(), ERROR_TEXT + 2);
+    }
+
+    #[test]
+    fn a_url_is_shown_without_what_could_be_a_credential() {
+        let url: Url = "https://u:p@cdn.example/blob?X-Amz-Signature=abc#x".parse().unwrap();
+        assert_eq!(shown(&url), "https://cdn.example/blob");
+    }
+
+    #[test]
+    fn another_port_or_scheme_is_another_origin() {
+        let url = |text: &str| text.parse::<Url>().unwrap();
+        assert!(same_origin(&url("https://a/x"), &url("https://a:443/y")));
+        for other in ["http://a/x", "https://a:444/x", "https://b/x", "http://a:443/x"] {
+            assert!(!same_origin(&url("https://a/x"), &url(other)), "{other}");
+        }
+    }
+}
