@@ -37,6 +37,7 @@ impl ContentType {
 const MAGIC: &[u8; 12] = b"SplitStream\0";
 const HEADER: u64 = 32;
 const INFO: u64 = 80;
+const HEAD: [u8; 112] = [0; 112];
 /// Literal bytes are written out when there are this many, at the next multiple of 512.
 const CHUNK: usize = 64 << 10;
 /// The longest list of references or names that is read, in bytes: 32 million objects.
@@ -61,7 +62,7 @@ impl<W: Write + Seek> Writer<W> {
     /// # Errors
     /// What writing gives.
     pub fn new(mut out: W, algorithm: Algorithm, content_type: ContentType) -> io::Result<Self> {
-        out.write_all(&[0; (HEADER + INFO) as usize])?;
+        out.write_all(&HEAD)?;
         Ok(Self {
             encoder: zstd::stream::write::Encoder::new(out, 1)?,
             algorithm,

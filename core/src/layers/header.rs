@@ -1,6 +1,7 @@
 //! Fields of a 512-byte tar header (POSIX.1-1988 ustar, GNU tar, star, and v7 before them).
 
 use crate::layers::Mtime;
+use crate::layers::sparse::Segments;
 
 /// Bytes of a header and of every other unit of a tar.
 pub(super) const BLOCK: usize = 512;
@@ -106,7 +107,7 @@ impl<'a> Header<'a> {
     }
 
     /// The sparse map's part in an old GNU header: pairs, whether more blocks of them follow, and the file's size.
-    pub(super) fn gnu_sparse(self) -> Option<(Vec<(u64, u64)>, bool, u64)> {
+    pub(super) fn gnu_sparse(self) -> Option<(Segments, bool, u64)> {
         if self.layout() != Layout::Gnu {
             return None;
         }
@@ -116,7 +117,7 @@ impl<'a> Header<'a> {
 }
 
 /// Pairs of an old GNU sparse map, up to the first without an offset, where GNU and BSD tar end, too.
-pub(super) fn sparse_pairs(field: &[u8]) -> Option<Vec<(u64, u64)>> {
+pub(super) fn sparse_pairs(field: &[u8]) -> Option<Segments> {
     let mut pairs = Vec::new();
     for pair in field.chunks_exact(24) {
         if pair[0] == 0 {

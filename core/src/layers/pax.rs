@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use crate::layers::header::low_32;
+use crate::layers::sparse::Segments;
 use crate::layers::{Mtime, Xattrs};
 
 /// What a PAX header says about the entry behind it; `None` where it says nothing.
@@ -27,7 +28,7 @@ pub(super) struct PaxSparse {
     /// `GNU.sparse.size` (0.0, 0.1) or `GNU.sparse.realsize` (1.0).
     pub(super) size: Option<u64>,
     /// Pairs, of 0.0 and 0.1.
-    pub(super) map: Option<Vec<(u64, u64)>>,
+    pub(super) map: Option<Segments>,
     pending: Option<u64>,
 }
 
@@ -114,7 +115,7 @@ impl PaxSparse {
 }
 
 /// `offset,length,offset,length…`
-fn map(value: &[u8]) -> Option<Vec<(u64, u64)>> {
+fn map(value: &[u8]) -> Option<Segments> {
     let mut pairs = Vec::new();
     if value.is_empty() {
         return Some(pairs);

@@ -4,18 +4,21 @@
 /// could ask for the hash of 2^63 zeros.
 pub const MAX_SIZE: u64 = 1 << 44;
 
+/// Offset and length of parts of a file, in bytes.
+pub(super) type Segments = Vec<(u64, u64)>;
+
 /// A file of which the archive holds only some segments, one after the other; the rest is zeros.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sparse {
     /// Size of the expanded file in bytes.
     size: u64,
     /// Offset and length, ascending, not overlapping, within the size.
-    segments: Vec<(u64, u64)>,
+    segments: Segments,
 }
 
 impl Sparse {
     /// Checks a map against the file's size and the bytes that the archive holds of it.
-    pub(super) fn new(size: u64, segments: Vec<(u64, u64)>, stored: u64) -> Result<Self, String> {
+    pub(super) fn new(size: u64, segments: Segments, stored: u64) -> Result<Self, String> {
         if size > MAX_SIZE {
             return Err(format!(
                 "a sparse file of {size} bytes; at most {MAX_SIZE} are accepted"

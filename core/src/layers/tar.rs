@@ -9,6 +9,7 @@
 
 use crate::layers::header::{self, BLOCK, Header};
 use crate::layers::pax::{self, Pax};
+use crate::layers::sparse::Segments;
 use crate::layers::{Content, Entry, Item, Meta, Sparse};
 
 /// Limit of a PAX header, a GNU long name, or a sparse map, in bytes.
@@ -133,7 +134,7 @@ enum State {
 struct Partial {
     head: Head,
     size: u64,
-    map: Vec<(u64, u64)>,
+    map: Segments,
 }
 
 /// What extended headers say about the entry behind them.
@@ -412,7 +413,7 @@ impl Parser {
             self.state = State::GnuSparse(partial);
             return Ok(None);
         }
-        self.emit_sparse(partial).map(Some)
+        self.emit_sparse(*partial).map(Some)
     }
 
     fn gnu_sparse_block(&mut self, mut partial: Box<Partial>) -> Result<Option<Step>, Fault> {
@@ -427,7 +428,7 @@ impl Parser {
             self.state = State::GnuSparse(partial);
             return Ok(None);
         }
-        self.emit_sparse(partial).map(Some)
+        self.emit_sparse(*partial).map(Some)
     }
 
     fn start_pax_sparse(&mut self, head: Head, sparse: pax::PaxSparse) -> Result<Option<Step>, Fault> {
@@ -448,7 +449,7 @@ impl Parser {
                 };
                 Ok(None)
             }
-            (None | Some(0), _, Some(map)) => self.emit_sparse(Box::new(Partial { head, size, map })).map(Some),
+            (None | Some(0), _, Some(map)) => self.emit_sparse(Partial { head, size, map }).map(Some),
             _ => Err(self.entry_fault("an unknown version of sparse file")),
         }
     }
@@ -488,11 +489,11 @@ impl Parser {
         }
         drop(numbers);
         self.body = Vec::new();
-        self.emit_sparse(partial).map(Some)
+        self.emit_sparse(*partial).map(Some)
     }
 
-    fn emit_sparse(&mut self, partial: Box<Partial>) -> Result<Step, Fault> {
-        let Partial { mut head, size, map } = *partial;
+    fn emit_sparse(&mut self, partial: Partial) -> Result<Step, Fault> {
+        let Partial { mut head, size, map } = partial;
         head.sparse = Some(Sparse::new(size, map, head.stored).map_err(|why| self.entry_fault(why))?);
         Ok(self.emit(head))
     }

@@ -1,8 +1,24 @@
-//! Checks every object, image, stream and link.
+//! Checks every object, image, stream and link of a repository.
+//!
+//! Invariant: it changes nothing, looks at everything, and names each thing that is wrong; one that cannot be read
+//! does not keep it from the others.
 
-use crate::error::Result;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use crate::error::{Error, Result};
+use crate::ids::{DiffId, ObjectId};
+use crate::splitstream::ContentType;
 use crate::store::Store;
-use crate::store::gc::ObjectsOf;
+use crate::store::gc::{IMAGE_LIMIT, ObjectsOf};
+use crate::store::streams::object_of_link;
+use crate::sys::objects::Verity;
+use crate::sys::{fs, verity};
+
+/// Threads that hash at most.
+const MAX_THREADS: usize = 8;
 
 /// Something that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,8 +42,210 @@ pub struct Summary {
     pub findings: u64,
 }
 
-/// Checks everything, `sink` gets findings one by one; never stops at one.
+/// Checks everything; `sink` gets findings one by one, as they are made.
+///
+/// # Errors
+/// Only where the repository's folders themselves cannot be listed.
 pub fn check(store: &Store, objects_of: ObjectsOf<'_>, sink: &mut dyn FnMut(Finding)) -> Result<Summary> {
-    let _ = (store, objects_of, sink);
-    Err(crate::error::Error::Usage("not built yet".into()))
+    let mut summary = Summary::default();
+    let mut findings = 0;
+    let mut report = |finding: Finding| {
+        findings += 1;
+        sink(finding);
+    };
+    summary.objects = objects(store, &mut report);
+    summary.streams = streams(store, &mut report)?;
+    summary.images = images(store, objects_of, &mut report)?;
+    references(store, "streams/refs", &mut report)?;
+    references(store, "images/refs", &mut report)?;
+    summary.findings = findings;
+    Ok(summary)
+}
+
+/// Takes findings.
+type Report<'a> = &'a mut dyn FnMut(Finding);
+
+fn finding(path: impl Into<String>, why: impl Into<String>) -> Finding {
+    Finding {
+        path: path.into(),
+        why: why.into(),
+    }
+}
+
+/// Hashes every object, several folders at a time.
+fn objects(store: &Store, report: Report<'_>) -> u64 {
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let (next, count) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let (sender, findings) = channel();
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            let sender = sender.clone();
+            scope.spawn(|| {
+                let sender = sender;
+                while let Ok(folder) = u8::try_from(next.fetch_add(1, Ordering::Relaxed)) {
+                    count.fetch_add(object_folder(store, folder, &sender), Ordering::Relaxed);
+                }
+            });
+        }
+        drop(sender);
+        findings.iter().for_each(&mut *report);
+    });
+    count.into_inner()
+}
+
+fn object_folder(store: &Store, folder: u8, sender: &Sender<Finding>) -> u64 {
+    let mut count = 0;
+    let listed = store.objects.list(folder, &mut |name, id| {
+        count += 1;
+        let wrong = match id {
+            Some(id) => object(store, &id),
+            None => Some("its name is no digest of this repository; remove it".into()),
+        };
+        if let Some(why) = wrong {
+            let _ = sender.send(finding(format!("objects/{name}"), why));
+        }
+        Ok(())
+    });
+    if let Err(error) = listed {
+        let _ = sender.send(finding(format!("objects/{folder:02x}"), error.to_string()));
+    }
+    count
+}
+
+/// What is wrong with an object.
+fn object(store: &Store, id: &ObjectId) -> Option<String> {
+    let checked = store.open_object(id).and_then(|mut file| {
+        let sealed = verity::measure(&file)?;
+        if let Some(other) = sealed.filter(|sealed| sealed != id) {
+            return Ok(Some(format!(
+                "its content is that of {other}; remove it and fetch the image again"
+            )));
+        }
+        // Sealed content is read as well: the kernel checks each block, and a lost one is an error.
+        let (found, _) =
+            verity::hash_reader(id.algorithm(), &mut file).map_err(|e| Error::io("read", store.object_path(id), e))?;
+        if found != *id {
+            return Ok(Some(format!(
+                "its content is that of {found}; remove it and fetch the image again"
+            )));
+        }
+        let unsealed = sealed.is_none() && store.objects.verity() == Verity::Required;
+        Ok(unsealed.then(|| "it has no fs-verity, which this repository demands; remove it and fetch again".into()))
+    });
+    checked.unwrap_or_else(|error| Some(error.to_string()))
+}
+
+/// Names in `streams/` or `images/`, without the folder of references; `each` gets those that lead to an object.
+fn linked(
+    store: &Store,
+    folder: &str,
+    report: Report<'_>,
+    each: &mut dyn FnMut(&str, ObjectId, Report<'_>),
+) -> Result<u64> {
+    let mut count = 0;
+    for name in fs::names(&store.path.join(folder))? {
+        if name == "refs" {
+            continue;
+        }
+        count += 1;
+        let shown = format!("{folder}/{}", name.to_string_lossy());
+        let target = fs::read_link(&store.path.join(folder).join(&name)).ok().flatten();
+        let object = target
+            .as_deref()
+            .and_then(object_of_link)
+            .filter(|id| id.algorithm() == store.algorithm);
+        match (object, name.to_str()) {
+            (Some(id), Some(_)) if !store.has_object(&id) => {
+                report(finding(
+                    shown,
+                    format!("it leads to object {id}, which is missing; fetch the image again"),
+                ));
+            }
+            (Some(id), Some(name)) => each(name, id, report),
+            _ => report(finding(shown, "it is no link to an object; remove it")),
+        }
+    }
+    Ok(count)
+}
+
+fn streams(store: &Store, report: Report<'_>) -> Result<u64> {
+    linked(store, "streams", report, &mut |name, id, report| {
+        let path = format!("streams/{name}");
+        let reader = match store.open_stream(name, &id) {
+            Ok(reader) => reader,
+            Err(error) => return report(finding(path, error.to_string())),
+        };
+        for object in reader.object_refs().iter().filter(|id| !store.has_object(id)) {
+            report(finding(
+                path.clone(),
+                format!("it needs object {object}, which is missing; fetch the image again"),
+            ));
+        }
+        for (key, object) in reader.names().iter().filter(|(_, id)| !store.has_object(id)) {
+            let why = format!("it needs {key}, object {object}, which is missing; fetch the image again");
+            report(finding(path.clone(), why));
+        }
+        if let Err(error) = content(store, name, reader.content_type()) {
+            report(finding(path, error.to_string()));
+        }
+    })
+}
+
+/// Reads a stream of ours to its end; others are not ours to judge.
+fn content(store: &Store, name: &str, content_type: ContentType) -> Result<()> {
+    let digest = |prefix: &str| name.strip_prefix(prefix).unwrap_or_default().to_owned();
+    match content_type {
+        ContentType::LAYER => match digest("oci-layer-").parse::<DiffId>() {
+            Ok(diff_id) => store.entries(&diff_id)?.try_for_each(|entry| entry.map(drop)),
+            Err(_) => Ok(()),
+        },
+        ContentType::CONFIG => digest("oci-config-")
+            .parse()
+            .map_or(Ok(()), |id| store.config(&id).map(drop)),
+        ContentType::MANIFEST => digest("oci-manifest-")
+            .parse()
+            .map_or(Ok(()), |id| store.manifest(&id).map(drop)),
+        _ => Ok(()),
+    }
+}
+
+fn images(store: &Store, objects_of: ObjectsOf<'_>, report: Report<'_>) -> Result<u64> {
+    linked(store, "images", report, &mut |name, id, report| {
+        let path = format!("images/{name}");
+        if name != id.to_hex() {
+            return report(finding(path, format!("it leads to {id}, another image; remove it")));
+        }
+        match store.read_object(&id, IMAGE_LIMIT).and_then(|image| objects_of(&image)) {
+            Err(error) => report(finding(path, error.to_string())),
+            Ok(objects) => {
+                for object in objects.iter().filter(|id| !store.has_object(id)) {
+                    let why = format!("it needs object {object}, which is missing; fetch the image again");
+                    report(finding(path.clone(), why));
+                }
+            }
+        }
+    })
+}
+
+/// Every reference leads to something.
+fn references(store: &Store, folder: &str, report: Report<'_>) -> Result<()> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for name in fs::names(&store.path.join(&folder))? {
+            let shown = Path::new(&folder).join(&name);
+            let path = store.path.join(&shown);
+            let shown = shown.to_string_lossy().into_owned();
+            if fs::is_dir(&path) {
+                folders.push(shown);
+            } else if !matches!(fs::read_link(&path), Ok(Some(_))) {
+                report(finding(shown, "it is no link; remove it"));
+            } else if fs::open(&path).is_err() {
+                report(finding(
+                    shown,
+                    "it leads to nothing; remove it or fetch the image again",
+                ));
+            }
+        }
+    }
+    Ok(())
 }

@@ -161,7 +161,11 @@ impl Outlet<'_> {
     fn buffer(&self) -> Result<Vec<u8>> {
         let mut buffer = self.from_empty.recv().map_err(|_| given_up())?;
         buffer.resize(BUFFER, 0);
-        if self.stop.load(Ordering::Relaxed) { Err(given_up()) } else { Ok(buffer) }
+        if self.stop.load(Ordering::Relaxed) {
+            Err(given_up())
+        } else {
+            Ok(buffer)
+        }
     }
 
     fn send(&self, buffer: Vec<u8>) -> Result<()> {

@@ -226,6 +226,11 @@ pub fn exists(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
 }
 
+/// What `lstat` says.
+pub fn metadata(path: &Path) -> Result<std::fs::Metadata> {
+    std::fs::symlink_metadata(path).map_err(|e| Error::io("look at", path, e))
+}
+
 /// Free bytes and free inodes of the file system of `path`, for an unprivileged user.
 pub fn free(path: &Path) -> Result<(u64, u64)> {
     let stat = rustix::fs::statvfs(path).map_err(|e| Error::io("ask for free space on", path, e))?;

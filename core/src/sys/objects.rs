@@ -45,7 +45,7 @@ pub struct Objects {
     /// Linking needs /proc: the kernel wants a privilege for AT_EMPTY_PATH.
     by_proc: AtomicBool,
     /// Objects that are here already may be broken: look before they are used again.
-    suspect: bool,
+    suspect: AtomicBool,
 }
 
 /// A file that is no object yet; it vanishes unless it is stored.
@@ -67,7 +67,7 @@ impl Objects {
             verity: AtomicU8::new(verity as u8),
             named: AtomicBool::new(false),
             by_proc: AtomicBool::new(false),
-            suspect,
+            suspect: AtomicBool::new(suspect),
         })
     }
 
@@ -78,7 +78,12 @@ impl Objects {
 
     /// Whether objects that were here before are checked before they are used again.
     pub fn is_suspect(&self) -> bool {
-        self.suspect
+        self.suspect.load(Ordering::Relaxed)
+    }
+
+    /// From now on objects are believed: what might have been broken is gone.
+    pub fn trust(&self) {
+        self.suspect.store(false, Ordering::Relaxed);
     }
 
     /// Pretends that the file system has no O_TMPFILE.
@@ -128,7 +133,7 @@ impl Objects {
     pub fn has(&self, id: &ObjectId, size: u64) -> Result<bool> {
         match self.size(id)? {
             None => Ok(false),
-            Some(here) if here == size && (!self.suspect || self.is_intact(id)?) => Ok(true),
+            Some(here) if here == size && (!self.is_suspect() || self.is_intact(id)?) => Ok(true),
             Some(_) => {
                 self.remove(id)?;
                 Ok(false)

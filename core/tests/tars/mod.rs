@@ -71,7 +71,8 @@ impl Tar {
     }
 
     pub fn file(self, path: &str, content: &[u8]) -> Self {
-        self.header(Header::new(path, b'0', content.len() as u64)).content(content)
+        self.header(Header::new(path, b'0', content.len() as u64))
+            .content(content)
     }
 
     pub fn link(self, path: &str, kind: u8, target: &str) -> Self {
@@ -85,12 +86,14 @@ impl Tar {
         for (key, value) in records {
             body.extend_from_slice(&pax_record(key, value));
         }
-        self.header(Header::new("PaxHeaders/x", b'x', body.len() as u64)).content(&body)
+        self.header(Header::new("PaxHeaders/x", b'x', body.len() as u64))
+            .content(&body)
     }
 
     pub fn long_name(self, kind: u8, name: &str) -> Self {
         let body = [name.as_bytes(), b"\0"].concat();
-        self.header(Header::new("././@LongLink", kind, body.len() as u64).gnu()).content(&body)
+        self.header(Header::new("././@LongLink", kind, body.len() as u64).gnu())
+            .content(&body)
     }
 
     /// With the two zero blocks.
