@@ -45,7 +45,7 @@ pub(super) struct Trouble {
     pub why: String,
     /// It may be different the next time.
     pub transient: bool,
-    /// No connection was made: nothing was asked.
+    /// No connection was made, or none that both sides understand: nothing was asked.
     pub unconnected: bool,
     /// What came was no HTTP.
     pub garbage: bool,
@@ -157,9 +157,7 @@ fn trouble(error: &reqwest::Error) -> Trouble {
     let (mut certificate, mut garbage) = (false, false);
     let mut next = error.source();
     while let Some(cause) = next {
-        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let tls = cause.downcast_ref().or_else(|| inner?.downcast_ref::<rustls::Error>());
-        certificate |= matches!(tls, Some(rustls::Error::InvalidCertificate(_)));
+        certificate |= matches!(tls_error(cause), Some(rustls::Error::InvalidCertificate(_)));
         let text = cause.to_string();
         garbage |= text.contains("invalid HTTP version") || text.contains("HTTP/2 frame");
         if causes.last() != Some(&text) {
@@ -180,8 +178,17 @@ fn trouble(error: &reqwest::Error) -> Trouble {
             why
         },
         transient: !certificate && !error.is_builder(),
-        unconnected: error.is_connect(),
+        // Whoever shows a certificate does speak TLS.
+        unconnected: error.is_connect() && !certificate,
         garbage,
+    }
+}
+
+/// An I/O error does not name what it carries as its source; it may carry another one.
+fn tls_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+    match error.downcast_ref::<io::Error>() {
+        Some(io) => tls_error(io.get_ref()?),
+        None => error.downcast_ref(),
     }
 }
 

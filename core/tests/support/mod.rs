@@ -1,6 +1,6 @@
 //! An HTTP server that misbehaves on demand, and an image to serve.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
+#![allow(dead_code, clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -320,6 +320,24 @@ impl Served {
 
     pub fn manifest_digest(&self) -> String {
         sha256(&self.manifest)
+    }
+
+    /// Writes it as an OCI layout that lists it under each of these names.
+    pub fn write_layout(&self, dir: &std::path::Path, names: &[&str]) {
+        let entry = |name: &&str| {
+            json!({
+                "mediaType": MANIFEST, "digest": self.manifest_digest(), "size": self.manifest.len(),
+                "annotations": {"org.opencontainers.image.ref.name": name},
+            })
+        };
+        let index = json!({"schemaVersion": 2, "manifests": names.iter().map(entry).collect::<Vec<_>>()});
+        let blobs = dir.join("blobs/sha256");
+        std::fs::create_dir_all(&blobs).unwrap();
+        std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        std::fs::write(dir.join("index.json"), index.to_string()).unwrap();
+        for bytes in self.blobs.values().chain([&self.manifest]) {
+            std::fs::write(blobs.join(&sha256(bytes)["sha256:".len()..]), bytes).unwrap();
+        }
     }
 
     /// An index with this image for this machine and another for an odd one.
