@@ -8,6 +8,7 @@ use std::cmp::{Ordering, Reverse};
 use std::fmt;
 
 use cfs_core::boot::{Tries, version};
+use sha2::{Digest, Sha256};
 
 /// A line of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +88,24 @@ impl Entry {
         self.values("options").collect::<Vec<_>>().join(" ")
     }
 
+    /// Adds a comment with the checksum of all lines so far, so that a later change can be told.
+    #[must_use]
+    pub fn with_checksum(mut self) -> Self {
+        let line = checksum_line(&self.to_string());
+        self.lines.push(Line::Comment(line));
+        self
+    }
+
+    /// Whether it ends with the checksum of the lines before. White space and line ends do not matter; it is a guard
+    /// against damage and a trace of editing, not against somebody who recomputes it.
+    pub fn is_as_written(&self) -> bool {
+        let Some((Line::Comment(checksum), rest)) = self.lines.split_last() else {
+            return false;
+        };
+        let rest = Self { lines: rest.to_vec() };
+        *checksum == checksum_line(&rest.to_string())
+    }
+
     /// What keeps a boot loader from booting it, as far as the text tells.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -134,6 +153,13 @@ impl fmt::Display for Entry {
         }
         Ok(())
     }
+}
+
+fn checksum_line(text: &str) -> String {
+    format!(
+        "# sha256 of the lines above: {}",
+        hex::encode(Sha256::digest(text.as_bytes()))
+    )
 }
 
 fn unquote(value: &str) -> &str {
@@ -320,6 +346,33 @@ mod tests {
         sorted.reverse();
         sorted.sort_by(menu_order);
         assert_eq!(sorted, expected);
+    }
+
+    #[test]
+    fn any_change_but_that_of_white_space_is_told_by_the_checksum() {
+        let entry = Entry::default()
+            .with("title", "A  B")
+            .with("linux", "/l")
+            .with_checksum();
+        let text = entry.to_string();
+        assert!(Entry::parse(&text).is_as_written());
+        assert!(Entry::parse(&text.replace('\n', "\r\n\r\n").replace("title ", "title\t ")).is_as_written());
+        for i in 0..text.len() {
+            for mask in [1, 2, 0x40] {
+                let mut bytes = text.clone().into_bytes();
+                bytes[i] ^= mask;
+                let changed = String::from_utf8(bytes).unwrap();
+                assert!(
+                    Entry::parse(&changed) == entry || !Entry::parse(&changed).is_as_written(),
+                    "{changed:?}"
+                );
+            }
+            assert!(
+                i + 1 == text.len() || !Entry::parse(&text[..i]).is_as_written(),
+                "cut at {i}"
+            );
+        }
+        assert!(!Entry::default().is_as_written());
     }
 
     fn entry() -> impl Strategy<Value = Entry> {

@@ -192,6 +192,7 @@ fn own(boot: &Path, file: &File, name: &OwnName) -> BootEntry {
         initrd,
         options,
         file: file.name.clone(),
+        changed: change(file, name).is_some(),
         problem,
     }
 }
@@ -271,16 +272,27 @@ fn warnings(files: &[File], entries: &Entries, pattern: Option<&str>) -> Vec<Str
                 file.name
             ));
         }
-        let is_ours = file.entry.value("sort-key") == Some(SORT_KEY)
-            && file.entry.value("version").and_then(|version| version.parse().ok()) == Some(name.generation());
-        if file.problem.is_none() && !is_ours {
-            warnings.push(format!(
-                "{} was changed: its sort-key or version is not as written, it may boot out of turn",
-                file.name
-            ));
+        if let Some(change) = change(file, &name).filter(|_| file.problem.is_none()) {
+            warnings.push(format!("{} was changed since it was written: {change}", file.name));
         }
     }
     warnings
+}
+
+/// How an entry of ours differs from what is written: by hand or by damage, it may boot something else or not at all.
+fn change(file: &File, name: &OwnName) -> Option<&'static str> {
+    let entry = &file.entry;
+    let images = cmdline::digests(&cmdline::split(&entry.options())).len();
+    if images > 1 {
+        return Some("it names more than one image");
+    }
+    if entry.value("sort-key") != Some(SORT_KEY) {
+        return Some("its sort-key is another one, so it may boot out of turn");
+    }
+    if entry.value("version").and_then(|version| version.parse().ok()) != Some(name.generation()) {
+        return Some("its version is not its generation, so it may boot out of turn");
+    }
+    (!entry.is_as_written()).then_some("its text does not fit its checksum")
 }
 
 /// Whether two names differ in the counter only.

@@ -30,22 +30,28 @@ const FAT_FILE_LIMIT: u64 = u32::MAX as u64;
 pub struct SdBoot {
     boot: BootDir,
     fs: Arc<dyn Fs>,
+    /// Free bytes and block size; [`esp::free`].
+    free: fn(&Path) -> Result<(u64, u64)>,
 }
 
 impl SdBoot {
     /// Entries and kernels go below `boot`, written through `fs`.
     pub fn new(boot: BootDir, fs: Arc<dyn Fs>) -> Self {
-        Self { boot, fs }
+        Self {
+            boot,
+            fs,
+            free: esp::free,
+        }
     }
 
     /// Whether equal kernel files are there, whole; reads them.
     fn has_kernel(&self, digest: KernelDigest) -> bool {
         let name = digest.to_string();
-        kernels_folder(&self.boot.path).join(&name).is_dir() && upkeep::damage(&self.boot.path, &name).is_none()
+        fs::is_dir(&kernels_folder(&self.boot.path).join(&name)) && upkeep::damage(&self.boot.path, &name).is_none()
     }
 
     fn room_for(&self, kernel: &KernelFiles, shared: bool) -> Result<Room> {
-        let (free, block) = esp::free(&self.boot.path)?;
+        let (free, block) = (self.free)(&self.boot.path)?;
         let blocks = |bytes: u64| bytes.div_ceil(block).saturating_mul(block);
         // The entry, and what its folder may grow by.
         let mut needed = 2 * block;
@@ -192,10 +198,87 @@ fn prepared(new: &NewEntry, digest: KernelDigest) -> PreparedEntry {
         .with("sort-key", SORT_KEY)
         .with("linux", &linux)
         .with("initrd", &initrd)
-        .with("options", cmdline::join(&new.options));
+        .with("options", cmdline::join(&new.options))
+        .with_checksum();
     PreparedEntry {
         name: OwnName::new(new.generation, &new.id, new.tries).to_string(),
         content: entry.to_string().into_bytes(),
         needs: vec![linux, initrd],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cfs_core::boot::FileSource;
+    use cfs_core::error::Kind;
+    use cfs_core::sys::fs::RealFs;
+
+    use super::*;
+
+    fn new_entry() -> NewEntry {
+        let id: DeploymentId = "ab".repeat(32).parse().unwrap();
+        NewEntry {
+            id,
+            generation: 1,
+            title: "os".into(),
+            version: String::new(),
+            options: vec![cmdline::digest_argument(&id, false)],
+            kernel: KernelFiles::new(
+                "6.1",
+                FileSource::Bytes(vec![1; 10_000]),
+                FileSource::Bytes(vec![2; 4097]),
+            ),
+            tries: None,
+        }
+    }
+
+    fn with(free: fn(&Path) -> Result<(u64, u64)>, fat: bool) -> (tempfile::TempDir, SdBoot) {
+        let folder = tempfile::tempdir().unwrap();
+        let boot = BootDir {
+            path: folder.path().join("boot"),
+            fat,
+        };
+        let mut loader = SdBoot::new(boot, Arc::new(RealFs));
+        loader.free = free;
+        (folder, loader)
+    }
+
+    #[test]
+    fn a_partition_that_is_too_full_is_refused_with_numbers_before_anything_is_written() {
+        // 3 + 2 blocks of kernel and initrd, 2 for the entry, 4 for folders.
+        let (_keep, loader) = with(|_| Ok((11 * 4096 - 1, 4096)), true);
+        let error = loader.prepare(&new_entry()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Space);
+        let text = error.to_string();
+        assert!(
+            text.contains("boot: 45056 bytes needed, 45055 free; delete a deployment or run gc"),
+            "{text}"
+        );
+        assert!(!loader.boot.path.exists());
+        let room = loader.room(&new_entry().kernel).unwrap();
+        assert_eq!((room.needed, room.free, room.shared), (45056, 45055, false));
+
+        let (_keep, loader) = with(|_| Ok((11 * 4096, 4096)), true);
+        loader.prepare(&new_entry()).unwrap();
+        let room = loader.room(&new_entry().kernel).unwrap();
+        assert_eq!(
+            (room.needed, room.shared),
+            (2 * 4096, true),
+            "a second entry with the same kernel costs little"
+        );
+    }
+
+    #[test]
+    fn what_fat_cannot_hold_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let huge = folder.path().join("huge");
+        let file = std::fs::File::create(&huge).unwrap();
+        file.set_len(1 << 32).unwrap();
+        let kernel = KernelFiles::new("6.1", FileSource::Path(huge), FileSource::Bytes(vec![1]));
+        let (_keep, loader) = with(|_| Ok((u64::MAX, 4096)), true);
+        let error = loader.room_for(&kernel, false).unwrap_err().to_string();
+        assert!(error.contains("4294967296 bytes, more than FAT can hold"), "{error}");
+        let (_keep, loader) = with(|_| Ok((u64::MAX, 4096)), false);
+        assert!(loader.room_for(&kernel, false).is_ok());
     }
 }

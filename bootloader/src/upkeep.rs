@@ -18,19 +18,33 @@ use crate::publish::TEMPORARY;
 /// The entries of these deployments and what only they need.
 ///
 /// # Errors
-/// [`Error::BootEntry`] when that would take the last complete entry.
+/// [`Error::BootEntry`] when that would take the last entry that boots.
 pub fn plan_removal(boot: &Path, ids: &[DeploymentId]) -> Result<Removal> {
     let entries = listing::entries(boot)?;
     let goes = |entry: &&BootEntry| ids.iter().any(|id| entry.belongs_to(id));
     let gone: Vec<&BootEntry> = entries.ours.iter().filter(goes).collect();
-    let stays = |entry: &&BootEntry| entry.is_complete() && !goes(entry);
-    if let Some(last) = gone.iter().find(|entry| entry.is_complete())
-        && !entries.ours.iter().any(|entry| stays(&entry))
+    let refuse = |last: &BootEntry, why: &str| Error::BootEntry {
+        entry: last.file.clone(),
+        why: format!("{why}; switch or upgrade first"),
+    };
+    let works = |entry: &&BootEntry| entry.is_complete() && !matches!(entry.tries, Tries::Bad { .. });
+    let stays = || entries.ours.iter().filter(|entry| !goes(entry));
+    if let Some(last) = gone
+        .iter()
+        .find(|entry| works(entry))
+        .filter(|_| !stays().any(|entry| works(&entry)))
     {
-        return Err(Error::BootEntry {
-            entry: last.file.clone(),
-            why: "without it nothing would be left that boots; switch or upgrade first".into(),
-        });
+        return Err(refuse(
+            last,
+            "without it nothing would be left that boots and has tries left",
+        ));
+    }
+    if let Some(last) = gone
+        .iter()
+        .find(|entry| entry.is_complete())
+        .filter(|_| !stays().any(BootEntry::is_complete))
+    {
+        return Err(refuse(last, "without it nothing would be left that boots"));
     }
     plan(boot, gone.into_iter().map(|entry| entry.file.clone()).collect())
 }
@@ -126,6 +140,9 @@ pub fn check(boot: &Path) -> Result<Vec<Finding>> {
         if let Some(problem) = &entry.problem {
             let why = format!("{problem}; stage the deployment again (switch, upgrade or rollback) or delete it");
             add(format!("loader/entries/{}", entry.file), why, true);
+        } else if entry.changed {
+            let why = "it was changed since it was written; if that was not you, stage its deployment again";
+            add(format!("loader/entries/{}", entry.file), why.into(), true);
         }
     }
     if !entries.ours.is_empty() && !entries.ours.iter().any(BootEntry::is_complete) {

@@ -123,6 +123,8 @@ pub struct NewEntry {
 impl NewEntry {
     /// A further entry for the deployment of `old`, as a rollback makes it: same kernel, same options, same title.
     ///
+    /// One that was changed since it was written has to prove itself whatever `tries` says, with 3 tries.
+    ///
     /// # Errors
     /// [`Error::BootEntry`] when `old` is broken.
     pub fn again(old: &BootEntry, boot_dir: &Path, generation: u64, tries: Option<u8>) -> Result<Self> {
@@ -136,8 +138,13 @@ impl NewEntry {
         let id = old
             .id
             .ok_or_else(|| refuse("it does not say which deployment it boots"))?;
+        if cmdline::digests(&old.options).len() != 1 {
+            return Err(refuse(
+                "it names more than one image; delete its deployment and deploy it again",
+            ));
+        }
         let below = |path: &str| FileSource::Path(boot_dir.join(path.trim_start_matches('/')));
-        let mut kernel = KernelFiles::new("", below(&old.linux), below(&old.initrd));
+        let mut kernel = KernelFiles::new(format!("of {}", old.file), below(&old.linux), below(&old.initrd));
         kernel.expected = old.kernel;
         Ok(Self {
             id,
@@ -146,7 +153,7 @@ impl NewEntry {
             version: String::new(),
             options: old.options.clone(),
             kernel,
-            tries,
+            tries: tries.or(old.changed.then_some(3)),
         })
     }
 
@@ -178,6 +185,12 @@ impl NewEntry {
                     "{text:?} has a control character and cannot be shown in a menu"
                 )));
             }
+        }
+        if self.options.first().is_some_and(|first| first.starts_with('"')) {
+            // systemd-boot takes a pair of quotes around the whole line off.
+            return Err(refuse(
+                "its first kernel argument begins with a quote; put another one first".into(),
+            ));
         }
         for option in &self.options {
             cmdline::check(option).map_err(|why| refuse(format!("kernel argument {option:?}: {why}")))?;
@@ -270,6 +283,8 @@ pub struct BootEntry {
     pub options: Vec<String>,
     /// File name below `loader/entries`.
     pub file: String,
+    /// Whether it is no longer as it was written: edited, or damaged. It may boot all the same.
+    pub changed: bool,
     /// Why it cannot boot; `None` for a complete one.
     pub problem: Option<String>,
 }

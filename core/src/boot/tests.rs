@@ -29,6 +29,7 @@ fn entry(generation: u64, id: Option<DeploymentId>, problem: Option<&str>) -> Bo
         kernel: None,
         options: Vec::new(),
         file: format!("cfs-{generation}.conf"),
+        changed: false,
         problem: problem.map(str::to_owned),
     }
 }
@@ -46,13 +47,14 @@ fn the_menu_shows_title_version_and_short_id_once() {
 #[test]
 fn an_entry_that_could_not_boot_is_refused_before_anything_is_written() {
     assert!(new_entry().validate().is_ok());
-    let change: [fn(&mut NewEntry); 6] = [
+    let change: [fn(&mut NewEntry); 7] = [
         |new| new.tries = Some(0),
         |new| new.tries = Some(100),
         |new| new.title = "a\nlinux /evil".into(),
         |new| new.options.push("init=/a b".into()),
         |new| new.options.push("a\nlinux /evil".into()),
         |new| drop(new.options.remove(0)),
+        |new| new.options.insert(0, "\"dyndbg=file a.c +p\"".into()),
     ];
     for change in change {
         let mut new = new_entry();
@@ -95,4 +97,27 @@ fn a_broken_entry_is_not_the_source_of_another_one() {
     let broken = entry(1, Some(id()), Some("kernel is missing"));
     let error = NewEntry::again(&broken, Path::new("/boot"), 2, None).unwrap_err();
     assert!(error.to_string().contains("kernel is missing"), "{error}");
+}
+
+#[test]
+fn an_entry_that_names_a_second_image_is_not_the_source_of_another_one() {
+    let mut old = entry(1, Some(id()), None);
+    old.options = new_entry().options;
+    assert_eq!(NewEntry::again(&old, Path::new("/boot"), 2, None).unwrap().tries, None);
+    let changed = BootEntry {
+        changed: true,
+        ..old.clone()
+    };
+    assert_eq!(
+        NewEntry::again(&changed, Path::new("/boot"), 2, None).unwrap().tries,
+        Some(3)
+    );
+    assert_eq!(
+        NewEntry::again(&changed, Path::new("/boot"), 2, Some(5)).unwrap().tries,
+        Some(5)
+    );
+    let other = "cd".repeat(32).parse().unwrap();
+    old.options.insert(0, cmdline::digest_argument(&other, true));
+    let error = NewEntry::again(&old, Path::new("/boot"), 2, None).unwrap_err();
+    assert!(error.to_string().contains("more than one image"), "{error}");
 }

@@ -1,0 +1,304 @@
+//! What is particular to systemd-boot: the text of an entry, counters in names, `loader.conf`.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cfs_bootloader::Kind;
+use cfs_core::boot::{Bootloader, Tries};
+use cfs_core::sys::fs::RealFs;
+use common::{delete, id, install, new_entry, open, stage};
+
+fn machine(test: impl FnOnce(&dyn Bootloader, &Path)) {
+    let folder = tempfile::tempdir().unwrap();
+    let boot = folder.path().join("boot");
+    test(&*open(Kind::SystemdBoot, &boot, Arc::new(RealFs)), &boot);
+}
+
+fn entry(boot: &Path, name: &str) -> std::path::PathBuf {
+    boot.join("loader/entries").join(name)
+}
+
+fn rename(boot: &Path, from: &str, to: &str) {
+    std::fs::rename(entry(boot, from), entry(boot, to)).unwrap();
+}
+
+fn warnings(loader: &dyn Bootloader) -> String {
+    loader.entries().unwrap().warnings.join("\n")
+}
+
+#[test]
+fn an_entry_is_written_as_the_specification_says() {
+    machine(|loader, boot| {
+        let made = install(loader, 1, "6.1").unwrap();
+        assert_eq!(made.file, "cfs-000001-010101010101+03-00.conf");
+        let digest = made.kernel.unwrap();
+        let text = std::fs::read_to_string(entry(boot, &made.file)).unwrap();
+        let (text, checksum) = text.split_at(text.rfind('#').unwrap());
+        assert_eq!(checksum.len(), "# sha256 of the lines above: \n".len() + 64);
+        let expected = format!(
+            "title Debian GNU/Linux 13 (trixie) (010101010101)\n\
+             version 1\n\
+             sort-key cfs-update\n\
+             linux /cfs-update/{digest}/linux\n\
+             initrd /cfs-update/{digest}/initrd\n\
+             options composefs.digest=v1-sha256-12:{} root=UUID=6d3376e4-fc93-4509-95ec-a21d68011da2 quiet\n",
+            "01".repeat(32)
+        );
+        assert_eq!(text, expected);
+        assert!(cfs_bootloader::bls::is_valid_name(&made.file));
+    });
+}
+
+#[test]
+fn an_entry_that_has_no_tries_left_is_last_and_the_one_before_boots() {
+    machine(|loader, boot| {
+        let good = install(loader, 1, "6.1").unwrap();
+        let new = install(loader, 2, "6.2").unwrap();
+        for (from, to) in [("+03-00", "+2-1"), ("+2-1", "+1-2"), ("+1-2", "+0-3")] {
+            let name = |counter: &str| new.file.replace("+03-00", counter);
+            assert_eq!(loader.entries().unwrap().next.unwrap(), name(from));
+            rename(boot, &name(from), &name(to));
+        }
+        let entries = loader.entries().unwrap();
+        assert_eq!(entries.next.as_ref(), Some(&good.file));
+        assert_eq!(entries.ours[1].tries, Tries::Bad { done: 3 });
+        assert_eq!(entries.next_generation(0).unwrap(), 3);
+        // The bad one can be removed, the one that works cannot.
+        assert!(loader.plan_removal(&[id(1)]).is_err());
+        delete(loader, 2).unwrap();
+        assert_eq!(loader.entries().unwrap().ours.len(), 1);
+    });
+}
+
+#[test]
+fn an_entry_marked_good_has_no_counter_and_stays() {
+    machine(|loader, boot| {
+        let made = install(loader, 1, "6.1").unwrap();
+        rename(boot, &made.file, "cfs-000001-010101010101.conf");
+        let entries = loader.entries().unwrap();
+        assert_eq!(entries.ours[0].tries, Tries::Good);
+        assert_eq!(entries.next.as_deref(), Some("cfs-000001-010101010101.conf"));
+        assert!(loader.check().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn of_a_counted_and_a_clean_copy_the_clean_one_is_kept() {
+    machine(|loader, boot| {
+        let made = install(loader, 1, "6.1").unwrap();
+        let clean = "cfs-000001-010101010101.conf";
+        std::fs::copy(entry(boot, &made.file), entry(boot, clean)).unwrap();
+        let entries = loader.entries().unwrap();
+        assert_eq!(entries.ours.len(), 2);
+        assert_eq!(entries.of(&id(1)).unwrap().file, clean);
+        assert!(warnings(loader).contains("another counter"), "{}", warnings(loader));
+        let plan = loader.plan_cleanup().unwrap();
+        assert_eq!(plan.files, [format!("loader/entries/{}", made.file)]);
+        loader.remove(&plan).unwrap();
+        assert_eq!(warnings(loader), "");
+        assert_eq!(loader.entries().unwrap().next.as_deref(), Some(clean));
+    });
+}
+
+#[test]
+fn crlf_upper_case_and_tabs_are_read_as_written_by_us() {
+    machine(|loader, boot| {
+        let made = install(loader, 1, "6.1").unwrap();
+        let text = std::fs::read_to_string(entry(boot, &made.file)).unwrap();
+        std::fs::remove_file(entry(boot, &made.file)).unwrap();
+        let text = text.replace('\n', "\r\n").replace("title ", "title\t\t");
+        let name = made.file.to_uppercase();
+        std::fs::write(entry(boot, &name), text).unwrap();
+        let entries = loader.entries().unwrap();
+        assert_eq!(entries.ours[0].problem, None);
+        assert_eq!(entries.ours[0].id, Some(id(1)));
+        assert_eq!(entries.next, Some(name));
+        assert_eq!(entries.warnings, [""; 0]);
+    });
+}
+
+#[test]
+fn a_malformed_counter_makes_a_name_that_is_not_ours() {
+    machine(|loader, boot| {
+        let made = install(loader, 1, "6.1").unwrap();
+        install(loader, 2, "6.2").unwrap();
+        rename(boot, &made.file, "cfs-000001-010101010101+3-.conf");
+        let entries = loader.entries().unwrap();
+        assert_eq!(entries.ours.len(), 1);
+        let problem = entries.foreign[0].problem.clone().unwrap();
+        assert!(problem.contains("looks like one of ours"), "{problem}");
+        // Its kernel stays, because it is still an entry.
+        assert!(loader.plan_cleanup().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn an_edited_entry_is_reported() {
+    machine(|loader, boot| {
+        let other = format!("composefs.digest=?v1-sha256-12:{}", "ee".repeat(32));
+        let edits: [(&str, &str, &str); 6] = [
+            ("sort-key cfs-update", "sort-key aaa", "changed"),
+            ("version 1", "version 99", "changed"),
+            ("options ", &format!("options {other} "), "changed"),
+            ("composefs.digest=v1", "composefs.digest=v7", "name no image"),
+            (
+                "010101010101010101",
+                "020202020202020202",
+                "its name is that of another image",
+            ),
+            (
+                "linux /cfs-update",
+                "linux /../cfs-update",
+                "leads out of the partition",
+            ),
+        ];
+        let made = install(loader, 1, "6.1").unwrap();
+        let text = std::fs::read_to_string(entry(boot, &made.file)).unwrap();
+        for (from, to, expected) in edits {
+            std::fs::write(entry(boot, &made.file), text.replacen(from, to, 1)).unwrap();
+            let found: Vec<String> = loader.check().unwrap().into_iter().map(|f| f.why).collect();
+            assert!(found.iter().any(|why| why.contains(expected)), "{to}: {found:?}");
+        }
+    });
+}
+
+#[test]
+fn files_that_are_no_text_are_listed_with_their_problem() {
+    machine(|loader, boot| {
+        let made = install(loader, 1, "6.1").unwrap();
+        std::fs::write(entry(boot, "cfs-000007-010101010101.conf"), [0xff, 0xfe, 0]).unwrap();
+        std::fs::create_dir(entry(boot, "folder.conf")).unwrap();
+        std::fs::write(entry(boot, "huge.conf"), vec![b'a'; 1 << 20]).unwrap();
+        std::os::unix::fs::symlink("nowhere", entry(boot, "dangling.conf")).unwrap();
+        let entries = loader.entries().unwrap();
+        assert_eq!(entries.next, Some(made.file));
+        let problem = |file: &str| {
+            let ours = entries.ours.iter().find(|e| e.file == file).map(|e| &e.problem);
+            ours.or_else(|| entries.foreign.iter().find(|e| e.file == file).map(|e| &e.problem))
+                .unwrap()
+                .clone()
+                .unwrap()
+        };
+        assert_eq!(problem("cfs-000007-010101010101.conf"), "it is not UTF-8");
+        assert!(problem("folder.conf").contains("folder.conf"));
+        assert!(problem("huge.conf").contains("larger than"));
+        assert_eq!(entries.next_generation(0).unwrap(), 8);
+        // What cannot be read may need any kernel: none is removed.
+        let unused = boot.join("cfs-update").join("ab".repeat(32));
+        std::fs::create_dir(&unused).unwrap();
+        loader.remove(&loader.plan_cleanup().unwrap()).unwrap();
+        assert!(unused.exists());
+    });
+}
+
+#[test]
+fn a_default_that_defeats_the_fallback_is_warned_of() {
+    machine(|loader, boot| {
+        let first = install(loader, 1, "6.1").unwrap();
+        let second = install(loader, 2, "6.2").unwrap();
+        std::fs::write(entry(boot, "other.conf"), "title o\nlinux /other\n").unwrap();
+        std::fs::write(boot.join("other"), "kernel").unwrap();
+        let with = |pattern: &str| {
+            std::fs::write(
+                boot.join("loader/loader.conf"),
+                format!("timeout 3\r\ndefault {pattern}\r\n"),
+            )
+            .unwrap();
+            let entries = loader.entries().unwrap();
+            (entries.next.unwrap(), entries.warnings.join("\n"))
+        };
+        for harmless in ["cfs-*", "CFS-*.conf", "*", "gone.conf"] {
+            assert_eq!(with(harmless), (second.file.clone(), String::new()), "{harmless}");
+        }
+        let (next, warning) = with("cfs-000001-010101010101.conf");
+        assert_eq!(next, first.file);
+        assert!(warning.contains("keeps a new deployment from booting"), "{warning}");
+        let (next, warning) = with("cfs-000001-*");
+        assert_eq!(next, first.file);
+        assert!(warning.contains("default cfs-000001-*"), "{warning}");
+        let (next, warning) = with("other.conf");
+        assert_eq!(next, "other.conf");
+        assert!(warning.contains("not ours"), "{warning}");
+        let (next, warning) = with("@saved");
+        assert_eq!(next, second.file);
+        assert!(warning.contains("@saved"), "{warning}");
+    });
+}
+
+#[test]
+fn an_entry_of_another_system_that_sorts_first_is_warned_of() {
+    machine(|loader, boot| {
+        let made = install(loader, 1, "6.1").unwrap();
+        let arch = "title Arch\nsort-key arch\nversion 1\nlinux /arch/linux\n";
+        std::fs::write(entry(boot, "arch.conf"), arch).unwrap();
+        assert_eq!(
+            loader.entries().unwrap().next,
+            Some(made.file.clone()),
+            "its kernel is not there: not shown"
+        );
+        std::fs::create_dir(boot.join("arch")).unwrap();
+        std::fs::write(boot.join("arch/linux"), "kernel").unwrap();
+        assert_eq!(loader.entries().unwrap().next.as_deref(), Some("arch.conf"));
+        assert!(
+            warnings(loader).contains("arch.conf, which is not ours, boots by default"),
+            "{}",
+            warnings(loader)
+        );
+        std::fs::write(entry(boot, "arch.conf"), format!("{arch}architecture zz99\n")).unwrap();
+        assert_eq!(
+            loader.entries().unwrap().next,
+            Some(made.file),
+            "it is for another machine: not shown"
+        );
+    });
+}
+
+#[test]
+fn what_boots_next_but_is_broken_is_warned_of() {
+    machine(|loader, boot| {
+        install(loader, 1, "6.1").unwrap();
+        let made = install(loader, 2, "6.2").unwrap();
+        std::fs::remove_file(boot.join(made.initrd.trim_start_matches('/'))).unwrap();
+        assert_eq!(loader.entries().unwrap().next, Some(made.file.clone()));
+        assert!(
+            warnings(loader).contains("boots by default but is broken"),
+            "{}",
+            warnings(loader)
+        );
+        std::fs::remove_file(boot.join(made.linux.trim_start_matches('/'))).unwrap();
+        assert_ne!(
+            loader.entries().unwrap().next,
+            Some(made.file),
+            "without a kernel it is not even shown"
+        );
+    });
+}
+
+#[test]
+fn files_are_readable_as_far_as_they_hold_no_secrets() {
+    use std::os::unix::fs::PermissionsExt;
+    machine(|loader, boot| {
+        let made = install(loader, 1, "6.1").unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&entry(boot, &made.file)), 0o644);
+        assert_eq!(mode(&boot.join(made.linux.trim_start_matches('/'))), 0o644);
+        assert_eq!(mode(&boot.join(made.initrd.trim_start_matches('/'))), 0o600);
+    });
+}
+
+#[test]
+fn a_second_algorithm_and_no_counting_make_entries_as_well() {
+    machine(|loader, _| {
+        let mut new = new_entry(1, 1, "6.1");
+        new.tries = None;
+        let made = loader.publish(stage(loader, 1, &new).unwrap()).unwrap();
+        assert_eq!(
+            (made.file.as_str(), made.tries),
+            ("cfs-000001-010101010101.conf", Tries::Good)
+        );
+    });
+}
