@@ -108,6 +108,19 @@ pub enum Progress {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Status(cmd::status::Status),
+    Switch(cmd::switch::Switch),
+    Upgrade(cmd::upgrade::Upgrade),
+    Rollback(cmd::rollback::Rollback),
+    Pin(cmd::pin::Pin),
+    Unpin(cmd::pin::Unpin),
+    Delete(cmd::pin::Delete),
+    #[command(subcommand)]
+    Image(cmd::image::Image),
+    #[command(subcommand)]
+    Key(cmd::key::Key),
+    Gc(cmd::gc::Gc),
+    Fsck(cmd::fsck::Fsck),
     Completions(cmd::completions::Completions),
     Man(cmd::man::Man),
 }

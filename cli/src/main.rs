@@ -6,10 +6,9 @@
 //! A signal ends the process at once, by its default action: nothing needs to be put away, since the library shows
 //! nothing under its final name before it is complete and durable, and the kernel drops the lock.
 
-#![allow(dead_code)] // Until the first verbs of the library are here.
-
 mod args;
 mod cmd;
+mod host;
 mod output;
 mod settings;
 mod ui;

@@ -73,6 +73,15 @@ pub fn write(bytes: &[u8]) -> Result<()> {
     }
 }
 
+/// Lets `produce` write to standard output as it goes; a reader that has gone is success.
+pub fn stream(produce: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
+    match produce(&mut out).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write to", "standard output", e).into()),
+        _ => Ok(()),
+    }
+}
+
 /// Shows what clap found: help and version on standard output with success, wrong usage with exit code 2.
 pub fn usage(error: &clap::Error) -> ExitCode {
     let format = format_wished(std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()));

@@ -1,14 +1,30 @@
 //! One file per subcommand: its arguments, and a short `run` that calls one verb of the library and shows the result.
 
 pub mod completions;
+pub mod fsck;
+pub mod gc;
+pub mod image;
+pub mod key;
 pub mod man;
+pub mod pin;
+pub mod rollback;
+pub mod status;
+pub mod switch;
+pub mod upgrade;
 
-use std::path::{Path, PathBuf};
+mod sysroot;
+mod updated;
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::PathBuf;
 
 use anyhow::Result;
+use cfs_core::sys::process;
+use cfs_core::{Error, registry};
 
 use crate::args::{Args, BootDir, Command, Global};
-use crate::output::Output;
+use crate::output::{Output, Report};
 use crate::settings::{Environment, Settings};
 use crate::ui::Ui;
 
@@ -20,12 +36,14 @@ pub struct Context {
     pub environment: Environment,
     sysroot: Option<PathBuf>,
     boot: BootDir,
+    config_root: PathBuf,
 }
 
 impl Context {
     fn new(global: &Global, boot: BootDir, output: Output) -> Result<Self> {
         let environment = Environment::of_process();
-        let settings = Settings::load(global.config_root.as_deref().unwrap_or(Path::new("/")))?;
+        let config_root = global.config_root.clone().unwrap_or_else(|| "/".into());
+        let settings = Settings::load(&config_root)?;
         let ui = Ui::new(global, !environment.no_color)?;
         let directives = environment.log.clone().unwrap_or_else(|| log_directives(global));
         ui.start_log(&directives)?;
@@ -36,16 +54,74 @@ impl Context {
             environment,
             sysroot: global.sysroot.clone(),
             boot,
+            config_root,
         })
+    }
+
+    /// Prints a result, where no progress is in its way.
+    pub fn show<T: Report>(&self, report: &T) -> Result<()> {
+        self.ui.finish(true);
+        self.output.show(report)
+    }
+
+    /// Prints a result; then reboots, if that was asked for.
+    pub fn finish<T: Report>(&self, report: &T, reboot: bool) -> Result<()> {
+        self.show(report)?;
+        if reboot {
+            restart()?;
+        }
+        Ok(())
+    }
+
+    /// For registries, as settings and environment say.
+    pub fn registry(&self) -> registry::Options {
+        self.settings.registry_options(&self.environment)
+    }
+
+    /// Layers to import at once; 0 = the library's choice.
+    pub fn threads(&self) -> usize {
+        self.settings.store.threads.unwrap_or(0)
     }
 }
 
 /// Runs the command of `args`.
 pub fn run(args: Args, output: Output) -> Result<()> {
-    match args.command {
-        Command::Completions(command) => command.run(),
-        Command::Man(command) => command.run(),
+    let command = match args.command {
+        Command::Completions(command) => return command.run(),
+        Command::Man(command) => return command.run(),
+        command => command,
+    };
+    let context = Context::new(&args.global, args.boot, output)?;
+    let result = with_context(command, &context);
+    context.ui.finish(result.is_ok());
+    result
+}
+
+fn with_context(command: Command, context: &Context) -> Result<()> {
+    match command {
+        Command::Completions(_) | Command::Man(_) => Ok(()),
+        Command::Status(command) => command.run(context),
+        Command::Switch(command) => command.run(context),
+        Command::Upgrade(command) => command.run(context),
+        Command::Rollback(command) => command.run(context),
+        Command::Pin(command) => command.run(context),
+        Command::Unpin(command) => command.run(context),
+        Command::Delete(command) => command.run(context),
+        Command::Image(command) => command.run(context),
+        Command::Key(command) => command.run(context),
+        Command::Gc(command) => command.run(context),
+        Command::Fsck(command) => command.run(context),
     }
+}
+
+/// Asks the service manager to reboot in the ordinary way, so that services stop and shutdown jobs run.
+fn restart() -> Result<()> {
+    let output = process::run(OsStr::new("systemctl"), &["reboot".into()], b"")?;
+    if output.success() {
+        return Ok(());
+    }
+    let why = format!("{}; what was staged boots with the next reboot", output.last_line());
+    Err(Error::io("run", "systemctl reboot", io::Error::other(why)).into())
 }
 
 fn log_directives(global: &Global) -> String {

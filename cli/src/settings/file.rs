@@ -69,7 +69,7 @@ impl File {
         let text = &self.text;
         let registry = &mut settings.registry;
         set(text, self.registry.retries, 0..=100, "retries", &mut registry.retries)?;
-        let mut seconds = |value: Option<Spanned<u64>>, name, target: &mut Duration| {
+        let seconds = |value: Option<Spanned<u64>>, name, target: &mut Duration| {
             let mut whole = target.as_secs();
             set(text, value, 1..=3600, name, &mut whole)?;
             *target = Duration::from_secs(whole);

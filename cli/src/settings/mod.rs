@@ -10,6 +10,7 @@
 
 mod environment;
 mod file;
+mod registry;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -124,6 +125,7 @@ fn files(root: &Path) -> Result<Vec<PathBuf>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
 

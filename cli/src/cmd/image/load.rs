@@ -1,0 +1,186 @@
+//! From what an argument means to a tree.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use cfs_core::ids::{Algorithm, ObjectId};
+use cfs_core::image::{Versions, dump, reader, writer};
+use cfs_core::manifest::Platform;
+use cfs_core::monitor::{Event, Monitor, Stage};
+use cfs_core::pull::{self, Variant};
+use cfs_core::reference::Reference;
+use cfs_core::registry::Registry;
+use cfs_core::store::Store;
+use cfs_core::sys::verity::Hasher;
+use cfs_core::tree::{ScanOptions, Tree, scan};
+use cfs_core::{Error, Result};
+
+use crate::cmd::Context;
+
+use super::objects::Objects;
+use super::source::{Content, Source};
+
+/// SELinux' file contexts are far smaller.
+const OBJECT_LIMIT: u64 = 64 << 20;
+const IMAGE_LIMIT: u64 = 8 << 30;
+const BUFFER: usize = 128 << 10;
+
+/// How a tree is made.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Of objects that are hashed here.
+    pub algorithm: Option<Algorithm>,
+    /// For folders.
+    pub scan: ScanOptions,
+    /// Make the boot variant of it.
+    pub boot: bool,
+    /// Which image of an index; this machine's where unset.
+    pub platform: Option<Platform>,
+    /// Where objects are kept, and found again.
+    pub objects: Option<Objects>,
+}
+
+impl Options {
+    fn algorithm(&self) -> Algorithm {
+        self.algorithm.unwrap_or(Algorithm::Sha256)
+    }
+}
+
+/// The tree that `source` stands for.
+pub fn tree(context: &Context, source: &Source, options: &Options) -> Result<Tree> {
+    match source {
+        Source::Stdin => from_content(Content::of_stdin()?, options),
+        Source::File(path) => from_content(Content::of_file(path)?, options),
+        Source::Folder(path) => from_folder(path, options),
+        Source::Digest(id) => from_store(context, id, options),
+        Source::Reference(reference) => from_reference(context, reference, options),
+    }
+}
+
+/// The tree that `source` stands for, with its image: as it is found, or made of it.
+pub fn image(context: &Context, source: &Source) -> Result<(Vec<u8>, Tree)> {
+    let content = match source {
+        Source::Stdin => Content::of_stdin()?,
+        Source::File(path) => Content::of_file(path)?,
+        _ => {
+            let tree = tree(context, source, &Options::default())?;
+            return Ok((writer::build(&tree, Versions::V1)?, tree));
+        }
+    };
+    match content {
+        Content::Image(bytes) => {
+            let tree = reader::read(&bytes)?;
+            Ok((bytes, tree))
+        }
+        dump => {
+            let tree = from_content(dump, &Options::default())?;
+            Ok((writer::build(&tree, Versions::V1)?, tree))
+        }
+    }
+}
+
+fn from_content(content: Content, options: &Options) -> Result<Tree> {
+    let tree = match content {
+        Content::Image(bytes) => reader::read(&bytes)?,
+        Content::Dump(text) => dump::parse(&text)?,
+    };
+    boot_variant(tree, options, &|id| match &options.objects {
+        Some(objects) => objects.read(id, OBJECT_LIMIT),
+        None => Err(unreadable(id)),
+    })
+}
+
+fn from_folder(path: &Path, options: &Options) -> Result<Tree> {
+    let files: RefCell<HashMap<ObjectId, PathBuf>> = RefCell::default();
+    let mut hasher = Hasher::new(options.algorithm());
+    let mut buffer = vec![0; BUFFER];
+    // A container's layers have hard links, so the boot variant of the same tree must find them, too.
+    let scanned = ScanOptions {
+        hard_links: options.scan.hard_links || options.boot,
+        ..options.scan
+    };
+    let tree = scan(path, scanned, &mut |path, mut file| {
+        let id = match &options.objects {
+            Some(objects) => objects.put(path, &file, options.algorithm())?,
+            None => hash(&mut hasher, &mut buffer, path, &mut file)?,
+        };
+        if options.boot {
+            files.borrow_mut().insert(id, path.to_path_buf());
+        }
+        Ok(id)
+    })?;
+    boot_variant(tree, options, &|id| {
+        let files = files.borrow();
+        let path = files.get(id).ok_or_else(|| unreadable(id))?;
+        let content = cfs_core::sys::fs::read(path, OBJECT_LIMIT)?;
+        content.ok_or_else(|| Error::Object {
+            id: id.to_string(),
+            why: format!("{} has gone", path.display()),
+        })
+    })
+}
+
+/// Of an image that is in the repository.
+fn from_store(context: &Context, id: &ObjectId, options: &Options) -> Result<Tree> {
+    let store = context.store()?;
+    let tree = reader::read(&store.read_object(id, IMAGE_LIMIT)?)?;
+    boot_variant(tree, options, &|id| store.read_object(id, OBJECT_LIMIT))
+}
+
+/// Of a container image. Layers that are all in the repository are taken from there; else they are imported into one
+/// that is thrown away, so that no sysroot is needed and an existing one is not changed.
+fn from_reference(context: &Context, reference: &Reference, options: &Options) -> Result<Tree> {
+    let registry = Registry::open(reference, &context.registry())?;
+    context.ui.event(Event::Stage(Stage::Resolve));
+    let image = registry.image(&options.platform.clone().unwrap_or_else(Platform::host), &context.ui)?;
+    let variant = if options.boot {
+        Variant::Boot
+    } else {
+        Variant::Container
+    };
+    let make = |store: &Store| {
+        let imported = pull::import(store, &registry, image.clone(), context.threads(), &context.ui)?;
+        let mut tree = imported.tree(store)?;
+        pull::transform(store, &mut tree, variant)?;
+        Ok(tree)
+    };
+    let complete = |store: &Store| {
+        store.algorithm() == options.algorithm() && image.config.diff_ids.iter().all(|layer| store.has_layer(layer))
+    };
+    if let Some(store) = context.store().ok().filter(complete) {
+        return make(&store);
+    }
+    let folder = tempfile::Builder::new().prefix("cfs-update-").tempdir();
+    let folder = folder.map_err(|e| Error::io("make a temporary folder in", std::env::temp_dir(), e))?;
+    make(&Store::create(&folder.path().join("store"), options.algorithm())?)
+}
+
+/// As a deployment of the same tree would have it.
+fn boot_variant(mut tree: Tree, options: &Options, read: &dyn Fn(&ObjectId) -> Result<Vec<u8>>) -> Result<Tree> {
+    if options.boot {
+        tree.transform_for_oci()?;
+        tree.transform_for_boot(read)?;
+    }
+    Ok(tree)
+}
+
+fn unreadable(id: &ObjectId) -> Error {
+    Error::Object {
+        id: id.to_string(),
+        why: "the boot variant needs its content; say with --digest-store where it is".into(),
+    }
+}
+
+fn hash(hasher: &mut Hasher, buffer: &mut [u8], path: &Path, file: &mut File) -> Result<ObjectId> {
+    loop {
+        match file.read(buffer) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(n) => hasher.update(&buffer[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io("read", path, e)),
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! `image pull REF`.
+
+use anyhow::Result;
+use cfs_core::pull;
+use cfs_core::registry::Registry;
+use serde::Serialize;
+
+use super::PlatformArgs;
+use crate::cmd::Context;
+use crate::cmd::switch::reference;
+use crate::output::Report;
+
+/// Fetch a container image into the store and keep it there
+#[derive(Debug, clap::Args)]
+pub struct Pull {
+    /// Image: quay.io/org/app:1, docker://…, oci:DIR[:TAG]
+    #[arg(value_name = "REF")]
+    image: String,
+    #[command(flatten)]
+    platform: PlatformArgs,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Pulled {
+    name: String,
+    image_digest: String,
+    digest: String,
+    unchanged: bool,
+}
+
+impl Report for Pulled {
+    fn human(&self) -> String {
+        let done = if self.unchanged { "is here already" } else { "pulled" };
+        let Self {
+            name,
+            image_digest,
+            digest,
+            ..
+        } = self;
+        format!(
+            "{name} {done}\n{:>16}: {image_digest}\n{:>16}: {digest}\n",
+            "Digest", "Composefs"
+        )
+    }
+}
+
+impl Pull {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let registry = Registry::open(&reference(&self.image)?, &context.registry())?;
+        let sysroot = context.open_store("image pull")?;
+        let platform = self.platform.platform();
+        let pulled = pull::pull(sysroot.store(), &registry, &platform, context.threads(), &context.ui)?;
+        context.show(&Pulled {
+            name: pulled.name,
+            image_digest: pulled.manifest.to_string(),
+            digest: pulled.id.to_string(),
+            unchanged: pulled.unchanged,
+        })
+    }
+}

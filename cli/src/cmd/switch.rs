@@ -1,0 +1,46 @@
+//! `switch IMAGE`.
+
+use std::path::Path;
+
+use anyhow::Result;
+use cfs_core::Error;
+use cfs_core::reference::Reference;
+use cfs_core::update::{self, Wishes};
+
+use super::Context;
+use super::updated::Updated;
+use crate::args::BootDir;
+
+/// Follow another image from the next boot on
+#[derive(Debug, clap::Args)]
+pub struct Switch {
+    /// Image: quay.io/org/os:41, docker://…, oci:DIR[:TAG], each also with @sha256:…
+    image: String,
+    /// Reboot into it
+    #[arg(long)]
+    apply: bool,
+    /// Take an image that is older than the present one of the same name
+    #[arg(long)]
+    allow_downgrade: bool,
+    #[command(flatten)]
+    boot: BootDir,
+}
+
+impl Switch {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let reference = reference(&self.image)?;
+        context.check_apply(self.apply)?;
+        let sysroot = context.open(&self.boot, "switch")?;
+        let wishes = Wishes {
+            allow_downgrade: self.allow_downgrade,
+        };
+        let outcome = update::switch(&sysroot, &reference, wishes, &context.ui)?;
+        context.finish(&Updated::from(outcome), self.apply)
+    }
+}
+
+/// An image as the user wrote it; folders are taken from here, since what is recorded has to be found from anywhere.
+pub fn reference(text: &str) -> cfs_core::Result<Reference> {
+    let here = std::path::absolute(".").map_err(|e| Error::io("find", Path::new("."), e))?;
+    Ok(text.parse::<Reference>()?.absolute(&here))
+}

@@ -1,0 +1,179 @@
+//! How a command opens the sysroot: which one, where `$BOOT` is, what runs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cfs_bootloader::esp::{self, Place};
+use cfs_bootloader::{Kind, cmdline};
+use cfs_core::deployment::Layout;
+use cfs_core::ids::DeploymentId;
+use cfs_core::manifest::Platform;
+use cfs_core::store::Store;
+use cfs_core::sys::fs::{self, RealFs};
+use cfs_core::sys::lock::Lock;
+use cfs_core::sysroot::{Options, Sysroot, repository};
+use cfs_core::{Error, Result};
+
+use super::Context;
+use crate::args::BootDir;
+
+const PROC_LIMIT: u64 = 16 << 20;
+
+/// A place to work on.
+struct Target {
+    root: PathBuf,
+    /// It is that of the running system.
+    host: bool,
+}
+
+impl Context {
+    /// For changes; takes the lock.
+    pub fn open(&self, boot: &BootDir, purpose: &str) -> Result<Sysroot> {
+        Sysroot::open(self.options(boot)?, purpose)
+    }
+
+    /// To look at it.
+    pub fn look(&self, boot: &BootDir) -> Result<Sysroot> {
+        Sysroot::look(self.options(boot)?)
+    }
+
+    /// For changes to the store and nothing else, wherever `$BOOT` is; takes the lock.
+    pub fn open_store(&self, purpose: &str) -> Result<Sysroot> {
+        let target = self.target()?;
+        let place = Place::Sysroot(&target.root);
+        Sysroot::open(self.options_at(&target, place)?, purpose)
+    }
+
+    /// The layout of the sysroot and its lock, for changes to its state and nothing else.
+    pub fn lock(&self, purpose: &str) -> Result<(Layout, Lock)> {
+        let layout = Layout::new(&self.target()?.root);
+        layout.prepare(&RealFs)?;
+        let lock = Lock::exclusive(&layout.lock(), purpose)?;
+        Ok((layout, lock))
+    }
+
+    /// Whether a repository was ever made here.
+    pub fn has_repository(&self) -> Result<bool> {
+        Ok(fs::exists(&repository(&self.target()?.root)))
+    }
+
+    /// The store alone, for looking at images.
+    pub fn store(&self) -> Result<Store> {
+        Store::open(&repository(&self.target()?.root))
+    }
+
+    /// Refuses to reboot for a sysroot that is not the running system's.
+    pub fn check_apply(&self, apply: bool) -> Result<()> {
+        if apply && !self.target()?.host {
+            let why = "--apply reboots this machine, but --sysroot is that of another system";
+            return Err(Error::Usage(why.into()));
+        }
+        Ok(())
+    }
+
+    fn target(&self) -> Result<Target> {
+        let booted = default_root();
+        let root = match &self.sysroot {
+            None => booted.clone(),
+            Some(given) => std::path::absolute(given).map_err(|e| Error::io("find", given, e))?,
+        };
+        let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+        Ok(Target {
+            host: same(&root, &booted),
+            root,
+        })
+    }
+
+    fn options(&self, boot: &BootDir) -> Result<Options> {
+        let target = self.target()?;
+        let given = boot.boot.as_deref().or(self.boot.boot.as_deref());
+        let set = self.settings.boot.dir.as_deref().filter(|_| target.host);
+        let place = match given.or(set) {
+            Some(path) => Place::Given(path),
+            None if target.host => Place::Host(Path::new("/")),
+            None => Place::Sysroot(&target.root),
+        };
+        self.options_at(&target, place)
+    }
+
+    fn options_at(&self, target: &Target, boot: Place<'_>) -> Result<Options> {
+        let fs: Arc<RealFs> = Arc::default();
+        let tries = u8::try_from(self.settings.boot.tries).unwrap_or(u8::MAX);
+        Ok(Options {
+            root: target.root.clone(),
+            bootloader: cfs_bootloader::open(Kind::default(), esp::locate(boot)?, fs.clone()),
+            fs,
+            algorithm: self.settings.store.algorithm,
+            threads: self.threads(),
+            keep: self.settings.deployments.keep,
+            tries: Some(tries),
+            platform: Platform::host(),
+            booted: if target.host { running()? } else { None },
+            root_argument: None,
+            kernel_arguments: Vec::new(),
+            trust: ["etc", "usr/lib"]
+                .map(|top| self.config_root.join(top).join("cfs-update/keys"))
+                .into(),
+            registry: self.registry(),
+        })
+    }
+}
+
+fn default_root() -> PathBuf {
+    let physical = Path::new("/sysroot");
+    if fs::is_dir(physical) {
+        physical.into()
+    } else {
+        "/".into()
+    }
+}
+
+/// The deployment that runs, if one does.
+fn running() -> Result<Option<DeploymentId>> {
+    let mounts = fs::read_text(Path::new("/proc/self/mountinfo"), PROC_LIMIT)?.unwrap_or_default();
+    let arguments = fs::read_text(Path::new("/proc/cmdline"), PROC_LIMIT)?.unwrap_or_default();
+    Ok(booted(&mounts, &arguments))
+}
+
+/// From `/proc/self/mountinfo`, where the root's source names the image also after a soft reboot (which leaves the
+/// kernel's command line as it was); else from the command line, unless the root is plainly something else.
+fn booted(mountinfo: &str, command_line: &str) -> Option<DeploymentId> {
+    let root = mountinfo
+        .lines()
+        .rev()
+        .find(|line| line.split(' ').nth(4) == Some("/"))?;
+    let mut behind = root.split(" - ").nth(1)?.split(' ');
+    let (kind, source) = (behind.next()?, behind.next()?);
+    let named = ["composefs:", "transient:composefs="]
+        .iter()
+        .find_map(|p| source.strip_prefix(p));
+    if let Some(id) = named.and_then(|hex| hex.parse().ok()) {
+        return Some(id);
+    }
+    if kind != "overlay" {
+        return None;
+    }
+    cmdline::digests(&cmdline::split(command_line.trim()))
+        .first()
+        .map(|argument| argument.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(kind: &str, source: &str) -> String {
+        format!("21 1 0:20 / /proc rw - proc proc rw\n30 1 0:33 / / ro,relatime shared:1 - {kind} {source} ro\n")
+    }
+
+    #[test]
+    fn the_mounted_root_wins_over_a_stale_command_line() {
+        let (old, new) = ("ab".repeat(32), "cd".repeat(32));
+        let line = format!("quiet composefs.digest=v1-sha256-12:{old}\n");
+        let booted = |kind: &str, source: &str| booted(&mount(kind, source), &line).map(|id| id.to_hex());
+        assert_eq!(booted("overlay", &format!("composefs:{new}")), Some(new.clone()));
+        assert_eq!(booted("overlay", &format!("transient:composefs={new}")), Some(new));
+        assert_eq!(booted("overlay", "composefs"), Some(old));
+        assert_eq!(booted("ext4", "/dev/sda1"), None);
+    }
+}

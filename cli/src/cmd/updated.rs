@@ -1,0 +1,126 @@
+//! What `switch` and `upgrade` say at their end.
+
+use cfs_core::etc::{self, What};
+use cfs_core::update::{Done, Outcome};
+use serde::Serialize;
+
+use crate::output::Report;
+
+/// The result of an update.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Updated {
+    /// `staged` or `unchanged`.
+    result: &'static str,
+    deployment: String,
+    image_digest: String,
+    #[serde(flatten)]
+    staged: Option<Staged>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Staged {
+    version: Option<String>,
+    boot_entry: String,
+    generation: u64,
+    etc_conflicts: Vec<Conflict>,
+    removed: Vec<String>,
+}
+
+/// Something in /etc that both sides changed.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Conflict {
+    path: String,
+    what: &'static str,
+    /// Where the image's version is.
+    kept_as: Option<String>,
+}
+
+impl From<&etc::Conflict> for Conflict {
+    fn from(conflict: &etc::Conflict) -> Self {
+        Self {
+            path: conflict.path.display().to_string(),
+            what: match conflict.what {
+                What::BothChanged => "changed here and in the image; yours stays",
+                What::BothChangedFolder => "permissions or owner changed here and in the image; yours stay",
+                What::DeletedHere => "deleted here, changed in the image; stays deleted",
+                What::RemovedInImage => "changed here, removed from the image; yours stays",
+            },
+            kept_as: conflict.kept_as.as_ref().map(|path| path.display().to_string()),
+        }
+    }
+}
+
+impl From<Outcome> for Updated {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Staged(done) => {
+                let Done {
+                    id,
+                    manifest,
+                    version,
+                    entry,
+                    generation,
+                    conflicts,
+                    removed,
+                    ..
+                } = done;
+                Self {
+                    result: "staged",
+                    deployment: id.to_string(),
+                    image_digest: manifest.to_string(),
+                    staged: Some(Staged {
+                        version,
+                        boot_entry: entry,
+                        generation,
+                        etc_conflicts: conflicts.iter().map(Conflict::from).collect(),
+                        removed: removed.iter().map(ToString::to_string).collect(),
+                    }),
+                }
+            }
+            Outcome::Unchanged { id, manifest } => Self {
+                result: "unchanged",
+                deployment: id.to_string(),
+                image_digest: manifest.to_string(),
+                staged: None,
+            },
+        }
+    }
+}
+
+impl Updated {
+    /// Whether something was staged.
+    pub fn is_new(&self) -> bool {
+        self.staged.is_some()
+    }
+}
+
+impl Report for Updated {
+    fn human(&self) -> String {
+        let Some(staged) = &self.staged else {
+            return format!("Nothing new: {} boots next already\n", self.image_digest);
+        };
+        let version = staged
+            .version
+            .as_deref()
+            .map(|v| format!(" (version {v})"))
+            .unwrap_or_default();
+        let mut text = format!("Staged {}{version}; it boots next\n", self.image_digest);
+        let mut line = |label: &str, value: &str| text.push_str(&format!("{label:>16}: {value}\n"));
+        line("Deployment", &self.deployment);
+        line("Boot entry", &staged.boot_entry);
+        for Conflict { path, what, kept_as } in &staged.etc_conflicts {
+            let other = kept_as
+                .as_ref()
+                .map(|path| format!(", the image's version is {path}"))
+                .unwrap_or_default();
+            line("/etc conflict", &format!("{path}: {what}{other}"));
+        }
+        for id in &staged.removed {
+            line("Removed", id);
+        }
+        text
+    }
+}

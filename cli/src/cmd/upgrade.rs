@@ -1,0 +1,74 @@
+//! `upgrade`.
+
+use anyhow::Result;
+use cfs_core::Error;
+use cfs_core::update::{self, News, Wishes};
+use serde::Serialize;
+
+use super::Context;
+use super::updated::Updated;
+use crate::args::BootDir;
+use crate::output::Report;
+
+/// Take the newest version of the followed image from the next boot on
+#[derive(Debug, clap::Args)]
+pub struct Upgrade {
+    /// Only ask whether there is a newer one: exit code 0 = there is, 77 = there is none
+    #[arg(long, conflicts_with_all = ["apply", "allow_downgrade"])]
+    check: bool,
+    /// Reboot into it
+    #[arg(long)]
+    apply: bool,
+    /// Take an image that is older than the present one
+    #[arg(long)]
+    allow_downgrade: bool,
+    #[command(flatten)]
+    boot: BootDir,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Check {
+    available: bool,
+    image: String,
+    digest: String,
+}
+
+impl Report for Check {
+    fn human(&self) -> String {
+        match self.available {
+            true => format!("Update available: {}\n{:>16}: {}\n", self.image, "Digest", self.digest),
+            false => String::new(),
+        }
+    }
+}
+
+impl Upgrade {
+    pub fn run(self, context: &Context) -> Result<()> {
+        if self.check {
+            return self.check(context);
+        }
+        context.check_apply(self.apply)?;
+        let sysroot = context.open(&self.boot, "upgrade")?;
+        let wishes = Wishes {
+            allow_downgrade: self.allow_downgrade,
+        };
+        let updated = Updated::from(update::upgrade(&sysroot, wishes, &context.ui)?);
+        let apply = self.apply && updated.is_new();
+        context.finish(&updated, apply)
+    }
+
+    fn check(self, context: &Context) -> Result<()> {
+        let News { reference, top, newer } = update::check(&context.look(&self.boot)?, &context.ui)?;
+        let check = Check {
+            available: newer,
+            image: reference.clone(),
+            digest: top.to_string(),
+        };
+        context.show(&check)?;
+        match newer {
+            true => Ok(()),
+            false => Err(Error::Nothing(format!("no update: {reference} is {top} still")).into()),
+        }
+    }
+}

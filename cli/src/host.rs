@@ -1,0 +1,352 @@
+//! `status` in the shape of bootc's API `org.containers.bootc/v1`, which greenboot, Cockpit and others read; fields of
+//! ours stand beside bootc's in each entry, under `cfsUpdate`.
+//!
+//! Invariant: field names and value forms of bootc's never change here; they are another program's contract.
+
+use serde::Serialize;
+
+use crate::output::Report;
+
+/// The document.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Host {
+    pub api_version: &'static str,
+    pub kind: &'static str,
+    pub metadata: Metadata,
+    pub spec: Spec,
+    pub status: Status,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Metadata {
+    pub name: &'static str,
+}
+
+/// What is followed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spec {
+    pub image: Option<ImageReference>,
+    pub boot_order: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageReference {
+    pub image: String,
+    pub transport: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signature: Option<&'static str>,
+}
+
+/// What there is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub staged: Option<Entry>,
+    pub booted: Option<Entry>,
+    pub rollback: Option<Entry>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_deployments: Vec<Entry>,
+    pub rollback_queued: bool,
+    #[serde(rename = "type")]
+    pub host_type: Option<&'static str>,
+    pub usr_overlay: Option<()>,
+    pub read_only: bool,
+}
+
+/// One deployment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    pub image: Option<Image>,
+    pub cached_update: Option<Image>,
+    pub incompatible: bool,
+    pub pinned: bool,
+    pub soft_reboot_capable: bool,
+    pub download_only: bool,
+    pub store: Option<&'static str>,
+    pub ostree: Option<()>,
+    pub composefs: Option<Composefs>,
+    pub cfs_update: Ours,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Image {
+    pub image: ImageReference,
+    pub version: Option<String>,
+    pub timestamp: Option<String>,
+    pub image_digest: String,
+    pub architecture: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Composefs {
+    pub verity: String,
+    pub boot_type: &'static str,
+    pub bootloader: &'static str,
+    pub boot_digest: Option<String>,
+    pub missing_verity_allowed: bool,
+}
+
+/// What bootc has no field for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ours {
+    /// Its index, as `pin` and the like take it.
+    pub index: usize,
+    /// The deployment's id: the digest of its boot image.
+    pub deployment: String,
+    /// It is the one that boots next.
+    pub boots_next: bool,
+    /// Of its newest boot entry; `None` = no entry.
+    pub generation: Option<u64>,
+    /// File name of that entry.
+    pub boot_entry: Option<String>,
+    /// `None` = the entry does not count, or has been marked good.
+    pub tries_left: Option<u32>,
+    /// Id of the key that its signature was verified by.
+    pub verified_by: Option<String>,
+    /// It counts as bad.
+    pub failed: bool,
+    /// What is wrong with it, each with what to do; empty = nothing.
+    pub problems: Vec<String>,
+}
+
+impl Host {
+    /// A host that follows `image` and has no deployments.
+    pub fn new(image: Option<ImageReference>) -> Self {
+        Self {
+            api_version: "org.containers.bootc/v1",
+            kind: "BootcHost",
+            metadata: Metadata { name: "host" },
+            spec: Spec {
+                image,
+                boot_order: "default",
+            },
+            status: Status {
+                staged: None,
+                booted: None,
+                rollback: None,
+                other_deployments: Vec::new(),
+                rollback_queued: false,
+                host_type: Some("bootcHost"),
+                usr_overlay: None,
+                read_only: false,
+            },
+        }
+    }
+}
+
+impl Report for Host {
+    fn human(&self) -> String {
+        let Status {
+            staged,
+            booted,
+            rollback,
+            other_deployments,
+            ..
+        } = &self.status;
+        let mut text = String::new();
+        if let Some(image) = &self.spec.image {
+            text.push_str(&format!("Following {}\n", image.full()));
+        }
+        let first = [("Staged", staged), ("Booted", booted), ("Rollback", rollback)];
+        let first = first
+            .into_iter()
+            .filter_map(|(title, entry)| Some((title, entry.as_ref()?)));
+        for (title, entry) in first.chain(other_deployments.iter().map(|entry| ("Other", entry))) {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(&entry.human(title));
+        }
+        if text.is_empty() {
+            text.push_str("No deployments; `cfs-update switch IMAGE` makes the first one\n");
+        }
+        if self.status.rollback_queued {
+            text.push_str("\nA rollback is queued: the rollback deployment boots next\n");
+        }
+        text
+    }
+}
+
+impl ImageReference {
+    /// As it can be given to `switch`.
+    fn full(&self) -> String {
+        match self.transport.as_str() {
+            "registry" => self.image.clone(),
+            transport => format!("{transport}:{}", self.image),
+        }
+    }
+}
+
+impl Entry {
+    fn human(&self, title: &str) -> String {
+        let mark = if title == "Booted" { "●" } else { " " };
+        let image = self.image.as_ref();
+        let name = image.map_or_else(|| "unknown".into(), |i| i.image.full());
+        let mut text = format!("{mark} {title:>8} image: {name}\n");
+        let mut line = |label: &str, value: String| text.push_str(&format!("{label:>16}: {value}\n"));
+        if let Some(image) = image {
+            line("Digest", format!("{} ({})", image.image_digest, image.architecture));
+            match (&image.version, &image.timestamp) {
+                (Some(version), Some(time)) => line("Version", format!("{version} ({time})")),
+                (Some(version), None) => line("Version", version.clone()),
+                (None, Some(time)) => line("Created", time.clone()),
+                (None, None) => {}
+            }
+        }
+        let ours = &self.cfs_update;
+        line("Deployment", format!("{} (index {})", ours.deployment, ours.index));
+        if ours.boots_next {
+            line("Boots next", "yes".into());
+        }
+        match (&ours.boot_entry, ours.generation) {
+            (Some(entry), _) => line("Boot entry", entry.clone()),
+            (None, Some(generation)) => line("Generation", generation.to_string()),
+            (None, None) => line("Boot entry", "none; it cannot be booted".into()),
+        }
+        match &ours.verified_by {
+            Some(key) => line("Verified by", key.clone()),
+            None => line("Verified by", "nobody; it is not trusted".into()),
+        }
+        if let Some(tries) = ours.tries_left {
+            line("Tries left", tries.to_string());
+        }
+        if self.pinned {
+            line("Pinned", "yes".into());
+        }
+        if ours.failed {
+            line("Failed", "yes; it counts as bad".into());
+        }
+        for problem in &ours.problems {
+            line("Problem", problem.clone());
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(version: &str) -> Entry {
+        Entry {
+            image: Some(Image {
+                image: ImageReference {
+                    image: "quay.io/org/os:41".into(),
+                    transport: "registry".into(),
+                    signature: None,
+                },
+                version: Some(version.into()),
+                timestamp: Some("2026-11-01T12:00:00Z".into()),
+                image_digest: format!("sha256:{}", "0a".repeat(32)),
+                architecture: "amd64".into(),
+            }),
+            cached_update: None,
+            incompatible: false,
+            pinned: false,
+            soft_reboot_capable: false,
+            download_only: false,
+            store: None,
+            ostree: None,
+            composefs: Some(Composefs {
+                verity: "cd".repeat(32),
+                boot_type: "Bls",
+                bootloader: "systemd",
+                boot_digest: Some("ef".repeat(32)),
+                missing_verity_allowed: false,
+            }),
+            cfs_update: Ours {
+                index: 0,
+                deployment: "cd".repeat(32),
+                boots_next: true,
+                generation: Some(2),
+                boot_entry: Some("cfs-2-cdcdcdcdcdcd+03-00.conf".into()),
+                tries_left: Some(3),
+                verified_by: Some("host (0123456789abcdef)".into()),
+                failed: false,
+                problems: Vec::new(),
+            },
+        }
+    }
+
+    fn host() -> Host {
+        let mut previous = entry("41.1");
+        previous.pinned = true;
+        previous.cfs_update = Ours {
+            index: 1,
+            deployment: "ab".repeat(32),
+            failed: true,
+            problems: vec!["object 00: missing; run fsck --repair".into()],
+            ..Ours::default()
+        };
+        let mut host = Host::new(entry("41.2").image.map(|i| i.image));
+        host.status.booted = Some(entry("41.2"));
+        host.status.rollback = Some(previous);
+        host
+    }
+
+    #[test]
+    fn people_read_what_is_booted_trusted_and_failed() {
+        let expected = format!(
+            "Following quay.io/org/os:41
+
+●   Booted image: quay.io/org/os:41
+          Digest: sha256:{zeros} (amd64)
+         Version: 41.2 (2026-11-01T12:00:00Z)
+      Deployment: {cd} (index 0)
+      Boots next: yes
+      Boot entry: cfs-2-cdcdcdcdcdcd+03-00.conf
+     Verified by: host (0123456789abcdef)
+      Tries left: 3
+
+  Rollback image: quay.io/org/os:41
+          Digest: sha256:{zeros} (amd64)
+         Version: 41.1 (2026-11-01T12:00:00Z)
+      Deployment: {ab} (index 1)
+      Boot entry: none; it cannot be booted
+     Verified by: nobody; it is not trusted
+          Pinned: yes
+          Failed: yes; it counts as bad
+         Problem: object 00: missing; run fsck --repair
+",
+            zeros = "0a".repeat(32),
+            cd = "cd".repeat(32),
+            ab = "ab".repeat(32)
+        );
+        assert_eq!(host().human(), expected);
+    }
+
+    #[test]
+    fn greenboot_finds_the_booted_digest_where_bootc_has_it() {
+        let value = serde_json::to_value(host()).unwrap();
+        assert_eq!(value["apiVersion"], "org.containers.bootc/v1");
+        assert_eq!(value["kind"], "BootcHost");
+        assert_eq!(value["metadata"]["name"], "host");
+        assert_eq!(
+            value["status"]["booted"]["image"]["imageDigest"],
+            format!("sha256:{}", "0a".repeat(32))
+        );
+        assert_eq!(value["status"]["booted"]["composefs"]["bootType"], "Bls");
+        assert!(value["status"]["staged"].is_null());
+        assert_eq!(value["status"]["type"], "bootcHost");
+    }
+
+    #[test]
+    fn yaml_says_the_same_as_json() {
+        let yaml = serde_saphyr::to_string(&host()).unwrap();
+        assert!(
+            yaml.starts_with("apiVersion: org.containers.bootc/v1\nkind: BootcHost\n"),
+            "{yaml}"
+        );
+        assert!(
+            yaml.contains("\n    image: quay.io/org/os:41\n") || yaml.contains("image: \"quay.io/org/os:41\""),
+            "{yaml}"
+        );
+    }
+}
