@@ -224,6 +224,8 @@ impl Merge<'_> {
             // Only deletions of the administrator's were in it.
             self.plan.steps.remove(path);
             self.take_new(path);
+        } else if self.image_unchanged(path) {
+            // A file was made a folder here, and that is all.
         } else if self.new.get(path).is_some() {
             self.conflict(path, What::BothChanged);
         } else if mine && self.old.get(path).is_some() {
