@@ -25,3 +25,6 @@ pub use list::{Deployment, Deployments, Found, Record};
 pub use origin::{BootType, Origin};
 pub use select::{Choice, Roles, select};
 pub use staged::Staged;
+
+#[cfg(test)]
+mod tests;
