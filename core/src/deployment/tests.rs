@@ -61,6 +61,11 @@ fn sandbox() -> Sandbox {
     }
 }
 
+/// A second one, where a test calls its first `sandbox`.
+fn another() -> Sandbox {
+    sandbox()
+}
+
 impl Sandbox {
     fn make(&self, fs: &dyn Fs, byte: u8) -> Result<Deployment> {
         let draft = self.deployments.begin(fs, signed(byte, "1"))?;
@@ -354,7 +359,7 @@ fn var_is_filled_once_and_never_again() {
     assert!(fill("reset").is_some(), "who removes it wants it anew");
 
     // bootc made it, empty or filled.
-    let other = super::tests::sandbox();
+    let other = another();
     let var = other.root.join("state/os/default/var");
     std::fs::create_dir(&var).unwrap();
     assert!(other.deployments.begin_var(&RealFs).unwrap().is_some());
@@ -423,7 +428,7 @@ fn a_leftover_that_is_read_only_is_removed_too() {
     for path in ["etc/sudoers.d/x", "etc/sudoers.d"] {
         std::fs::set_permissions(left.join(path), std::fs::Permissions::from_mode(0o500)).unwrap();
     }
-    assert_eq!(sandbox.deployments.clean(&RealFs).unwrap(), [left.clone()]);
+    assert_eq!(sandbox.deployments.clean(&RealFs).unwrap(), std::slice::from_ref(&left));
     assert!(!left.exists());
 }
 
