@@ -254,13 +254,20 @@ fn this_test_sees_what_it_looks_for() {
 fn the_documentation_names_files_that_exist() {
     let root = workspace();
     let mut missing = Vec::new();
-    for doc in ["README.md", "docs/architecture.md", "docs/commands.md", "docs/performance.md"] {
+    for doc in [
+        "README.md",
+        "docs/architecture.md",
+        "docs/commands.md",
+        "docs/performance.md",
+    ] {
         let Ok(text) = fs::read_to_string(root.join(doc)) else {
             missing.push(doc.to_owned());
             continue;
         };
         for path in text.split('`').skip(1).step_by(2) {
-            let ours = ["core/", "bootloader/", "cli/", "testdata/", "examples/", "docs/"].iter().any(|p| path.starts_with(p));
+            let ours = ["core/", "bootloader/", "cli/", "testdata/", "examples/", "docs/"]
+                .iter()
+                .any(|p| path.starts_with(p));
             if ours && !path.contains(['*', ' ']) && !root.join(path).exists() {
                 missing.push(format!("{doc} names {path}"));
             }

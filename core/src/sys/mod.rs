@@ -5,6 +5,7 @@
 pub mod dir;
 pub mod fs;
 pub mod lock;
+mod loop_device;
 pub mod mount;
 pub mod objects;
 pub mod process;

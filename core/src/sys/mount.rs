@@ -1,15 +1,37 @@
-//! Mounting composefs images (format document, 5).
-use std::path::Path;
+//! Mounting composefs images: EROFS from the image, overlayfs over it and the objects (format document, 5).
+//!
+//! Invariant: where a digest is demanded, the kernel has measured exactly the open file that is mounted, before it is
+//! mounted; no path is looked up twice in between. What cannot be proven is refused, and nothing stays mounted then.
 
-use crate::error::Result;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+};
+
+use super::loop_device::LoopDevice;
+use super::verity;
+use crate::error::{Error, Result};
 use crate::ids::ObjectId;
+
+/// The header's magic number and its flag for POSIX ACLs (format document, 3.7).
+const MAGIC: u32 = 0xd078_629a;
+const HAS_ACL: u32 = 1;
 
 /// How much overlayfs checks the objects' fs-verity digests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verity {
     /// Every object must have the digest that the image names.
     Require,
-    /// As `Require` where kernel and file system can; unchecked otherwise.
+    /// As `Require` where the image itself has fs-verity and the kernel can; unchecked otherwise.
     #[default]
     Try,
     /// Unchecked.
@@ -23,7 +45,8 @@ pub struct MountOptions<'a> {
     pub image: &'a Path,
     /// Object stores, searched in order.
     pub objects: &'a [&'a Path],
-    /// The digest that the kernel must measure on the image file.
+    /// The digest that the kernel must measure on the image file; given, objects are checked, too, as with
+    /// [`Verity::Require`].
     pub digest: Option<ObjectId>,
     /// Whether objects are checked.
     pub verity: Verity,
@@ -31,14 +54,354 @@ pub struct MountOptions<'a> {
     pub name: Option<&'a str>,
 }
 
-/// Mounts an image on `target`, read-only.
+/// Mounts an image on `target`, a folder, read-only. Needs root.
+///
+/// # Errors
+/// [`Error::Trust`] where a digest is demanded and the file has another one or none; [`Error::Image`] for a file that
+/// is no composefs image and for what the kernel refuses.
 pub fn mount_composefs(options: &MountOptions<'_>, target: &Path) -> Result<()> {
-    let _ = (options, target);
-    todo!()
+    let image = File::open(options.image).map_err(|e| Error::io("open", options.image, e))?;
+    let refuse = |why: String| Error::Image {
+        image: options.image.display().to_string(),
+        why,
+    };
+    let has_acl = header(&image, options.image)?;
+    let measured = verity::measure(&image)?;
+    if let Some(expected) = options.digest {
+        prove(options.image, expected, measured)?;
+    }
+    let check = match options.verity {
+        _ if options.digest.is_some() => Verity::Require,
+        Verity::Try if measured.is_none() => Verity::Off,
+        other => other,
+    };
+    let erofs = mount_erofs(&image, has_acl).map_err(|e| refuse(explain("mount its EROFS part", &e)))?;
+    let overlay = Overlay {
+        source: options
+            .name
+            .map_or_else(|| "composefs".into(), |name| format!("composefs:{name}")),
+        objects: options.objects,
+        check,
+    };
+    overlay
+        .mount(&erofs, target)
+        .map_err(|e| refuse(format!("{} on {}", explain("mount it", &e), target.display())))
 }
 
 /// Takes the mount on `target` away.
 pub fn unmount(target: &Path) -> Result<()> {
-    let _ = target;
-    todo!()
+    rustix::mount::unmount(target, UnmountFlags::NOFOLLOW).map_err(|e| Error::io("unmount", target, e))
+}
+
+/// Whether the image has ACLs; refuses a file that is no composefs image.
+fn header(image: &File, path: &Path) -> Result<bool> {
+    let mut header = [0; 16];
+    let mut reader = image;
+    let read = reader.read_exact(&mut header);
+    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    if read.is_err() || word(0) != MAGIC {
+        return Err(Error::Image {
+            image: path.display().to_string(),
+            why: "is no composefs image".into(),
+        });
+    }
+    Ok(word(8) & HAS_ACL != 0)
+}
+
+fn prove(path: &Path, expected: ObjectId, measured: Option<ObjectId>) -> Result<()> {
+    let why = match measured {
+        Some(found) if found == expected => return Ok(()),
+        Some(found) => format!("its fs-verity digest is {found}, expected {expected}; it was not mounted"),
+        None => format!(
+            "it has no fs-verity digest, so nothing proves that it is {expected}; it was not mounted. Use a file \
+             system with fs-verity (ext4 -O verity, btrfs), or mount it without --digest"
+        ),
+    };
+    Err(Error::Trust {
+        what: path.display().to_string(),
+        why,
+    })
+}
+
+fn explain(what: &str, error: &Errno) -> String {
+    let hint = match *error {
+        Errno::PERM | Errno::ACCESS => "; mounting needs root",
+        Errno::NODEV => "; this kernel has no EROFS or no overlayfs (modules erofs, overlay)",
+        _ => "",
+    };
+    format!("cannot {what}: {error}{hint}")
+}
+
+/// The EROFS part, mounted nowhere yet.
+fn mount_erofs(image: &File, has_acl: bool) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/self/fd/{}", image.as_raw_fd());
+    match erofs_from(Path::new(&path), has_acl) {
+        Err(Errno::NOTBLK) => {
+            let device = LoopDevice::attach(image).map_err(|e| match e {
+                Error::Io { source, .. } => Errno::from_io_error(&source).unwrap_or(Errno::IO),
+                _ => Errno::IO,
+            })?;
+            erofs_from(device.path(), has_acl)
+        }
+        mounted => mounted,
+    }
+}
+
+fn erofs_from(source: &Path, has_acl: bool) -> Result<OwnedFd, Errno> {
+    let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", source)?;
+    fsconfig_set_flag(&context, "ro")?;
+    if !has_acl {
+        // Unknown to a kernel built without ACLs, where there are none anyway.
+        let _ = fsconfig_set_flag(&context, "noacl");
+    }
+    fsconfig_create(&context)?;
+    fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )
+}
+
+struct Overlay<'a> {
+    source: String,
+    objects: &'a [&'a Path],
+    check: Verity,
+}
+
+impl Overlay<'_> {
+    /// The newest interface that the kernel has: layers by descriptor (6.15), layers by path (6.8), one option string
+    /// with data-only layers (6.5), one without (older).
+    fn mount(&self, erofs: &OwnedFd, target: &Path) -> Result<(), Errno> {
+        match self.context(|context| fsconfig_set_fd(context, "lowerdir+", erofs)) {
+            Ok(overlay) => return attach(&overlay, target),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NODEV | Errno::BADF) => {}
+            Err(e) => return Err(e),
+        }
+        let place = Attached::new(erofs)?;
+        match self.context(|context| fsconfig_set_string(context, "lowerdir+", place.path())) {
+            Ok(overlay) => attach(&overlay, target),
+            Err(Errno::INVAL | Errno::NOSYS) => self.mount_old(place.path(), target),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn context(&self, lower: impl FnOnce(&OwnedFd) -> Result<(), Errno>) -> Result<OwnedFd, Errno> {
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(&context, "source", self.source.as_str())?;
+        fsconfig_set_string(&context, "metacopy", "on")?;
+        fsconfig_set_string(&context, "redirect_dir", "on")?;
+        match self.check {
+            Verity::Require => fsconfig_set_string(&context, "verity", "require")?,
+            Verity::Try => drop(fsconfig_set_string(&context, "verity", "require")),
+            Verity::Off => {}
+        }
+        lower(&context)?;
+        for objects in self.objects {
+            fsconfig_set_string(&context, "datadir+", *objects)?;
+        }
+        fsconfig_create(&context)?;
+        fsmount(
+            &context,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::MOUNT_ATTR_RDONLY,
+        )
+    }
+
+    fn mount_old(&self, lower: &Path, target: &Path) -> Result<(), Errno> {
+        let mut refusal = Errno::INVAL;
+        for between in ["::", ":"] {
+            for check in [Verity::Require, Verity::Off] {
+                if (self.check, check) == (Verity::Off, Verity::Require)
+                    || (self.check, check) == (Verity::Require, Verity::Off)
+                {
+                    continue;
+                }
+                let data = self.data(lower, between, check);
+                let data = std::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;
+                match rustix::mount::mount(self.source.as_str(), target, "overlay", MountFlags::RDONLY, &*data) {
+                    Err(e @ Errno::INVAL) => refusal = e,
+                    done => return done,
+                }
+            }
+        }
+        Err(refusal)
+    }
+
+    fn data(&self, lower: &Path, between: &str, check: Verity) -> Vec<u8> {
+        let mut data = b"metacopy=on,redirect_dir=on,lowerdir=".to_vec();
+        data.extend(escape(lower));
+        for objects in self.objects {
+            data.extend(between.as_bytes());
+            data.extend(escape(objects));
+        }
+        if check == Verity::Require {
+            data.extend(b",verity=require");
+        }
+        data
+    }
+}
+
+/// A path inside an overlayfs option string: what separates layers and options is escaped.
+fn escape(path: &Path) -> Vec<u8> {
+    let mut escaped = Vec::new();
+    for byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b'\\' | b':' | b',') {
+            escaped.push(b'\\');
+        }
+        escaped.push(*byte);
+    }
+    escaped
+}
+
+fn attach(mount: &OwnedFd, target: &Path) -> Result<(), Errno> {
+    move_mount(mount.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// A mount at a private place, taken away when dropped; overlayfs keeps its own reference to it.
+struct Attached(PathBuf);
+
+impl Attached {
+    fn new(mount: &OwnedFd) -> Result<Self, Errno> {
+        let mut name = OsString::from_vec(b"/tmp/.cfs-update-".to_vec());
+        name.push(std::process::id().to_string());
+        let path = PathBuf::from(name);
+        rustix::fs::mkdir(&path, rustix::fs::Mode::RWXU)?;
+        let place = Self(path);
+        attach(mount, &place.0)?;
+        Ok(place)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        let _ = rustix::fs::rmdir(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Versions, dump, writer};
+
+    const CONTENT: &[u8] = b"more than sixty-four bytes of content, so that it is an object of its own......";
+
+    /// A folder with an object, an image that names it, and a place to mount on.
+    fn fixture(name: &str) -> (tempfile::TempDir, PathBuf, PathBuf, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().join(name);
+        let (objects, target, image) = (base.join("objects"), base.join("target"), base.join("image"));
+        let id = verity::hash(crate::ids::Algorithm::Sha256, CONTENT);
+        let object = objects.join(id.object_path());
+        std::fs::create_dir_all(object.parent().unwrap()).unwrap();
+        std::fs::create_dir(&target).unwrap();
+        std::fs::write(&object, CONTENT).unwrap();
+        let size = CONTENT.len();
+        let text = format!(
+            "/ 0 40755 2 0 0 0 5.7 - - -\n/big {size} 100640 1 7 8 0 6.5 {} - {id} user.k=v\n/small 2 104755 1 0 0 0 1.0 - hi -\n",
+            id.object_path()
+        );
+        let bytes = writer::build(&dump::parse(text.as_bytes()).unwrap(), Versions::V1).unwrap();
+        std::fs::write(&image, bytes).unwrap();
+        (folder, objects, target, image)
+    }
+
+    fn is_root() -> bool {
+        let root = rustix::process::geteuid().is_root();
+        if !root {
+            println!("not checked: mounting needs root");
+        }
+        root
+    }
+
+    fn check_content(target: &Path) {
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(std::fs::read(target.join("big")).unwrap(), CONTENT);
+        assert_eq!(std::fs::read(target.join("small")).unwrap(), b"hi");
+        let meta = std::fs::metadata(target.join("big")).unwrap();
+        assert_eq!((meta.mode(), meta.uid(), meta.gid()), (0o100640, 7, 8));
+        assert_eq!((meta.mtime(), meta.mtime_nsec()), (6, 5));
+        assert_eq!(std::fs::metadata(target.join("small")).unwrap().mode(), 0o104755);
+    }
+
+    fn options<'a>(image: &'a Path, objects: &'a [&'a Path]) -> MountOptions<'a> {
+        MountOptions {
+            image,
+            objects,
+            digest: None,
+            verity: Verity::Try,
+            name: Some("test"),
+        }
+    }
+
+    #[test]
+    fn a_mounted_image_shows_the_objects_under_the_trees_metadata() {
+        if !is_root() {
+            return;
+        }
+        let (_keep, objects, target, image) = fixture("plain");
+        mount_composefs(&options(&image, &[&objects]), &target).unwrap();
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let line = mounts
+            .lines()
+            .find(|l| l.contains(target.to_str().unwrap()))
+            .unwrap()
+            .to_owned();
+        check_content(&target);
+        let refused = std::fs::write(target.join("new"), b"").unwrap_err();
+        unmount(&target).unwrap();
+        assert_eq!(refused.raw_os_error(), Some(Errno::ROFS.raw_os_error()));
+        assert!(line.starts_with("composefs:test ") && line.contains("ro,"), "{line}");
+    }
+
+    #[test]
+    fn older_interfaces_of_the_kernel_give_the_same_mount() {
+        if !is_root() {
+            return;
+        }
+        let (_keep, objects, target, image) = fixture("with,comma:and\\more");
+        let file = File::open(&image).unwrap();
+        let device = LoopDevice::attach(&file).unwrap();
+        let erofs = erofs_from(device.path(), false).unwrap();
+        let paths: &[&Path] = &[&objects];
+        let overlay = Overlay {
+            source: "composefs:old".into(),
+            objects: paths,
+            check: Verity::Off,
+        };
+        let place = Attached::new(&erofs).unwrap();
+        let by_path = overlay
+            .context(|c| fsconfig_set_string(c, "lowerdir+", place.path()))
+            .unwrap();
+        attach(&by_path, &target).unwrap();
+        drop(by_path);
+        check_content(&target);
+        unmount(&target).unwrap();
+        overlay.mount_old(place.path(), &target).unwrap();
+        check_content(&target);
+        unmount(&target).unwrap();
+    }
+
+    #[test]
+    fn an_image_without_the_demanded_digest_is_not_mounted() {
+        if !is_root() {
+            return;
+        }
+        let (_keep, objects, target, image) = fixture("digest");
+        let paths: &[&Path] = &[&objects];
+        let demanded = MountOptions {
+            digest: Some(verity::hash(crate::ids::Algorithm::Sha256, b"another")),
+            ..options(&image, paths)
+        };
+        let refusal = mount_composefs(&demanded, &target).unwrap_err();
+        assert_eq!(refusal.kind(), crate::Kind::Trust, "{refusal}");
+        assert!(!target.join("big").exists());
+        let no_image = mount_composefs(&options(&image.with_file_name("target"), paths), &target);
+        assert!(no_image.unwrap_err().to_string().contains("is no composefs image"));
+    }
 }

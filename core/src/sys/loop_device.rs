@@ -1,0 +1,100 @@
+//! A loop device over a file, for kernels that cannot mount EROFS from a file itself (before 6.12).
+//!
+//! Invariant: the device is read-only and goes away by itself with its last user, so that nothing is left behind by a
+//! killed run.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+
+use linux_raw_sys::loop_device::{_bindgen_ty_1 as Flags, LOOP_CONFIGURE, LOOP_CTL_GET_FREE, loop_config, loop_info64};
+use rustix::io::Errno;
+use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
+
+use crate::error::{Error, Result};
+
+const CONTROL: &str = "/dev/loop-control";
+/// Somebody else may take the free device before we do.
+const ATTEMPTS: usize = 16;
+
+/// An attached loop device; keep it until it is mounted.
+#[derive(Debug)]
+pub struct LoopDevice {
+    _device: File,
+    path: PathBuf,
+}
+
+impl LoopDevice {
+    /// Attaches `file`, in blocks of 4096 bytes, bypassing the page cache where the file system can.
+    pub fn attach(file: &File) -> Result<Self> {
+        let control = File::options()
+            .read(true)
+            .write(true)
+            .open(CONTROL)
+            .map_err(|e| Error::io("open", CONTROL, e))?;
+        let mut refusal = Errno::BUSY;
+        for _ in 0..ATTEMPTS {
+            let number = free_number(&control).map_err(|e| Error::io("find a free loop device with", CONTROL, e))?;
+            let path = PathBuf::from(format!("/dev/loop{number}"));
+            let device = File::options()
+                .read(true)
+                .open(&path)
+                .map_err(|e| Error::io("open", &path, e))?;
+            match configure(&device, file, true).or_else(|_| configure(&device, file, false)) {
+                Ok(()) => return Ok(Self { _device: device, path }),
+                Err(e @ (Errno::BUSY | Errno::AGAIN)) => refusal = e,
+                Err(e) => return Err(Error::io("attach the image to", path, e)),
+            }
+        }
+        Err(Error::io("attach the image to a device of", CONTROL, refusal))
+    }
+
+    /// `/dev/loopN`.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+}
+
+struct GetFree;
+
+#[allow(unsafe_code, reason = "LOOP_CTL_GET_FREE takes no argument; its result is a number")]
+// SAFETY: no memory is passed; `IS_MUTATING` is false and the pointer is null.
+unsafe impl Ioctl for GetFree {
+    type Output = u32;
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        LOOP_CTL_GET_FREE as Opcode
+    }
+
+    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+        std::ptr::null_mut()
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut std::ffi::c_void) -> rustix::io::Result<u32> {
+        u32::try_from(out).map_err(|_| Errno::RANGE)
+    }
+}
+
+#[allow(unsafe_code, reason = "an ioctl without argument")]
+fn free_number(control: &File) -> Result<u32, Errno> {
+    // SAFETY: see `GetFree`.
+    unsafe { ioctl::ioctl(control, GetFree) }
+}
+
+#[allow(unsafe_code, reason = "LOOP_CONFIGURE reads one struct loop_config")]
+fn configure(device: &File, file: &File, direct: bool) -> Result<(), Errno> {
+    const OPCODE: Opcode = LOOP_CONFIGURE as Opcode;
+    let flags = Flags::LO_FLAGS_READ_ONLY as u32 | Flags::LO_FLAGS_AUTOCLEAR as u32;
+    let direct = if direct { Flags::LO_FLAGS_DIRECT_IO as u32 } else { 0 };
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut config: loop_config = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    let mut info: loop_info64 = unsafe { std::mem::zeroed() };
+    info.lo_flags = flags | direct;
+    config.fd = u32::try_from(file.as_raw_fd()).map_err(|_| Errno::BADF)?;
+    config.block_size = 4096;
+    config.info = info;
+    // SAFETY: the opcode's argument is `struct loop_config`, which holds no pointers; the file stays open.
+    unsafe { ioctl::ioctl(device.as_fd(), ioctl::Setter::<OPCODE, loop_config>::new(config)) }
+}
