@@ -26,6 +26,8 @@ pub(crate) struct Slot {
     dead: bool,
     /// The layer that put it here, or confirmed it.
     pub layer: u32,
+    /// The last layer that has something below it.
+    pub touched: u32,
     /// The next one in the folder, in the order of adding.
     next: u32,
 }
@@ -138,6 +140,7 @@ impl Builder {
             link,
             dead: false,
             layer,
+            touched: 0,
             next: NONE,
         });
         if let Data::Directory { first, count: last } = &mut self.nodes[folder.index()].data {
