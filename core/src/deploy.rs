@@ -14,8 +14,9 @@ use crate::etc::{self, Conflict, FolderSource, Listing, Report, Rules, Source, T
 use crate::ids::ObjectId;
 use crate::image::reader;
 use crate::monitor::{Event, Monitor};
-use crate::pull::{IMAGE_LIMIT, Image, Synced};
+use crate::pull::{IMAGE_LIMIT, Image};
 use crate::signature::{ImageFacts, SignedImage, next_counter};
+use crate::synced::Synced;
 use crate::sysroot::{Known, Sysroot};
 use crate::tree::Tree;
 
@@ -27,12 +28,12 @@ pub(crate) fn sign(sysroot: &Sysroot, image: &Synced<Image>, monitor: &dyn Monit
     if let Some(warning) = next.warning {
         monitor.event(Event::Warning(warning));
     }
-    let facts = ImageFacts {
+    let facts = image.map(|image| ImageFacts {
         id: image.id,
         manifest: image.source.digest,
         reference: image.source.reference.with_transport(),
         erofs_format: 1,
-    };
+    });
     SignedImage::sign(facts, &key, next.counter, Timestamp::now())
 }
 

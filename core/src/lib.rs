@@ -20,6 +20,7 @@ pub mod splitstream;
 pub mod store;
 pub mod tree;
 pub mod image;
+pub mod synced;
 pub mod pull;
 pub mod signature;
 pub mod deployment;

@@ -1,7 +1,7 @@
 //! An image from a registry into the store: layers to objects, layers to a tree, the tree to an image, all of it synced.
 //!
-//! Invariant: [`Synced`] is made by [`Built::sync`] alone, after the store's one `syncfs`; whoever holds one may let
-//! signatures and records refer to what is in it. A run that ends before leaves objects that nothing refers to.
+//! Invariant: a [`Synced`] image is made by [`Built::sync`] alone, after the store's one `syncfs`; whoever holds one may
+//! let signatures and records refer to what is in it. A run that ends before leaves objects that nothing refers to.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -12,6 +12,7 @@ use crate::manifest::Platform;
 use crate::monitor::{Event, Monitor, Stage};
 use crate::registry::{self, Registry};
 use crate::store::{self, Store, import};
+use crate::synced::Synced;
 use crate::tree::{Inode, Kind, Merge, Regular, Tree};
 
 /// Files that the library itself reads from an image (policies, kernel arguments) are refused above this many bytes.
@@ -51,10 +52,6 @@ pub struct Built {
     source: registry::Image,
     id: ObjectId,
 }
-
-/// Something that is durable, with all that it refers to.
-#[derive(Debug)]
-pub struct Synced<T>(T);
 
 /// An image of the store.
 #[derive(Clone, Debug)]
@@ -189,17 +186,10 @@ impl Built {
             store.name_image(name, &self.id)?;
         }
         store.publish()?;
-        Ok(Synced(Image {
+        Ok(Synced::after_publish(Image {
             id: self.id,
             source: self.source,
         }))
-    }
-}
-
-impl<T> std::ops::Deref for Synced<T> {
-    type Target = T;
-    fn deref(&self) -> &T {
-        &self.0
     }
 }
 

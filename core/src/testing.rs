@@ -22,7 +22,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
+use crate::synced::Synced;
 use crate::sys::fs::{Fs, RealFs};
+
+/// Claims that something is durable, for tests of what comes after.
+pub fn synced<T>(value: T) -> Synced<T> {
+    Synced::after_publish(value)
+}
 
 /// What a cut does to names that were not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

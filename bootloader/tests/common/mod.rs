@@ -74,7 +74,7 @@ pub fn deployment(n: u8) -> Deployment {
         erofs_format: 1,
     };
     let key = SigningKey::from_seed(&[7; 32], "test");
-    let signed = SignedImage::sign(facts, &key, 1, Timestamp::UNIX_EPOCH).unwrap();
+    let signed = SignedImage::sign(cfs_core::testing::synced(facts), &key, 1, Timestamp::UNIX_EPOCH).unwrap();
     let draft = deployments.begin(&fs, signed).unwrap();
     fs.create_dir(&draft.etc(), 0o755).unwrap();
     let origin = Origin::new("docker://quay.io/org/os:41", ManifestDigest::from_hash([n; 32]));

@@ -32,7 +32,13 @@ fn signed(byte: u8, tag: &str) -> SignedImage {
         reference: format!("docker://h/os:{tag}"),
         erofs_format: 1,
     };
-    SignedImage::sign(facts, &key(), u64::from(byte), Timestamp::UNIX_EPOCH).unwrap()
+    SignedImage::sign(
+        crate::testing::synced(facts),
+        &key(),
+        u64::from(byte),
+        Timestamp::UNIX_EPOCH,
+    )
+    .unwrap()
 }
 
 fn origin(byte: u8) -> Origin {

@@ -25,6 +25,7 @@ use jiff::Timestamp;
 
 use crate::error::{Error, Result};
 use crate::ids::{DeploymentId, ManifestDigest};
+use crate::synced::Synced;
 
 /// What is known of an image that is complete and durable in the store: the input of signing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +81,8 @@ impl SignedImage {
     ///
     /// # Errors
     /// [`Error::Trust`] where the fresh signature does not verify (a broken key file).
-    pub fn sign(facts: ImageFacts, key: &SigningKey, counter: u64, created: Timestamp) -> Result<Self> {
+    pub fn sign(image: Synced<ImageFacts>, key: &SigningKey, counter: u64, created: Timestamp) -> Result<Self> {
+        let facts = image.into_inner();
         let statement = Statement::new(&facts, key.public().id(), counter, created);
         let seal = Envelope::sign(&statement, key).to_bytes();
         Self::verify(facts, seal, &TrustStore::only(key.public()))

@@ -31,7 +31,10 @@ fn time() -> Timestamp {
 }
 
 fn sealed() -> Vec<u8> {
-    SignedImage::sign(facts(), &key(), 5, time()).unwrap().seal().to_vec()
+    SignedImage::sign(crate::testing::synced(facts()), &key(), 5, time())
+        .unwrap()
+        .seal()
+        .to_vec()
 }
 
 fn trust() -> TrustStore {
@@ -489,7 +492,7 @@ proptest! {
             erofs_format: 1,
         };
         let created = Timestamp::from_second(seconds).unwrap();
-        let signed = SignedImage::sign(facts.clone(), &key, counter, created).unwrap();
+        let signed = SignedImage::sign(crate::testing::synced(facts.clone()), &key, counter, created).unwrap();
         let again = SignedImage::verify(facts, signed.seal().to_vec(), &TrustStore::only(key.public())).unwrap();
         prop_assert_eq!(again.verified().statement().counter, counter);
         prop_assert_eq!(again.verified().statement().created, created);
