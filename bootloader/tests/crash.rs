@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cfs_bootloader::Kind;
-use cfs_core::boot::{BootEntry, Bootloader};
-use cfs_core::error::Result;
+use cfs_core::boot::Bootloader;
 use cfs_core::testing::{CrashFs, Loss};
-use common::{KINDS, delete, install, open, roll_back, snapshot};
+use common::crash::{SCENARIOS, Scenario, check, check_again, next};
+use common::{KINDS, delete, folder, install, open, roll_back, snapshot};
 
 /// A `$BOOT` in a folder of its own, with a place for what a cut brings back.
 struct Machine {
@@ -22,7 +22,7 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        let keep = tempfile::tempdir().unwrap();
+        let keep = folder();
         let (base, stash) = (keep.path().join("sysroot"), keep.path().join("stash"));
         for folder in [&base, &stash] {
             std::fs::create_dir(folder).unwrap();
@@ -49,119 +49,31 @@ impl Machine {
     }
 }
 
-type Step = fn(&dyn Bootloader) -> Result<()>;
-
-/// What is there before, and what is then done and cut.
-struct Scenario {
-    name: &'static str,
-    before: Step,
-    cut: Step,
-}
-
-const SCENARIOS: [Scenario; 7] = [
-    Scenario {
-        name: "first installation",
-        before: |_| Ok(()),
-        cut: |loader| install(loader, 1, "6.1").map(drop),
-    },
-    Scenario {
-        name: "upgrade with another kernel",
-        before: |loader| install(loader, 1, "6.1").map(drop),
-        cut: |loader| install(loader, 2, "6.2").map(drop),
-    },
-    Scenario {
-        name: "upgrade with the same kernel",
-        before: |loader| install(loader, 1, "6.1").map(drop),
-        cut: |loader| install(loader, 2, "6.1").map(drop),
-    },
-    Scenario {
-        name: "rollback",
-        before: |loader| {
-            install(loader, 1, "6.1")
-                .and_then(|_| install(loader, 2, "6.2"))
-                .map(drop)
-        },
-        cut: |loader| roll_back(loader, 1).map(drop),
-    },
-    Scenario {
-        name: "delete",
-        before: |loader| {
-            install(loader, 1, "6.1")
-                .and_then(|_| install(loader, 2, "6.2"))
-                .map(drop)
-        },
-        cut: |loader| delete(loader, 1),
-    },
-    Scenario {
-        name: "third deployment, then the first goes",
-        before: |loader| {
-            install(loader, 1, "6.1")
-                .and_then(|_| install(loader, 2, "6.2"))
-                .map(drop)
-        },
-        cut: |loader| install(loader, 3, "6.3").and_then(|_| delete(loader, 1)),
-    },
-    Scenario {
-        name: "a damaged kernel is written anew",
-        before: |loader| {
-            let entry = install(loader, 1, "6.1")?;
-            install(loader, 2, "6.2")?;
-            std::fs::write(loader.boot_dir().join(entry.linux.trim_start_matches('/')), "flipped").unwrap();
-            Ok(())
-        },
-        cut: |loader| install(loader, 3, "6.1").map(drop),
-    },
-];
-
-/// Entries that the loader could boot, with kernel and initrd as they were written.
-fn bootable(loader: &dyn Bootloader) -> Vec<BootEntry> {
-    let damaged: Vec<String> = loader
-        .check()
-        .unwrap()
-        .into_iter()
-        .filter(|f| f.damage)
-        .map(|f| f.what)
-        .collect();
-    let whole = |entry: &BootEntry| {
-        let folder = entry.linux.trim_start_matches('/').trim_end_matches("/linux");
-        entry.is_complete() && !damaged.iter().any(|what| what == folder)
-    };
-    loader.entries().unwrap().ours.into_iter().filter(whole).collect()
-}
-
 /// Runs a scenario, cutting after `cut` operations; whether it was finished before.
 fn run(kind: Kind, scenario: &Scenario, cut: usize, loss: Loss) -> bool {
     let at = format!("{}, cut after {cut}, {loss:?}", scenario.name);
     let machine = Machine::new();
     let loader = machine.loader(kind);
     (scenario.before)(&*loader).unwrap();
-    let old = bootable(&*loader);
+    let old = next(&*loader);
+    let new = new_next(kind, scenario);
 
     let fs = Arc::new(machine.crash_fs().cut_after(cut));
     let done = (scenario.cut)(&*open(kind, &machine.boot, fs.clone())).is_ok();
     fs.lose(loss);
 
-    let found = bootable(&*loader);
-    let entries = loader.entries().unwrap();
-    assert!(!found.is_empty() || old.is_empty() && !done, "{at}: nothing boots");
-    let next = entries.next_entry();
-    assert!(next.is_some() || old.is_empty() && !done, "{at}: nothing boots next");
-    if let Some(next) = next {
-        assert!(found.contains(next), "{at}: what boots next is not whole: {next:?}");
-    }
-    for entry in &entries.ours {
-        assert!(entry.is_complete(), "{at}: half an entry: {entry:?}");
-    }
-
-    // The same command again succeeds, and cleaning up leaves nothing that is not needed.
-    if !done {
-        (scenario.cut)(&*loader).unwrap_or_else(|e| panic!("{at}: again: {e}"));
-    }
-    loader.remove(&loader.plan_cleanup().unwrap()).unwrap();
-    let findings = loader.check().unwrap();
-    assert!(findings.is_empty(), "{at}: {findings:?}");
-    assert!(loader.plan_cleanup().unwrap().is_empty(), "{at}");
+    check(&*loader, old.as_deref(), &new, done, &at);
+    check_again(&*loader, scenario, done, &at);
     done
+}
+
+/// What boots next once all is done.
+fn new_next(kind: Kind, scenario: &Scenario) -> String {
+    let machine = Machine::new();
+    let loader = machine.loader(kind);
+    (scenario.before)(&*loader).unwrap();
+    (scenario.cut)(&*loader).unwrap();
+    next(&*loader).unwrap()
 }
 
 #[test]

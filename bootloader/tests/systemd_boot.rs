@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cfs_bootloader::Kind;
+use cfs_bootloader::bls::{self, Entry};
+use cfs_bootloader::counter::CountedName;
 use cfs_core::boot::{Bootloader, Tries};
 use cfs_core::sys::fs::RealFs;
 use common::{delete, id, install, new_entry, open, stage};
@@ -51,6 +53,28 @@ fn an_entry_is_written_as_the_specification_says() {
         assert_eq!(text, expected);
         assert!(cfs_bootloader::bls::is_valid_name(&made.file));
     });
+}
+
+#[test]
+fn the_menu_is_in_the_order_that_bootctl_lists() {
+    let golden = include_str!("../testdata/menu-order.txt");
+    let blocks = golden.split("\n@ ").skip(1);
+    let expected: Vec<(&str, Entry)> = blocks
+        .map(|block| block.split_once('\n').unwrap())
+        .map(|(name, text)| (name, Entry::parse(text)))
+        .collect();
+    assert_eq!(expected.len(), 60);
+    let mut sorted = expected.clone();
+    sorted.sort_by_key(|(name, _)| *name);
+    sorted.sort_by(|(a, left), (b, right)| {
+        let (a, b) = (CountedName::parse(a), CountedName::parse(b));
+        bls::menu_order(
+            &left.sort_fields(a.stem(), a.tries()),
+            &right.sort_fields(b.stem(), b.tries()),
+        )
+    });
+    let names = |entries: &[(&str, Entry)]| entries.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(&sorted), names(&expected));
 }
 
 #[test]

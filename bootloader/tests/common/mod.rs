@@ -7,6 +7,8 @@
     reason = "test support; not every test uses all of it"
 )]
 
+pub mod crash;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read};
@@ -26,6 +28,13 @@ use jiff::Timestamp;
 
 /// Every loader; the contract is run for each.
 pub const KINDS: [Kind; 1] = [Kind::SystemdBoot];
+
+/// A folder in memory, where there is one: crash tests make thousands.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
+}
 
 pub fn id(n: u8) -> DeploymentId {
     hex::encode([n; 32]).parse().unwrap()
@@ -63,7 +72,7 @@ pub fn open(kind: Kind, boot: &Path, fs: Arc<dyn Fs>) -> Box<dyn Bootloader> {
 
 /// Deployment `n`, recorded and signed for real, in a folder that is gone afterwards: what staging asks for.
 pub fn deployment(n: u8) -> Deployment {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let fs = CrashFs::new(folder.path(), folder.path());
     let deployments = Deployments::new(Layout::new(folder.path()));
     deployments.layout().prepare(&fs).unwrap();
