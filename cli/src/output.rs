@@ -53,7 +53,7 @@ impl Output {
 
     fn render<T: Serialize>(self, value: &T, human: impl FnOnce() -> String) -> Result<Vec<u8>> {
         let mut text = match self.format {
-            Format::Human => human().into_bytes(),
+            Format::Human => printable(&human()).into_bytes(),
             Format::Json => serde_json::to_vec_pretty(value)?,
             Format::Yaml => serde_saphyr::to_string(value)?.into_bytes(),
         };
@@ -62,6 +62,22 @@ impl Output {
         }
         Ok(text)
     }
+}
+
+/// Without what a terminal would take for commands: labels, names and messages may come from anywhere.
+pub fn printable(text: &str) -> String {
+    let control = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(control) {
+        return text.to_owned();
+    }
+    let shown = text.chars().map(|c| {
+        if control(c) {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    });
+    shown.collect()
 }
 
 /// Writes to standard output; a reader that has gone is success.
@@ -257,6 +273,11 @@ mod tests {
         assert_eq!(value["error"]["code"], 2);
         let yaml = Output::new(Format::Yaml).render(&failure, String::new).unwrap();
         assert!(String::from_utf8(yaml).unwrap().starts_with("error:\n"));
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown_and_not_sent() {
+        assert_eq!(printable("a\u{1b}[2Jb\tc\nü\u{9b}"), "a\\u{1b}[2Jb\tc\nü\\u{9b}");
     }
 
     #[test]

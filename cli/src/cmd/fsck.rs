@@ -59,7 +59,7 @@ impl Fsck {
             };
             if human {
                 // A check may take long: each finding is shown when it is found. A closed pipe is seen at the end.
-                let _ = output::write(finding.line().as_bytes());
+                let _ = output::write(output::printable(&finding.line()).as_bytes());
             }
             findings.push(finding);
         })?;

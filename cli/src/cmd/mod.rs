@@ -64,6 +64,15 @@ impl Context {
         self.output.show(report)
     }
 
+    /// Prints a result that says "nothing to do": as a document, since people are told so by the failure.
+    pub fn show_document<T: Report>(&self, report: &T) -> Result<()> {
+        if self.output.is_human() {
+            Ok(())
+        } else {
+            self.show(report)
+        }
+    }
+
     /// Prints a result; then reboots, if that was asked for.
     pub fn finish<T: Report>(&self, report: &T, reboot: bool) -> Result<()> {
         self.show(report)?;

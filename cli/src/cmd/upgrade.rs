@@ -11,6 +11,8 @@ use crate::args::BootDir;
 use crate::output::Report;
 
 /// Take the newest version of the followed image from the next boot on
+///
+/// Exit code 77 if there is nothing new.
 #[derive(Debug, clap::Args)]
 pub struct Upgrade {
     /// Only ask whether there is a newer one: exit code 0 = there is, 77 = there is none
@@ -36,10 +38,7 @@ struct Check {
 
 impl Report for Check {
     fn human(&self) -> String {
-        match self.available {
-            true => format!("Update available: {}\n{:>16}: {}\n", self.image, "Digest", self.digest),
-            false => String::new(),
-        }
+        format!("Update available: {}\n{:>16}: {}\n", self.image, "Digest", self.digest)
     }
 }
 
@@ -54,8 +53,11 @@ impl Upgrade {
             allow_downgrade: self.allow_downgrade,
         };
         let updated = Updated::from(update::upgrade(&sysroot, wishes, &context.ui)?);
-        let apply = self.apply && updated.is_new();
-        context.finish(&updated, apply)
+        if updated.is_new() {
+            return context.finish(&updated, self.apply);
+        }
+        context.show_document(&updated)?;
+        Err(Error::Nothing(updated.human().trim_end().into()).into())
     }
 
     fn check(self, context: &Context) -> Result<()> {
@@ -65,10 +67,10 @@ impl Upgrade {
             image: reference.clone(),
             digest: top.to_string(),
         };
-        context.show(&check)?;
-        match newer {
-            true => Ok(()),
-            false => Err(Error::Nothing(format!("no update: {reference} is {top} still")).into()),
+        if newer {
+            return context.show(&check);
         }
+        context.show_document(&check)?;
+        Err(Error::Nothing(format!("no update: {reference} is {top} still")).into())
     }
 }

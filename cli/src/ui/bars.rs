@@ -1,6 +1,7 @@
 //! Bars on a terminal: one for the whole fetch, one below it for each layer that is running.
 
 use std::collections::HashMap;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use cfs_core::ids::DiffId;
@@ -9,6 +10,7 @@ use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressStyle};
 
 use super::Renderer;
 use super::state::{State, short, stage_text};
+use crate::output::printable;
 
 const REDRAW: Duration = Duration::from_millis(100);
 
@@ -119,7 +121,9 @@ impl Renderer for Bars {
     }
 
     fn line(&mut self, text: &str) {
-        self.screen.suspend(|| eprintln!("{text}"));
+        let text = printable(text);
+        // Standard error is gone: there is nobody to tell.
+        self.screen.suspend(|| drop(writeln!(io::stderr(), "{text}")));
     }
 
     fn finish(&mut self, _done: bool) {

@@ -17,6 +17,7 @@ use cfs_core::Error;
 use cfs_core::monitor::{Event, Monitor};
 
 use crate::args::{Global, Progress};
+use crate::output::printable;
 use state::State;
 use tracing_subscriber::EnvFilter;
 
@@ -26,7 +27,7 @@ trait Renderer: Send {
     /// Writes a line of text where it does not collide with what is drawn.
     fn line(&mut self, text: &str) {
         // Standard error is gone: there is nobody to tell.
-        let _ = writeln!(io::stderr(), "{text}");
+        let _ = writeln!(io::stderr(), "{}", printable(text));
     }
     /// Leaves the terminal as it was found; `done` says whether the command succeeded.
     fn finish(&mut self, _done: bool) {}

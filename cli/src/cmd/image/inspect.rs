@@ -10,9 +10,9 @@ use cfs_core::tree::{Kind, Regular, Tree};
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
-use super::load;
 use super::objects::Objects;
 use super::source::Source;
+use super::{PlatformArgs, container, load};
 use crate::cmd::Context;
 use crate::output::Report;
 
@@ -20,6 +20,9 @@ use crate::output::Report;
 const VERSION_AT: usize = 12;
 
 /// Show what is in a composefs image or a container image
+///
+/// Of a container image, manifest and config are shown and no layer is fetched; with --objects or --missing-objects,
+/// the composefs image that would be made of it is looked at.
 #[derive(Debug, clap::Args)]
 pub struct Inspect {
     /// Image file, digest of an image in the store, image reference, folder, dump, or - for standard input
@@ -31,6 +34,8 @@ pub struct Inspect {
     /// List the objects that the image needs and this folder has not
     #[arg(long, value_name = "DIR", conflicts_with = "objects")]
     missing_objects: Option<PathBuf>,
+    #[command(flatten)]
+    platform: PlatformArgs,
 }
 
 /// An image in numbers.
@@ -65,7 +70,11 @@ impl Report for List {
 
 impl Inspect {
     pub fn run(self, context: &Context) -> Result<()> {
-        let (bytes, tree) = load::image(context, &Source::of(&self.source)?)?;
+        let source = Source::of(&self.source)?;
+        if let (Source::Reference(reference), false, None) = (&source, self.objects, &self.missing_objects) {
+            return container::inspect(context, reference, self.platform);
+        }
+        let (bytes, tree) = load::image(context, &source, self.platform)?;
         if self.objects || self.missing_objects.is_some() {
             let there = self.missing_objects.map(Objects::open);
             let wanted = objects(&tree)

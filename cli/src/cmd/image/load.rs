@@ -20,6 +20,7 @@ use cfs_core::{Error, Result};
 
 use crate::cmd::Context;
 
+use super::PlatformArgs;
 use super::objects::Objects;
 use super::source::{Content, Source};
 
@@ -61,12 +62,16 @@ pub fn tree(context: &Context, source: &Source, options: &Options) -> Result<Tre
 }
 
 /// The tree that `source` stands for, with its image: as it is found, or made of it.
-pub fn image(context: &Context, source: &Source) -> Result<(Vec<u8>, Tree)> {
+pub fn image(context: &Context, source: &Source, platform: PlatformArgs) -> Result<(Vec<u8>, Tree)> {
     let content = match source {
         Source::Stdin => Content::of_stdin()?,
         Source::File(path) => Content::of_file(path)?,
         _ => {
-            let tree = tree(context, source, &Options::default())?;
+            let options = Options {
+                platform: platform.platform,
+                ..Options::default()
+            };
+            let tree = tree(context, source, &options)?;
             return Ok((writer::build(&tree, Versions::V1)?, tree));
         }
     };

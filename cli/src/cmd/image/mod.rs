@@ -1,6 +1,7 @@
 //! `image …`: the composefs tools, and container images in the shared store.
 
 mod build;
+mod container;
 mod digest;
 mod dump;
 mod inspect;
