@@ -63,6 +63,8 @@ struct Undo {
     from: Option<PathBuf>,
     /// What stood at `path` before.
     before: Option<PathBuf>,
+    /// `path` and `from` were swapped.
+    swapped: bool,
 }
 
 impl CrashFs {
@@ -142,11 +144,13 @@ impl Undo {
             path: path.to_path_buf(),
             from: from.map(Path::to_path_buf),
             before,
+            swapped: false,
         }
     }
 
     fn revert(self) {
         match self.from {
+            Some(from) if self.swapped => drop(crate::sys::fs::exchange(&self.path, &from)),
             Some(from) => drop(std::fs::rename(&self.path, from)),
             None if self.path.is_dir() && !self.path.is_symlink() => drop(std::fs::remove_dir_all(&self.path)),
             None => drop(std::fs::remove_file(&self.path)),
@@ -240,6 +244,22 @@ impl Fs for CrashFs {
         let mut state = self.operation("sync-all", path)?;
         state.unsynced.clear();
         state.undo.clear();
+        Ok(())
+    }
+
+    fn exchange(&self, a: &Path, b: &Path) -> Result<()> {
+        let mut state = self.operation("exchange", b)?;
+        RealFs.exchange(a, b)?;
+        for path in state.unsynced.values_mut() {
+            if let Ok(rest) = path.strip_prefix(a) {
+                *path = b.join(rest);
+            } else if let Ok(rest) = path.strip_prefix(b) {
+                *path = a.join(rest);
+            }
+        }
+        let swapped = true;
+        let undo = Undo::new(a, Some(b), None);
+        state.undo.push(Undo { swapped, ..undo });
         Ok(())
     }
 }

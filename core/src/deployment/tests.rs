@@ -346,6 +346,33 @@ fn a_merged_etc_takes_the_place_of_the_old_one_whole() {
 }
 
 #[test]
+fn a_power_cut_while_etc_is_merged_again_leaves_the_old_one_or_the_new_one_whole() {
+    cut_everywhere(
+        |sandbox| drop(sandbox.make(&RealFs, 1).unwrap()),
+        |sandbox, fs| {
+            let draft = sandbox.deployments.begin_etc(fs, &id(1))?;
+            fs.create_dir(draft.path(), 0o755)?;
+            for name in ["hostname", "new"] {
+                fs.create(&draft.path().join(name), 0o644, &mut &b"merged\n"[..])?;
+            }
+            draft.commit_etc(fs)
+        },
+        |sandbox, done, context| {
+            let etc = sandbox.path(1).join("etc");
+            let read = |name| std::fs::read_to_string(etc.join(name)).ok();
+            let found = [read("hostname"), read("new")];
+            let merged = Some("merged\n".to_owned());
+            let old = [Some("box\n".to_owned()), None];
+            assert!(
+                found == [merged.clone(), merged] || (!done && found == old),
+                "{found:?} {context}"
+            );
+            assert_eq!(sandbox.standing(), (vec![id(1)], vec![]), "{context}");
+        },
+    );
+}
+
+#[test]
 fn var_is_filled_once_and_never_again() {
     let sandbox = sandbox();
     let var = sandbox.root.join("state/os/default/var");
