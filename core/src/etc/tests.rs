@@ -198,6 +198,7 @@ fn where_both_changed_a_file_the_admins_stays_and_the_images_is_kept_beside_it()
 fn permissions_owner_and_attributes_are_changes_and_times_are_none() {
     let old = Memory::new()
         .file("mode", "1")
+        .file("owner", "1")
         .file("time", "1")
         .file("cap", "1")
         .file("label", "1");
@@ -205,16 +206,18 @@ fn permissions_owner_and_attributes_are_changes_and_times_are_none() {
     let current = old
         .clone()
         .meta("mode", |meta| meta.mode = 0o600)
+        .meta("owner", |meta| meta.gid += 1)
         .meta("time", |meta| meta.mtime.sec += 1)
         .meta("cap", |meta| meta.xattrs.push(attribute(b"security.capability")))
         .meta("label", |meta| meta.xattrs.push(attribute(b"security.selinux")));
     let new = Memory::new()
         .file("mode", "1")
+        .file("owner", "1")
         .file("time", "2")
         .file("cap", "1")
         .file("label", "2");
     let plan = merged(&old, &current, &new);
-    assert_eq!(shown(&plan), ["cap A", "label N", "mode A", "time N"]);
+    assert_eq!(shown(&plan), ["cap A", "label N", "mode A", "owner A", "time N"]);
     assert_eq!(conflicts(&plan), []);
 }
 

@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::Signer as _;
 use sha2::{Digest as _, Sha256};
 
+use super::trust::{self, TRUSTED_DIR};
 use crate::error::{Error, Result};
 use crate::sys::fs::{self, Fs};
 use crate::sys::secret;
@@ -190,7 +191,8 @@ impl SigningKey {
     }
 
     /// Makes a key pair in `dir` ([`HOST_KEY`], [`HOST_PUBLIC_KEY`]), durable when this returns. `dir` is made (0700)
-    /// where missing; its parent exists.
+    /// where missing; its parent exists. The public half of a former pair whose secret is gone stays trusted, as
+    /// `trusted.d/host-ID.pub`: what it sealed must still boot. Who moved a key away because it leaked revokes it.
     ///
     /// # Errors
     /// [`Error::Usage`] where there is a key already: it is never overwritten.
@@ -213,6 +215,9 @@ impl SigningKey {
         })?;
         let key = Self::from_seed(&seed, "host");
         seed.fill(0);
+        if let Ok(Some(former)) = load_public(dir) {
+            trust::add(fs, dir, TRUSTED_DIR, &former, &format!("host-{}", former.id()))?;
+        }
         let mut text = BASE64.encode(key.key.to_keypair_bytes());
         text.push('\n');
         fs::replace(fs, &path, 0o600, text.as_bytes())?;
