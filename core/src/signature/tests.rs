@@ -276,14 +276,17 @@ fn what_a_lost_key_sealed_still_verifies_with_the_new_one_in_place() {
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys");
     let former = SigningKey::generate(&RealFs, &keys).unwrap();
-    let seal = SignedImage::sign(facts(), &former, 1, time()).unwrap().seal().to_vec();
+    let seal = SignedImage::sign(crate::testing::synced(facts()), &former, 1, time())
+        .unwrap()
+        .seal()
+        .to_vec();
     std::fs::remove_file(keys.join(HOST_KEY)).unwrap();
     let new = SigningKey::load_or_generate(&RealFs, &keys).unwrap();
     assert_ne!(new.public(), former.public());
     let mut trust = TrustStore::load(&keys, &[]).unwrap();
     let verified = verify(&seal, &trust).unwrap();
     assert_eq!(verified.key().name(), format!("host-{}", former.public().id()));
-    SignedImage::sign(facts(), &new, 2, time()).unwrap();
+    SignedImage::sign(crate::testing::synced(facts()), &new, 2, time()).unwrap();
     trust.revoke(former.public().id());
     assert!(verify(&seal, &trust).is_err());
 }
