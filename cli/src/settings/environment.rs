@@ -16,6 +16,8 @@ pub struct Environment {
     pub proxy: Proxy,
     /// `CFS_UPDATE_LOG`: what to log, as `tracing`'s directives.
     pub log: Option<String>,
+    /// `TMPDIR`, else `/var/tmp`: a whole image may go there, and `/tmp` is often memory.
+    pub temporary: PathBuf,
     /// `NO_COLOR` is set.
     pub no_color: bool,
 }
@@ -49,6 +51,7 @@ impl Environment {
                 no_proxy: text("no_proxy").or_else(|| text("NO_PROXY")),
             },
             log: text("CFS_UPDATE_LOG"),
+            temporary: path("TMPDIR").unwrap_or_else(|| "/var/tmp".into()),
             no_color: value("NO_COLOR").is_some(),
         }
     }

@@ -20,9 +20,9 @@ use cfs_core::{Error, Result};
 
 use crate::cmd::Context;
 
-use super::PlatformArgs;
 use super::objects::Objects;
 use super::source::{Content, Source};
+use super::{PlatformArgs, scratch};
 
 /// SELinux' file contexts are far smaller.
 const OBJECT_LIMIT: u64 = 64 << 20;
@@ -158,8 +158,7 @@ fn from_reference(context: &Context, reference: &Reference, options: &Options) -
     if let Some(store) = context.store().ok().filter(complete) {
         return make(&store);
     }
-    let folder = tempfile::Builder::new().prefix("cfs-update-").tempdir();
-    let folder = folder.map_err(|e| Error::io("make a temporary folder in", std::env::temp_dir(), e))?;
+    let folder = scratch::folder(&context.environment.temporary)?;
     make(&Store::create(&folder.path().join("store"), options.algorithm())?)
 }
 

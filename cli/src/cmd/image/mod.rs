@@ -10,6 +10,7 @@ mod ls;
 mod mount;
 mod objects;
 mod pull;
+mod scratch;
 mod source;
 
 use anyhow::Result;
