@@ -338,6 +338,22 @@ mod tests {
     }
 
     #[test]
+    fn a_digest_that_looks_like_a_number_stays_text_in_yaml() {
+        for text in [
+            "1".repeat(64),
+            format!("1e{}", "2".repeat(62)),
+            "0x10".into(),
+            "null".into(),
+        ] {
+            let yaml = serde_saphyr::to_string(&vec![&text]).unwrap();
+            assert!(
+                yaml.contains(&format!("\"{text}\"")) || yaml.contains(&format!("'{text}'")),
+                "{yaml}"
+            );
+        }
+    }
+
+    #[test]
     fn yaml_says_the_same_as_json() {
         let yaml = serde_saphyr::to_string(&host()).unwrap();
         assert!(

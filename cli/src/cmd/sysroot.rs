@@ -54,7 +54,14 @@ impl Context {
 
     /// Whether a repository was ever made here.
     pub fn has_repository(&self) -> Result<bool> {
-        Ok(fs::exists(&repository(&self.target()?.root)))
+        let root = self.target()?.root;
+        if !root.is_dir() {
+            return Err(Error::Usage(format!(
+                "{} is not a folder; give another --sysroot",
+                root.display()
+            )));
+        }
+        Ok(fs::exists(&repository(&root)))
     }
 
     /// The store alone, for looking at images.

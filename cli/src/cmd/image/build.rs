@@ -126,11 +126,12 @@ impl Build {
         if self.print_digest_only {
             // Nothing is written.
         } else if to_stdout {
+            context.ui.finish(true);
             return output::write(&image);
         } else if let Some(path) = &self.output {
             fs::replace(&RealFs, &absolute(path)?, 0o644, &image)?;
         }
-        context.output.show(&Built {
+        context.show(&Built {
             digest: image::digest(&image, algorithm).to_string(),
             algorithm: algorithm.name(),
             bytes: image.len(),

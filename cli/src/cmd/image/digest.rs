@@ -63,7 +63,7 @@ impl Digest {
         };
         let tree = load::tree(context, &Source::of(&self.source)?, &options)?;
         let image = writer::build(&tree, self.versions.versions())?;
-        context.output.show(&Digested {
+        context.show(&Digested {
             digest: image::digest(&image, algorithm).to_string(),
             algorithm: algorithm.name(),
             bytes: image.len(),

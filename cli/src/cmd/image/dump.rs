@@ -37,6 +37,7 @@ impl Dump {
             ..Options::default()
         };
         let tree = load::tree(context, &Source::of(&self.source)?, &options)?;
+        context.ui.finish(true);
         output::stream(|out| dump::write(&tree, out))
     }
 }

@@ -80,9 +80,9 @@ impl Inspect {
             let wanted = objects(&tree)
                 .into_keys()
                 .filter(|id| there.as_ref().is_none_or(|o| !o.has(id)));
-            return context.output.show(&List(wanted.map(|id| id.object_path()).collect()));
+            return context.show(&List(wanted.map(|id| id.object_path()).collect()));
         }
-        context.output.show(&summary(&bytes, &tree))
+        context.show(&summary(&bytes, &tree))
     }
 }
 
