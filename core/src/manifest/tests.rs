@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 use super::*;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -219,4 +220,67 @@ fn a_config_is_read_and_must_name_as_many_layers_as_the_manifest() {
     let bare = parse(&bare).unwrap();
     assert!(bare.created.is_none() && bare.labels.is_empty());
     assert!(bare.check_platform(&"amd64".parse().unwrap(), "x").is_ok());
+}
+
+/// A value that looks like a manifest, an index or a config, with anything anywhere.
+fn plausible() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<i64>().prop_map(|n| json!(n)),
+        (0u8..5).prop_map(|n| json!(digest(n))),
+        Just(json!("application/vnd.oci.image.manifest.v1+json")),
+        Just(json!("application/vnd.oci.image.index.v1+json")),
+        Just(json!(OCI_CONFIG)),
+        Just(json!(OCI_LAYER)),
+        Just(json!(2)),
+        Just(json!("amd64")),
+        "\\PC{0,8}".prop_map(|text| json!(text)),
+    ];
+    let names = [
+        "schemaVersion",
+        "mediaType",
+        "config",
+        "layers",
+        "manifests",
+        "digest",
+        "size",
+        "platform",
+        "architecture",
+        "os",
+        "variant",
+        "annotations",
+        "rootfs",
+        "diff_ids",
+        "Labels",
+        "created",
+        "artifactType",
+        "urls",
+    ];
+    leaf.prop_recursive(5, 60, 8, move |inner| {
+        let key = prop::sample::select(names.to_vec()).prop_map(String::from);
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
+            prop::collection::vec((key, inner), 0..8).prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_document_makes_it_panic(value in plausible(), config in plausible(), kind in prop::option::of("\\PC{0,40}")) {
+        let bytes = serde_json::to_vec(&value).unwrap();
+        let amd64: Platform = "amd64".parse().unwrap();
+        match Document::parse(bytes, kind.as_deref(), "x") {
+            Ok(Document::Index(index)) => drop(index.choose(&amd64, "x")),
+            Ok(Document::Manifest(manifest)) => {
+                drop(Config::parse(serde_json::to_vec(&config).unwrap(), &manifest));
+            }
+            Err(_) => {}
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+        let _ = Document::parse(bytes, None, "x");
+    }
 }
