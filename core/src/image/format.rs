@@ -20,6 +20,8 @@ pub const HEADER_VERSION: u32 = 1;
 pub const FLAG_HAS_ACL: u32 = 1;
 /// First word of the EROFS superblock.
 pub const EROFS_MAGIC: u32 = 0xe0f5_e1e2;
+/// `feature_incompat` of files in chunks: the only one that is read, none is written.
+pub const INCOMPAT_CHUNKED: u32 = 4;
 /// `feature_compat`: MTIME and XATTR_FILTER.
 pub const FEATURE_COMPAT: u32 = 6;
 /// Length of a directory entry without its name.
@@ -75,7 +77,7 @@ pub const PREFIXES: [(&[u8], u8); 5] = [
     (b"security.", 6),
 ];
 /// A prefix that is read but not written.
-pub const PREFIX_LUSTRE: (&[u8], u8) = (b"lustre.", 5);
+pub const LUSTRE: (&[u8], u8) = (b"lustre.", 5);
 
 /// How the chunks of a file without content in the image are counted: the chunk's size as a power of two.
 pub const fn chunk_bits(size: u64) -> u32 {

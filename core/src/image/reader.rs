@@ -1,9 +1,582 @@
-//! Reads an image.
-use crate::error::Result;
-use crate::tree::Tree;
+//! Reads an image back into the tree that it was made of: overlayfs' own attributes, escapes, hidden whiteouts and the
+//! names `00` to `ff` are undone, as `composefs-info dump` does.
+//!
+//! Takes images of mkcomposefs (versions 0 and 1) and of composefs-rs (version 2, too).
+//!
+//! Invariant: hostile bytes cannot do more than be refused. Every offset is checked, every folder is read once, and what
+//! folders, contents and attributes take together is bounded by the image's length, so that parts that overlap cannot multiply.
+//! Nothing recurses.
 
-/// Reads.
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use super::format::{
+    BLOCK, EROFS_MAGIC, ESCAPED, HEADER_MAGIC, HEADER_VERSION, INCOMPAT_CHUNKED, INODES_START, LAYOUT_CHUNKS,
+    LAYOUT_INLINE, LAYOUT_PLAIN, LUSTRE, METACOPY, OVERLAY, PREFIXES, REDIRECT, SLOT, SUPER_OFFSET, USER_OPAQUE,
+    USER_WHITEOUT, USER_WHITEOUTS, WHITEOUT, stub_names,
+};
+use crate::error::{Error, Result};
+use crate::layers::Mtime;
+use crate::tree::{
+    Builder, Data, EMPTY_DIRECTORY, Leaf, Links, Node, NodeId, ObjectPath, Span, Tree, Xattr, check_name, kind,
+};
+
+/// The tree of an image.
+///
+/// # Errors
+/// [`Error::Image`] for anything that no image writer makes.
 pub fn read(image: &[u8]) -> Result<Tree> {
-    let _ = image;
-    todo!()
+    let image = Image::open(image)?;
+    Reader::new(image)?.run()
+}
+
+fn broken(what: impl Into<String>, why: impl Into<String>) -> Error {
+    Error::Image {
+        image: what.into(),
+        why: why.into(),
+    }
+}
+
+/// An image's bytes with what the superblock says.
+#[derive(Clone, Copy)]
+struct Image<'a> {
+    bytes: &'a [u8],
+    version: u32,
+    root: u64,
+    build_time: Mtime,
+    inodes: u64,
+    attributes: u64,
+}
+
+impl<'a> Image<'a> {
+    fn open(bytes: &'a [u8]) -> Result<Self> {
+        let refuse = |why: &str| broken("as a whole", why);
+        let mut image = Self {
+            bytes,
+            version: 0,
+            root: 0,
+            build_time: Mtime::default(),
+            inodes: 0,
+            attributes: 0,
+        };
+        let at = |offset: u64| SUPER_OFFSET + offset;
+        if image.u32(0).ok() != Some(HEADER_MAGIC) || image.get(at(0), INODES_START - SUPER_OFFSET).is_err() {
+            return Err(refuse("it is no composefs image"));
+        }
+        if image.u32(4)? != HEADER_VERSION || image.u32(at(0))? != EROFS_MAGIC || image.get(at(12), 1)? != [12] {
+            return Err(refuse("it is a composefs image of an unknown version or block size"));
+        }
+        if image.u32(at(80))? & !INCOMPAT_CHUNKED != 0 {
+            return Err(refuse("it has EROFS features that no composefs image has"));
+        }
+        image.version = image.u32(12)?;
+        image.root = image.u16(at(14))?.into();
+        image.build_time = Mtime {
+            sec: image.u64(at(24))?.cast_signed(),
+            nsec: image.u32(at(32))?,
+        };
+        image.inodes = u64::from(image.u32(at(40))?) * BLOCK;
+        image.attributes = u64::from(image.u32(at(44))?) * BLOCK;
+        Ok(image)
+    }
+
+    fn get(&self, offset: u64, len: u64) -> Result<&'a [u8]> {
+        let end = offset.checked_add(len).and_then(|end| usize::try_from(end).ok());
+        let range = usize::try_from(offset).ok().zip(end);
+        let found = range.and_then(|(start, end)| self.bytes.get(start..end));
+        found.ok_or_else(|| broken(format!("at byte {offset}"), "it ends before what should be there"))
+    }
+
+    fn u16(&self, offset: u64) -> Result<u16> {
+        Ok(little(self.get(offset, 2)?).to_le_bytes()).map(|b| u16::from_le_bytes([b[0], b[1]]))
+    }
+
+    fn u32(&self, offset: u64) -> Result<u32> {
+        Ok(little(self.get(offset, 4)?).to_le_bytes()).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    }
+
+    fn u64(&self, offset: u64) -> Result<u64> {
+        Ok(little(self.get(offset, 8)?))
+    }
+
+    fn inode(&self, nid: u64) -> Result<Inode> {
+        let start = nid.checked_mul(SLOT).and_then(|o| o.checked_add(self.inodes));
+        let start = start.ok_or_else(|| broken(format!("inode {nid}"), "it is outside of the image"))?;
+        let at = |offset: u64| start + offset;
+        self.get(start, 32)?;
+        let format = self.u16(start)?;
+        let icount = u64::from(self.u16(at(2))?);
+        let extended = format & 1 != 0;
+        let mut inode = Inode {
+            nid,
+            layout: format >> 1,
+            mode: self.u16(at(4))?,
+            nlink: self.u16(at(6))?.into(),
+            size: self.u32(at(8))?.into(),
+            union: self.u32(at(16))?,
+            ino: self.u32(at(20))?,
+            uid: self.u16(at(24))?.into(),
+            gid: self.u16(at(26))?.into(),
+            mtime: self.build_time,
+            attributes: at(if extended { 64 } else { 32 }),
+            attributes_len: if icount == 0 { 0 } else { 12 + 4 * (icount - 1) },
+        };
+        if extended {
+            self.get(start, 64)?;
+            inode.size = self.u64(at(8))?;
+            inode.uid = self.u32(at(24))?;
+            inode.gid = self.u32(at(28))?;
+            inode.mtime.sec = self.u64(at(32))?.cast_signed();
+            inode.mtime.nsec = self.u32(at(40))?;
+            inode.nlink = self.u32(at(44))?;
+        }
+        if !matches!(inode.layout, LAYOUT_PLAIN | LAYOUT_INLINE | LAYOUT_CHUNKS) {
+            return Err(inode.error("its data layout is unknown"));
+        }
+        Ok(inode)
+    }
+
+    /// Where an inode's data are: blocks, then the tail that stands after the inode.
+    fn data(&self, inode: &Inode) -> Result<[&'a [u8]; 2]> {
+        let tail = match inode.layout {
+            LAYOUT_INLINE if inode.size > 0 => (inode.size - 1) % BLOCK + 1,
+            LAYOUT_INLINE | LAYOUT_PLAIN => 0,
+            _ => return Err(inode.error("its data are in chunks, where only a file's content can be")),
+        };
+        let blocks = inode.size - tail;
+        let first = match blocks {
+            0 => 0,
+            _ => u64::from(inode.union) * BLOCK,
+        };
+        Ok([
+            self.get(first, blocks)?,
+            self.get(inode.attributes + inode.attributes_len, tail)?,
+        ])
+    }
+}
+
+/// At most 8 bytes as a number.
+fn little(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
+/// An inode as it stands in the image.
+#[derive(Clone, Copy)]
+struct Inode {
+    nid: u64,
+    layout: u16,
+    mode: u16,
+    nlink: u32,
+    size: u64,
+    union: u32,
+    ino: u32,
+    uid: u32,
+    gid: u32,
+    mtime: Mtime,
+    attributes: u64,
+    attributes_len: u64,
+}
+
+impl Inode {
+    fn error(&self, why: &str) -> Error {
+        broken(format!("inode {}", self.nid), why)
+    }
+
+    const fn kind(&self) -> u16 {
+        self.mode & kind::MASK
+    }
+}
+
+/// An attribute of the shared table, kept once.
+#[derive(Clone, Copy)]
+struct Shared {
+    role: Role,
+    xattr: Xattr,
+}
+
+/// What an attribute is to composefs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The file's own.
+    Own,
+    Metacopy,
+    Redirect,
+    /// Says that a regular file stands for a whiteout.
+    Whiteout,
+    /// overlayfs' own on the image, made again by the writer.
+    Dropped,
+}
+
+/// An inode that was met.
+struct Met {
+    node: NodeId,
+    /// Whether an entry was met where the inode would stand in an image of ours.
+    claimed: bool,
+    /// Entries that may be its original: such ones, or all while there is none.
+    entries: Vec<u32>,
+}
+
+struct Reader<'a> {
+    image: Image<'a>,
+    builder: Builder,
+    nodes: HashMap<u64, Met>,
+    /// Folders with a whiteout, and its entry.
+    whiteouts: Vec<(NodeId, u32)>,
+    shared: HashMap<u64, Shared>,
+    folders: VecDeque<(Inode, NodeId)>,
+    /// The number that the next new inode has in an image of ours.
+    next: u32,
+    /// Bytes that folders, contents and attributes may still take.
+    budget: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn new(image: Image<'a>) -> Result<Self> {
+        let mut reader = Self {
+            image,
+            builder: Builder::new(),
+            nodes: HashMap::new(),
+            whiteouts: Vec::new(),
+            shared: HashMap::new(),
+            folders: VecDeque::new(),
+            next: 1,
+            budget: image.bytes.len() as u64,
+        };
+        let root = image.inode(image.root)?;
+        if root.kind() != kind::DIRECTORY {
+            return Err(root.error("the root is no folder"));
+        }
+        *reader.builder.node_mut(NodeId::ROOT) = reader.node(&root)?;
+        let met = Met {
+            node: NodeId::ROOT,
+            claimed: true,
+            entries: Vec::new(),
+        };
+        reader.nodes.insert(root.nid, met);
+        reader.folders.push_back((root, NodeId::ROOT));
+        Ok(reader)
+    }
+
+    fn run(mut self) -> Result<Tree> {
+        while let Some((inode, folder)) = self.folders.pop_front() {
+            let [blocks, tail] = self.image.data(&inode)?;
+            self.spend(&inode, blocks.len() + tail.len())?;
+            for block in blocks.chunks(4096).chain(Some(tail).filter(|t| !t.is_empty())) {
+                self.block(&inode, folder, block)?;
+            }
+        }
+        self.choose_originals();
+        let hides = self.whiteouts.iter().filter(|(_, slot)| !self.builder.slot(*slot).link);
+        let hides: BTreeSet<NodeId> = hides.map(|(folder, _)| *folder).collect();
+        for folder in hides {
+            self.undo_whiteouts(folder)?;
+        }
+        self.builder.finish(Links::Given)
+    }
+
+    fn spend(&mut self, inode: &Inode, len: usize) -> Result<()> {
+        let left = self.budget.checked_sub(len as u64);
+        self.budget = left.ok_or_else(|| inode.error("the image says that it holds more than its own length"))?;
+        Ok(())
+    }
+
+    /// Entries of one block.
+    fn block(&mut self, inode: &Inode, folder: NodeId, block: &'a [u8]) -> Result<()> {
+        let refuse = |why: &str| inode.error(why);
+        let offset = |at: usize| -> Result<usize> {
+            let bytes = block.get(at * 12 + 8..at * 12 + 10);
+            bytes
+                .map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])))
+                .ok_or_else(|| refuse("an entry is cut off"))
+        };
+        let names = offset(0)?;
+        if names < 12 || names % 12 != 0 || names > block.len() {
+            return Err(refuse("its entries do not say where their names are"));
+        }
+        for at in 0..names / 12 {
+            let start = offset(at)?;
+            let name = if (at + 1) * 12 < names {
+                block.get(start..offset(at + 1)?)
+            } else {
+                block
+                    .get(start..)
+                    .map(|rest| rest.split(|b| *b == 0).next().unwrap_or_default())
+            };
+            let name = name
+                .filter(|_| start >= names)
+                .ok_or_else(|| refuse("the name of an entry is outside of it"))?;
+            if !matches!(name, b"." | b"..") {
+                check_name(name).map_err(|why| refuse(&format!("it has {why}")))?;
+                self.entry(folder, name, little(&block[at * 12..at * 12 + 8]))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, folder: NodeId, name: &[u8], nid: u64) -> Result<()> {
+        let inode = self.image.inode(nid)?;
+        if self.builder.find(folder, name).is_some() {
+            return Err(inode.error("two entries of one folder have the same name"));
+        }
+        let is_next = inode.ino == self.next;
+        if inode.kind() == kind::CHAR && inode.union == 0 && self.image.version < 2 {
+            // Only the names 00 to ff are left as what overlayfs takes for whiteouts.
+            if folder == NodeId::ROOT && stub_names().iter().any(|stub| *stub == *name) {
+                self.next += u32::from(is_next);
+                return Ok(());
+            }
+        }
+        let node = match self.nodes.get(&nid) {
+            Some(met) if self.builder.node(met.node).is_dir() => {
+                return Err(inode.error("a folder has more than one name"));
+            }
+            Some(met) => met.node,
+            None => {
+                let node = self.node(&inode)?;
+                self.builder.push(node)?
+            }
+        };
+        let slot = self.builder.insert(folder, name, node, true, 0)?;
+        let met = self.nodes.entry(nid).or_insert_with(|| Met {
+            node,
+            claimed: false,
+            entries: Vec::new(),
+        });
+        // While no other inode came in between, each further entry could be the original as well.
+        let still = met.claimed && inode.ino.checked_add(1) == Some(self.next);
+        if is_next && !met.claimed {
+            met.claimed = true;
+            met.entries.clear();
+            self.next += 1;
+        }
+        if !met.claimed || is_next || still {
+            met.entries.push(slot);
+        }
+        if self.builder.node(node).is_dir() {
+            self.folders.push_back((inode, node));
+        }
+        if self.is_whiteout(node) {
+            self.whiteouts.push((folder, slot));
+        }
+        Ok(())
+    }
+
+    /// Of the entries that may be an inode's original, the first in depth-first order is.
+    fn choose_originals(&mut self) {
+        let ranks = self.depth_first();
+        for met in self.nodes.values() {
+            if let Some(first) = met.entries.iter().min_by_key(|slot| ranks.get(slot)) {
+                self.builder.slot_mut(*first).link = false;
+            }
+        }
+    }
+
+    /// The place in depth-first order of every entry; none where no inode has two.
+    fn depth_first(&self) -> HashMap<u32, usize> {
+        let mut ranks = HashMap::new();
+        if self.nodes.values().all(|met| met.entries.len() < 2) {
+            return ranks;
+        }
+        let children = |folder| self.builder.children(folder).collect::<Vec<u32>>().into_iter();
+        let mut stack = vec![children(NodeId::ROOT)];
+        while let Some(run) = stack.last_mut() {
+            match run.next() {
+                None => _ = stack.pop(),
+                Some(slot) => {
+                    ranks.insert(slot, ranks.len());
+                    stack.push(children(self.builder.slot(slot).node));
+                }
+            }
+        }
+        ranks
+    }
+
+    fn is_whiteout(&self, id: NodeId) -> bool {
+        let node = self.builder.node(id);
+        node.mode & kind::MASK == kind::CHAR && matches!(node.data, Data::Device(0))
+    }
+
+    fn node(&mut self, inode: &Inode) -> Result<Node> {
+        let mut own = Vec::new();
+        let (mut metacopy, mut redirect, mut whiteout) = (None, None, false);
+        for Shared { role, xattr } in self.attributes(inode)? {
+            match role {
+                Role::Own => own.push(xattr),
+                Role::Metacopy => metacopy = Some(xattr.value),
+                Role::Redirect => redirect = Some(xattr.value),
+                Role::Whiteout if inode.kind() == kind::REGULAR => whiteout = true,
+                Role::Whiteout => own.push(xattr),
+                Role::Dropped => {}
+            }
+        }
+        let mut mode = inode.mode;
+        let mut size = 0;
+        let data = match inode.kind() {
+            kind::REGULAR if whiteout => {
+                mode = kind::CHAR | mode & !kind::MASK;
+                own.retain(|x| self.builder.kept(x.key) != USER_WHITEOUT);
+                Data::Device(0)
+            }
+            kind::DIRECTORY => EMPTY_DIRECTORY,
+            kind::REGULAR if inode.layout == LAYOUT_CHUNKS => {
+                size = inode.size;
+                self.external(inode, metacopy, redirect)?
+            }
+            kind::REGULAR | kind::SYMLINK => {
+                size = inode.size;
+                self.content(inode)?
+            }
+            kind::CHAR | kind::BLOCK => Data::Device(inode.union),
+            kind::FIFO | kind::SOCKET => Data::Nothing,
+            _ => return Err(inode.error("its type is unknown")),
+        };
+        Ok(Node {
+            mode,
+            nlink: inode.nlink,
+            uid: inode.uid,
+            gid: inode.gid,
+            mtime: inode.mtime,
+            size,
+            xattrs: self.builder.kept_xattrs(&own)?,
+            data,
+        })
+    }
+
+    fn content(&mut self, inode: &Inode) -> Result<Data> {
+        let [blocks, tail] = self.image.data(inode)?;
+        self.spend(inode, blocks.len() + tail.len())?;
+        let content = [blocks, tail].concat();
+        if inode.kind() == kind::REGULAR {
+            return self.builder.data(Leaf::Inline(&content));
+        }
+        if content.is_empty() || content.len() > 4095 || content.contains(&0) {
+            return Err(inode.error("a symbolic link's target is empty, over 4095 bytes long or has a NUL byte"));
+        }
+        self.builder.data(Leaf::Symlink(&content))
+    }
+
+    fn external(&mut self, inode: &Inode, metacopy: Option<Span>, redirect: Option<Span>) -> Result<Data> {
+        if inode.size == 0 {
+            return self.builder.data(Leaf::Inline(b""));
+        }
+        let metacopy = metacopy.map(|span| self.builder.kept(span)).unwrap_or_default();
+        let digest = match metacopy {
+            [] => vec![],
+            [0, 36, 0, 1, digest @ ..] if digest.len() == 32 => digest.to_vec(),
+            [0, 68, 0, 2, digest @ ..] if digest.len() == 64 => digest.to_vec(),
+            _ => return Err(inode.error("its digest record is unknown")),
+        };
+        let payload = redirect
+            .map(|span| self.builder.kept(span).to_vec())
+            .unwrap_or_default();
+        let payload = payload.strip_prefix(b"/").unwrap_or(&payload);
+        if payload.len() > 4095 || payload.contains(&0) {
+            return Err(inode.error("the path of its content is over 4095 bytes long or has a NUL byte"));
+        }
+        self.builder.data(Leaf::External {
+            payload: Some(payload).filter(|p| !p.is_empty()).map(ObjectPath::Text),
+            digest: &digest,
+        })
+    }
+
+    fn attributes(&mut self, inode: &Inode) -> Result<Vec<Shared>> {
+        if inode.attributes_len == 0 {
+            return Ok(Vec::new());
+        }
+        let body = self.image.get(inode.attributes, inode.attributes_len)?;
+        self.spend(inode, body.len())?;
+        let count = usize::from(body[4]);
+        let references = body.get(12..12 + 4 * count);
+        let references = references.ok_or_else(|| inode.error("its attributes are cut off"))?;
+        let mut found = Vec::new();
+        for reference in references.chunks(4) {
+            let offset = self.image.attributes + 4 * little(reference);
+            let shared = match self.shared.get(&offset) {
+                Some(shared) => *shared,
+                None => {
+                    let header = self.image.get(offset, 4)?;
+                    let len = 4 + u64::from(header[0]) + little(&header[2..4]);
+                    let bytes = self.image.get(offset, len)?;
+                    self.spend(inode, bytes.len())?;
+                    let (shared, _) = self.attribute(inode, bytes)?;
+                    self.shared.insert(offset, shared);
+                    shared
+                }
+            };
+            found.push(shared);
+        }
+        let mut rest = &body[12 + 4 * count..];
+        while rest.len() >= 4 {
+            if rest[..4] == [0; 4] {
+                rest = &rest[4..];
+                continue;
+            }
+            let (attribute, len) = self.attribute(inode, rest)?;
+            found.push(attribute);
+            rest = &rest[len.min(rest.len())..];
+        }
+        Ok(found)
+    }
+
+    /// An attribute at the start of `bytes`, and how many of them it takes.
+    fn attribute(&mut self, inode: &Inode, bytes: &[u8]) -> Result<(Shared, usize)> {
+        let value_at = 4 + usize::from(bytes[0]);
+        let end = value_at + usize::from(u16::from_le_bytes([bytes[2], bytes[3]]));
+        let suffix = bytes.get(4..value_at).zip(bytes.get(value_at..end));
+        let (suffix, value) = suffix.ok_or_else(|| inode.error("an attribute is cut off"))?;
+        let prefix = match bytes[1] {
+            0 => &b""[..],
+            index => PREFIXES
+                .iter()
+                .chain(&[LUSTRE])
+                .find(|(_, i)| *i == index)
+                .map(|(prefix, _)| *prefix)
+                .ok_or_else(|| inode.error("an attribute's prefix is unknown"))?,
+        };
+        let key = [prefix, suffix].concat();
+        if key.is_empty() || key.contains(&0) {
+            return Err(inode.error("an attribute's name is empty or has a NUL byte"));
+        }
+        let role = match &key[..] {
+            METACOPY => Role::Metacopy,
+            REDIRECT => Role::Redirect,
+            WHITEOUT => Role::Whiteout,
+            _ if key.starts_with(ESCAPED) => Role::Own,
+            _ if key.starts_with(OVERLAY) => Role::Dropped,
+            _ => Role::Own,
+        };
+        let name = match key.strip_prefix(ESCAPED) {
+            Some(rest) => [OVERLAY, rest].concat(),
+            None => key,
+        };
+        let xattr = Xattr {
+            key: self.builder.keep(&name)?,
+            value: self.builder.keep(value)?,
+        };
+        Ok((Shared { role, xattr }, end.next_multiple_of(4)))
+    }
+
+    /// Takes off a folder what the writer puts on one with whiteouts.
+    fn undo_whiteouts(&mut self, folder: NodeId) -> Result<()> {
+        let made: [(&[u8], &[u8], bool); 4] = [
+            (b"trusted.overlay.whiteouts", b"", true),
+            (USER_WHITEOUTS, b"", true),
+            (b"trusted.overlay.opaque", b"x", self.image.version >= 1),
+            (USER_OPAQUE, b"x", self.image.version >= 1),
+        ];
+        let builder = &self.builder;
+        let is_made = |x: &Xattr| {
+            let (key, value) = (builder.kept(x.key), builder.kept(x.value));
+            made.iter().any(|(k, v, here)| *here && *k == key && *v == value)
+        };
+        let run = builder
+            .xattr_run(builder.node(folder).xattrs)
+            .iter()
+            .filter(|x| !is_made(x));
+        let kept: Vec<Xattr> = run.copied().collect();
+        if kept.len() < builder.xattr_run(builder.node(folder).xattrs).len() {
+            let run = self.builder.kept_xattrs(&kept)?;
+            self.builder.node_mut(folder).xattrs = run;
+        }
+        Ok(())
+    }
 }

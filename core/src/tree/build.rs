@@ -233,6 +233,32 @@ impl Builder {
             last = Some(xattr);
             self.xattrs.push(xattr);
         }
+        self.sort_xattrs(first)
+    }
+
+    /// As [`Self::xattrs`], of names and values that are kept already.
+    pub fn kept_xattrs(&mut self, xattrs: &[Xattr]) -> Result<(u32, u32)> {
+        let first = self.xattrs.len();
+        self.xattrs.extend_from_slice(xattrs);
+        self.sort_xattrs(first)
+    }
+
+    /// Keeps bytes.
+    pub fn keep(&mut self, bytes: &[u8]) -> Result<Span> {
+        push_bytes(&mut self.bytes, bytes)
+    }
+
+    /// Bytes that are kept.
+    pub fn kept(&self, span: Span) -> &[u8] {
+        get(&self.bytes, span)
+    }
+
+    /// A run of attributes of an inode.
+    pub fn xattr_run(&self, run: (u32, u32)) -> &[Xattr] {
+        &self.xattrs[run.0 as usize..run.1 as usize]
+    }
+
+    fn sort_xattrs(&mut self, first: usize) -> Result<(u32, u32)> {
         if self.xattrs.len() > first + 1 {
             let bytes = &self.bytes;
             let added = &mut self.xattrs[first..];
