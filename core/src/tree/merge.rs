@@ -243,10 +243,8 @@ impl Merge {
             return Ok(());
         }
         check_name(hidden).map_err(|why| path_error(&entry.path, format!("a whiteout of {why}")))?;
-        if let Some(slot) = self.builder.find(folder, hidden) {
-            if let Some(left) = self.hide(slot) {
-                self.hide_in(left);
-            }
+        if let Some(left) = self.builder.find(folder, hidden).and_then(|slot| self.hide(slot)) {
+            self.hide_in(left);
         }
         Ok(())
     }
