@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cfs_core::ids::Algorithm;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 use crate::cmd;
@@ -74,6 +75,40 @@ pub struct BootDir {
     /// Folder of the boot partition, where it is not mounted at boot/ in the sysroot
     #[arg(long = "boot", value_name = "DIR", id = "boot_dir")]
     pub boot: Option<PathBuf>,
+}
+
+/// A digest algorithm on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AlgorithmArg {
+    /// What mkcomposefs, ostree and podman use
+    #[value(name = "fsverity-sha256-12", alias = "sha256")]
+    Sha256,
+    /// What bootc's initramfs wants
+    #[value(name = "fsverity-sha512-12", alias = "sha512")]
+    Sha512,
+}
+
+impl From<AlgorithmArg> for Algorithm {
+    fn from(arg: AlgorithmArg) -> Self {
+        match arg {
+            AlgorithmArg::Sha256 => Self::Sha256,
+            AlgorithmArg::Sha512 => Self::Sha512,
+        }
+    }
+}
+
+/// For commands that may make the repository.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct NewStore {
+    /// Algorithm of the repository's digests, where it is yet to be made [default: as the settings say]
+    #[arg(long, value_enum, value_name = "ALGORITHM")]
+    algorithm: Option<AlgorithmArg>,
+}
+
+impl NewStore {
+    pub fn algorithm(self) -> Option<Algorithm> {
+        self.algorithm.map(Algorithm::from)
+    }
 }
 
 /// The form of a result.

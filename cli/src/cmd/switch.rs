@@ -9,7 +9,7 @@ use cfs_core::update::{self, Wishes};
 
 use super::Context;
 use super::updated::Updated;
-use crate::args::BootDir;
+use crate::args::{BootDir, NewStore};
 
 /// Follow another image from the next boot on
 #[derive(Debug, clap::Args)]
@@ -23,6 +23,8 @@ pub struct Switch {
     #[arg(long)]
     allow_downgrade: bool,
     #[command(flatten)]
+    store: NewStore,
+    #[command(flatten)]
     boot: BootDir,
 }
 
@@ -30,7 +32,7 @@ impl Switch {
     pub fn run(self, context: &Context) -> Result<()> {
         let reference = reference(&self.image)?;
         context.check_apply(self.apply)?;
-        let sysroot = context.open(&self.boot, "switch")?;
+        let sysroot = context.open_with(&self.boot, self.store.algorithm(), "switch")?;
         let wishes = Wishes {
             allow_downgrade: self.allow_downgrade,
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cfs_bootloader::esp::{self, Place};
 use cfs_bootloader::{Kind, cmdline};
 use cfs_core::deployment::Layout;
-use cfs_core::ids::DeploymentId;
+use cfs_core::ids::{Algorithm, DeploymentId};
 use cfs_core::manifest::Platform;
 use cfs_core::store::Store;
 use cfs_core::sys::fs::{self, RealFs};
@@ -29,19 +29,24 @@ struct Target {
 impl Context {
     /// For changes; takes the lock.
     pub fn open(&self, boot: &BootDir, purpose: &str) -> Result<Sysroot> {
-        Sysroot::open(self.options(boot)?, purpose)
+        Sysroot::open(self.options(boot, None)?, purpose)
+    }
+
+    /// For changes; a repository that is yet to be made gets this algorithm, an existing one must have it.
+    pub fn open_with(&self, boot: &BootDir, algorithm: Option<Algorithm>, purpose: &str) -> Result<Sysroot> {
+        Sysroot::open(self.options(boot, algorithm)?, purpose)
     }
 
     /// To look at it.
     pub fn look(&self, boot: &BootDir) -> Result<Sysroot> {
-        Sysroot::look(self.options(boot)?)
+        Sysroot::look(self.options(boot, None)?)
     }
 
     /// For changes to the store and nothing else, wherever `$BOOT` is; takes the lock.
-    pub fn open_store(&self, purpose: &str) -> Result<Sysroot> {
+    pub fn open_store(&self, algorithm: Option<Algorithm>, purpose: &str) -> Result<Sysroot> {
         let target = self.target()?;
         let place = Place::Sysroot(&target.root);
-        Sysroot::open(self.options_at(&target, place)?, purpose)
+        Sysroot::open(self.options_at(&target, place, algorithm)?, purpose)
     }
 
     /// The layout of the sysroot and its lock, for changes to its state and nothing else.
@@ -91,7 +96,7 @@ impl Context {
         })
     }
 
-    fn options(&self, boot: &BootDir) -> Result<Options> {
+    fn options(&self, boot: &BootDir, algorithm: Option<Algorithm>) -> Result<Options> {
         let target = self.target()?;
         let given = boot.boot.as_deref().or(self.boot.boot.as_deref());
         let set = self.settings.boot.dir.as_deref().filter(|_| target.host);
@@ -100,17 +105,23 @@ impl Context {
             None if target.host => Place::Host(Path::new("/")),
             None => Place::Sysroot(&target.root),
         };
-        self.options_at(&target, place)
+        self.options_at(&target, place, algorithm)
     }
 
-    fn options_at(&self, target: &Target, boot: Place<'_>) -> Result<Options> {
+    fn options_at(&self, target: &Target, boot: Place<'_>, algorithm: Option<Algorithm>) -> Result<Options> {
         let fs: Arc<RealFs> = Arc::default();
+        // One that cannot be opened says so when the sysroot is.
+        let existing = || {
+            Store::open(&repository(&target.root))
+                .ok()
+                .map(|store| store.algorithm())
+        };
         let tries = u8::try_from(self.settings.boot.tries).unwrap_or(u8::MAX);
         Ok(Options {
             root: target.root.clone(),
             bootloader: cfs_bootloader::open(Kind::default(), esp::locate(boot)?, fs.clone()),
             fs,
-            algorithm: self.settings.store.algorithm,
+            algorithm: algorithm.or_else(existing).unwrap_or(self.settings.store.algorithm),
             threads: self.threads(),
             keep: self.settings.deployments.keep,
             tries: Some(tries),

@@ -13,7 +13,8 @@ use serde::Serialize;
 use super::load::{self, Options};
 use super::objects::Objects;
 use super::source::Source;
-use super::{AlgorithmArg, PlatformArgs, VersionArgs};
+use super::{PlatformArgs, VersionArgs};
+use crate::args::AlgorithmArg;
 use crate::cmd::Context;
 use crate::output::{self, Report};
 

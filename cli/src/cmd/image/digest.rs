@@ -11,7 +11,8 @@ use super::build::ScanArgs;
 use super::load::{self, Options};
 use super::objects::Objects;
 use super::source::Source;
-use super::{AlgorithmArg, PlatformArgs, VersionArgs};
+use super::{PlatformArgs, VersionArgs};
+use crate::args::AlgorithmArg;
 use crate::cmd::Context;
 use crate::output::Report;
 

@@ -184,7 +184,7 @@ impl Report for Removed {
 
 impl Rm {
     pub fn run(self, context: &Context) -> Result<()> {
-        let sysroot = context.open_store("image rm")?;
+        let sysroot = context.open_store(None, "image rm")?;
         let store = sysroot.store();
         // All are looked up before the first is removed, so that a misspelt one changes nothing.
         let names = self

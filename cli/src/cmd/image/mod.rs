@@ -14,10 +14,8 @@ mod scratch;
 mod source;
 
 use anyhow::Result;
-use cfs_core::ids::Algorithm;
 use cfs_core::image::Versions;
 use cfs_core::manifest::Platform;
-use clap::ValueEnum;
 
 use crate::cmd::Context;
 
@@ -86,26 +84,6 @@ struct PlatformArgs {
 impl PlatformArgs {
     fn platform(self) -> Platform {
         self.platform.unwrap_or_else(Platform::host)
-    }
-}
-
-/// A digest algorithm on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum AlgorithmArg {
-    /// What mkcomposefs, ostree and podman use
-    #[value(name = "fsverity-sha256-12", alias = "sha256")]
-    Sha256,
-    /// What bootc's initramfs wants
-    #[value(name = "fsverity-sha512-12", alias = "sha512")]
-    Sha512,
-}
-
-impl From<AlgorithmArg> for Algorithm {
-    fn from(arg: AlgorithmArg) -> Self {
-        match arg {
-            AlgorithmArg::Sha256 => Self::Sha256,
-            AlgorithmArg::Sha512 => Self::Sha512,
-        }
     }
 }
 

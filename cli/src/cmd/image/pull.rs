@@ -6,6 +6,7 @@ use cfs_core::registry::Registry;
 use serde::Serialize;
 
 use super::PlatformArgs;
+use crate::args::NewStore;
 use crate::cmd::Context;
 use crate::cmd::switch::reference;
 use crate::output::Report;
@@ -18,6 +19,8 @@ pub struct Pull {
     image: String,
     #[command(flatten)]
     platform: PlatformArgs,
+    #[command(flatten)]
+    store: NewStore,
 }
 
 #[derive(Debug, Serialize)]
@@ -48,7 +51,7 @@ impl Report for Pulled {
 impl Pull {
     pub fn run(self, context: &Context) -> Result<()> {
         let registry = Registry::open(&reference(&self.image)?, &context.registry())?;
-        let sysroot = context.open_store("image pull")?;
+        let sysroot = context.open_store(self.store.algorithm(), "image pull")?;
         let platform = self.platform.platform();
         let pulled = pull::pull(sysroot.store(), &registry, &platform, context.threads(), &context.ui)?;
         context.show(&Pulled {
