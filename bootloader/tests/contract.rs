@@ -16,10 +16,10 @@ use common::{FatLike, Full, KINDS, delete, id, install, kernel, new_entry, open,
 /// Runs a test for every loader, on a plain file system and on one as poor as FAT.
 fn each(test: impl Fn(&dyn Bootloader)) {
     for kind in KINDS {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = common::folder();
         test(&*open(kind, &folder.path().join("boot"), Arc::new(RealFs)));
         let fat = Arc::new(FatLike::default());
-        let folder = tempfile::tempdir().unwrap();
+        let folder = common::folder();
         test(&*open(kind, &folder.path().join("boot"), fat.clone()));
         let refused = fat.refused.lock().unwrap();
         assert!(refused.is_empty(), "FAT cannot do: {refused:?}");
@@ -244,7 +244,7 @@ fn publishing_what_has_lost_its_kernel_is_refused() {
 #[test]
 fn a_kernel_that_changes_while_it_is_copied_is_not_kept() {
     for kind in KINDS {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = common::folder();
         let source = folder.path().join("vmlinuz");
         std::fs::write(&source, "before").unwrap();
         let fs = Arc::new(Changing(source.clone()));
@@ -300,7 +300,7 @@ impl Fs for Changing {
 fn a_full_partition_keeps_what_it_had_and_the_same_command_succeeds_later() {
     for kind in KINDS {
         for room in 0..90 {
-            let folder = tempfile::tempdir().unwrap();
+            let folder = common::folder();
             let boot = folder.path().join("boot");
             install(&*open(kind, &boot, Arc::new(RealFs)), 1, "6.1").unwrap();
             let before = snapshot(&boot);
@@ -482,7 +482,7 @@ fn a_damaged_kernel_is_not_carried_into_another_entry() {
 
 #[test]
 fn a_file_in_the_place_of_a_folder_is_an_error_and_not_overwritten() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::folder();
     let boot = folder.path().join("boot");
     std::fs::create_dir(&boot).unwrap();
     std::fs::write(boot.join("cfs-update"), "mine").unwrap();
@@ -494,7 +494,7 @@ fn a_file_in_the_place_of_a_folder_is_an_error_and_not_overwritten() {
 
 #[test]
 fn a_kernel_folder_that_is_a_link_is_not_written_through() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::folder();
     let (boot, elsewhere) = (folder.path().join("boot"), folder.path().join("elsewhere"));
     std::fs::create_dir_all(boot.join("cfs-update")).unwrap();
     std::fs::create_dir(&elsewhere).unwrap();

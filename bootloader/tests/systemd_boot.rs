@@ -15,7 +15,7 @@ use cfs_core::sys::fs::RealFs;
 use common::{delete, id, install, new_entry, open, stage};
 
 fn machine(test: impl FnOnce(&dyn Bootloader, &Path)) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = common::folder();
     let boot = folder.path().join("boot");
     test(&*open(Kind::SystemdBoot, &boot, Arc::new(RealFs)), &boot);
 }
@@ -51,7 +51,7 @@ fn an_entry_is_written_as_the_specification_says() {
             "01".repeat(32)
         );
         assert_eq!(text, expected);
-        assert!(cfs_bootloader::bls::is_valid_name(&made.file));
+        assert!(bls::is_valid_name(&made.file));
     });
 }
 
