@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use cfs_core::boot::{BootEntry, Entries, FileSource, Finding, KernelDigest, KernelFiles, Removal, Tries};
+use cfs_core::boot::{BootEntry, Entries, FileSource, Finding, KernelDigest, KernelFiles, Removal, Tries, cmdline};
 use cfs_core::error::{Error, Result};
 use cfs_core::ids::DeploymentId;
 use cfs_core::sys::fs::{self, Fs};
@@ -68,12 +68,15 @@ pub fn plan_cleanup(boot: &Path) -> Result<Removal> {
     plan(boot, files)
 }
 
-/// Whether a complete entry does the same: a newer one of the same deployment, or the same one marked good.
+/// Whether a complete entry does the same: a newer one of the same deployment, or the same one marked good. One with
+/// another `root=` does not: it is that of another system on the same `$BOOT`.
 fn is_superseded(entries: &Entries, old: &BootEntry) -> bool {
     entries.ours.iter().any(|new| {
         let same_deployment = old.id.map_or(new.short == old.short, |id| new.belongs_to(&id));
         let marked = new.generation == old.generation && new.tries == Tries::Good && old.tries != Tries::Good;
-        new.is_complete() && same_deployment && (new.generation > old.generation || marked)
+        let root = |entry: &BootEntry| cmdline::values(&entry.options, "root");
+        let same_system = old.changed || !old.is_complete() || root(new) == root(old);
+        new.is_complete() && same_deployment && same_system && (new.generation > old.generation || marked)
     })
 }
 

@@ -467,6 +467,21 @@ fn damage_to_any_file_is_named_and_stops_nothing() {
 }
 
 #[test]
+fn the_same_image_of_another_system_on_the_same_partition_is_no_leftover() {
+    each(|loader| {
+        let first = install(loader, 1, "6.1").unwrap();
+        let mut other = new_entry(1, 2, "6.1");
+        other.options[1] = "root=UUID=of-the-other-disk".into();
+        loader.publish(stage(loader, 1, &other).unwrap()).unwrap();
+        assert!(loader.plan_cleanup().unwrap().is_empty());
+        let third = install(loader, 1, "6.1").unwrap();
+        let plan = loader.plan_cleanup().unwrap();
+        assert_eq!(plan.files, [format!("loader/entries/{}", first.file)]);
+        assert_eq!(next(loader), third.file);
+    });
+}
+
+#[test]
 fn a_damaged_kernel_is_not_carried_into_another_entry() {
     each(|loader| {
         let entry = install(loader, 1, "6.1").unwrap();

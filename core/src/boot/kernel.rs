@@ -9,6 +9,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
 
 use sha2::{Digest, Sha256};
 
@@ -295,6 +296,8 @@ pub struct KernelFiles {
     pub initrd: FileSource,
     /// What [`KernelFiles::digest`] must find, where that is known.
     pub expected: Option<KernelDigest>,
+    /// What it found; shared by clones, because the files do not change in one run.
+    found: Arc<OnceLock<KernelDigest>>,
 }
 
 impl KernelFiles {
@@ -305,18 +308,24 @@ impl KernelFiles {
             linux,
             initrd,
             expected: None,
+            found: Arc::default(),
         }
     }
 
-    /// Reads both files.
+    /// Reads both files, the first time; who copies them compares again.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when another digest was expected: the files were changed since.
     pub fn digest(&self) -> Result<KernelDigest> {
-        let mut hasher = Sha256::new();
-        self.linux.hash_into(&mut hasher)?;
-        self.initrd.hash_into(&mut hasher)?;
-        let found = KernelDigest(hasher.finalize().into());
+        let found = match self.found.get() {
+            Some(found) => *found,
+            None => {
+                let mut hasher = Sha256::new();
+                self.linux.hash_into(&mut hasher)?;
+                self.initrd.hash_into(&mut hasher)?;
+                *self.found.get_or_init(|| KernelDigest(hasher.finalize().into()))
+            }
+        };
         match self.expected {
             Some(expected) if expected != found => Err(Error::Mismatch {
                 what: format!("kernel and initrd {}", self.version),
@@ -448,6 +457,17 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_is_hashed_once_in_a_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("linux");
+        std::fs::write(&path, "linux").unwrap();
+        let files = KernelFiles::new("6.1", FileSource::Path(path.clone()), FileSource::Bytes(vec![1]));
+        let digest = files.clone().digest().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(files.digest().unwrap(), digest);
+    }
+
+    #[test]
     fn the_kernel_digest_is_over_both_files_in_order() {
         let bytes = |s: &str| FileSource::Bytes(s.as_bytes().to_vec());
         let mut files = KernelFiles::new("6.1", bytes("ab"), bytes("c"));
@@ -456,7 +476,8 @@ mod tests {
         assert_eq!(files.digest().unwrap().to_string(), abc);
         files.expected = Some(abc.parse().unwrap());
         assert!(files.digest().is_ok());
-        files.initrd = bytes("d");
+        let mut files = KernelFiles::new("6.1", bytes("ab"), bytes("d"));
+        files.expected = Some(abc.parse().unwrap());
         assert!(matches!(files.digest(), Err(Error::Mismatch { .. })));
         assert!("..".parse::<KernelDigest>().is_err());
         assert!("AB".repeat(32).parse::<KernelDigest>().is_err());
