@@ -1,11 +1,10 @@
-//! A folder on disk as a tree, by mkcomposefs' rules (format document, 3.2).
+//! A folder on disk as a tree, by mkcomposefs' rules.
 //!
-//! Metadata is taken as it stands; files of up to 64 bytes go into the tree, larger ones are handed to the caller, who
-//! says which object they are. Links are never followed, and nothing is changed. A folder that somebody changes
-//! meanwhile gives an error or some state that each of its files had, never a wrong digest: what is hashed is what the
-//! object has.
+//! Links are never followed, and every folder is reached by open handles from the first one, so what is changed meanwhile
+//! cannot lead out of it. Files of at most 64 bytes are kept in the tree; of larger ones a sink says the digest, and
+//! may store them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
@@ -14,17 +13,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
-use super::build::{Builder, Leaf, Links, check_name};
-use super::{Data, Node, NodeId, ObjectPath, Tree, kind};
+use super::{Builder, EMPTY_DIRECTORY, Leaf, Links, Node, NodeId, ObjectPath, Tree, check_name, kind, path_error};
 use crate::error::{Error, Result};
 use crate::ids::ObjectId;
-use crate::layers::{Mtime, Xattrs};
-use crate::sys::dir::{Dir, Stat};
+use crate::layers::{INLINE_MAX, Mtime};
+use crate::sys::dir::{Dir, Stat, Xattrs};
 
-/// Files up to this many bytes are kept in the image.
-const INLINE_MAX: u64 = 64;
-
-/// What a scan takes over, and how.
+/// What a scan takes over, and how; all off is what mkcomposefs does.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ScanOptions {
     /// All modification times 0.
@@ -35,240 +30,153 @@ pub struct ScanOptions {
     pub user_xattrs: bool,
     /// No character and block devices.
     pub skip_devices: bool,
-    /// Several names of one inode become hard links (mkcomposefs does not do that).
+    /// Several names of one inode become hard links, as for a mounted root; mkcomposefs makes a file of each.
     pub hard_links: bool,
 }
 
-/// Scans the folder `dir`. `sink` is given each file of more than 64 bytes, by path, opened at its start, and says
-/// which object it is.
+/// The tree of a folder. `sink` gets every file of more than 64 bytes, with its path, open at its start; it returns the
+/// digest, and stores the file where it wants to. Hard-linked files come once with [`ScanOptions::hard_links`].
 ///
 /// # Errors
-/// [`Error::Io`] naming what cannot be read; [`Error::Tree`] for what no image can hold; those of `sink`.
+/// What cannot be read, and files that change meanwhile; what `sink` returns.
 pub fn scan(dir: &Path, options: ScanOptions, sink: &mut dyn FnMut(&Path, File) -> Result<ObjectId>) -> Result<Tree> {
-    let top = Dir::open(dir)?;
+    let root = Dir::open(dir)?;
     let mut scan = Scan {
-        builder: Builder::new(),
         options,
-        seen: HashMap::new(),
-        folders: Vec::new(),
         sink,
+        builder: Builder::new(),
+        linked: HashMap::new(),
+        folders: VecDeque::from([(PathBuf::new(), NodeId::ROOT)]),
     };
-    let root = scan.node(&top.stat_self()?, top.own_xattrs()?, super::build::EMPTY_DIRECTORY)?;
-    *scan.builder.node_mut(NodeId::ROOT) = root;
-    scan.folders.push((dir.to_path_buf(), NodeId::ROOT));
-    while let Some((path, folder)) = scan.folders.pop() {
-        scan.folder(&path, folder)?;
+    let xattrs = scan.xattrs(|| root.own_xattrs())?;
+    let node = scan.node(&root.stat_self()?, kind::DIRECTORY, &xattrs, None)?;
+    *scan.builder.node_mut(NodeId::ROOT) = node;
+    while let Some((path, folder)) = scan.folders.pop_front() {
+        let open = root.walk(&path)?;
+        for name in open.names()? {
+            scan.entry(&open, &path, folder, &name)?;
+        }
     }
-    let links = if options.hard_links {
-        Links::Counted
-    } else {
-        Links::Given
-    };
-    scan.builder.finish(links)
+    scan.builder.finish(Links::Counted)
 }
 
 struct Scan<'a> {
-    builder: Builder,
     options: ScanOptions,
-    /// Inodes with several names.
-    seen: HashMap<(u64, u64), NodeId>,
-    /// Still to be looked into.
-    folders: Vec<(PathBuf, NodeId)>,
     sink: &'a mut dyn FnMut(&Path, File) -> Result<ObjectId>,
+    builder: Builder,
+    /// Nodes of inodes with several names, by device and inode number.
+    linked: HashMap<(u64, u64), NodeId>,
+    /// Folders still to be read, with their path below the first.
+    folders: VecDeque<(PathBuf, NodeId)>,
 }
 
 impl Scan<'_> {
-    fn folder(&mut self, path: &Path, folder: NodeId) -> Result<()> {
-        let dir = Dir::open(path)?;
-        for name in dir.names()? {
-            let at = path.join(&name);
-            let stat = dir.stat(&name)?.ok_or_else(|| Error::Tree {
-                path: at.clone(),
-                why: "has gone while it was read; scan a folder that nobody changes".into(),
-            })?;
-            let device = matches!(stat.kind, FileType::CharacterDevice | FileType::BlockDevice);
-            if device && self.options.skip_devices {
-                continue;
-            }
-            check_name(name.as_bytes()).map_err(|why| Error::Tree {
-                path: at.clone(),
-                why: why.to_string(),
-            })?;
-            self.entry(&dir, folder, &name, &at, &stat)?;
-        }
-        Ok(())
-    }
-
-    fn entry(&mut self, dir: &Dir, folder: NodeId, name: &OsStr, at: &Path, stat: &Stat) -> Result<()> {
-        let shared = self.options.hard_links && stat.nlink > 1 && stat.kind != FileType::Directory;
-        if let Some(first) = shared.then(|| self.seen.get(&stat.inode)).flatten() {
-            let first = *first;
-            self.builder.insert(folder, name.as_bytes(), first, true, 0)?;
+    fn entry(&mut self, open: &Dir, above: &Path, folder: NodeId, name: &OsStr) -> Result<()> {
+        let gone = || Error::io("look at", open.path().join(name), std::io::ErrorKind::NotFound);
+        let stat = open.stat(name)?.ok_or_else(gone)?;
+        let is_device = matches!(stat.kind, FileType::BlockDevice | FileType::CharacterDevice);
+        if self.options.skip_devices && is_device {
             return Ok(());
         }
-        let (data, size) = self.data(dir, name, at, stat)?;
-        let mut node = self.node(stat, dir.xattrs(name)?, data)?;
-        node.size = size;
-        let id = self.builder.push(node)?;
-        self.builder.insert(folder, name.as_bytes(), id, false, 0)?;
-        if stat.kind == FileType::Directory {
-            self.folders.push((at.to_path_buf(), id));
+        let bytes = name.as_bytes();
+        check_name(bytes).map_err(|why| path_error(above.join(name).as_os_str().as_bytes(), why))?;
+        let may_be_linked = self.options.hard_links && stat.nlink > 1 && stat.kind != FileType::Directory;
+        if may_be_linked && let Some(node) = self.linked.get(&stat.inode) {
+            self.builder.insert(folder, bytes, *node, true, 0)?;
+            return Ok(());
         }
-        if shared {
-            self.seen.insert(stat.inode, id);
+        let node = self.inode(open, name, &stat)?;
+        let id = self.builder.push(node)?;
+        self.builder.insert(folder, bytes, id, false, 0)?;
+        if may_be_linked {
+            self.linked.insert(stat.inode, id);
+        }
+        if stat.kind == FileType::Directory {
+            self.folders.push_back((above.join(name), id));
         }
         Ok(())
     }
 
-    /// What the inode holds, and its size.
-    fn data(&mut self, dir: &Dir, name: &OsStr, at: &Path, stat: &Stat) -> Result<(Data, u64)> {
-        let data = match stat.kind {
-            FileType::Directory => super::build::EMPTY_DIRECTORY,
-            FileType::RegularFile => return self.content(dir, name, at),
+    fn inode(&mut self, open: &Dir, name: &OsStr, stat: &Stat) -> Result<Node> {
+        let xattrs = self.xattrs(|| open.xattrs(name))?;
+        match stat.kind {
+            FileType::Directory => self.node(stat, kind::DIRECTORY, &xattrs, None),
+            FileType::RegularFile => self.file(open, name, stat, &xattrs),
             FileType::Symlink => {
-                let target = dir.read_link(name)?;
-                return Ok((self.builder.data(Leaf::Symlink(&target))?, target.len() as u64));
+                let target = open.read_link(name)?;
+                self.node(stat, kind::SYMLINK, &xattrs, Some(Leaf::Symlink(&target)))
             }
-            FileType::CharacterDevice | FileType::BlockDevice => Data::Device(stat.rdev),
-            _ => Data::Nothing,
-        };
-        Ok((data, 0))
+            FileType::CharacterDevice => self.node(stat, kind::CHAR, &xattrs, Some(Leaf::Device(stat.rdev))),
+            FileType::BlockDevice => self.node(stat, kind::BLOCK, &xattrs, Some(Leaf::Device(stat.rdev))),
+            FileType::Fifo => self.node(stat, kind::FIFO, &xattrs, Some(Leaf::Nothing)),
+            FileType::Socket => self.node(stat, kind::SOCKET, &xattrs, Some(Leaf::Nothing)),
+            FileType::Unknown => {
+                let path = open.path().join(name);
+                Err(path_error(
+                    path.as_os_str().as_bytes(),
+                    "it is of a type that no image can hold",
+                ))
+            }
+        }
     }
 
-    fn content(&mut self, dir: &Dir, name: &OsStr, at: &Path) -> Result<(Data, u64)> {
-        let fail = |e| Error::io("read", at, e);
-        let file = dir.open_file(name)?;
-        let size = file.metadata().map_err(fail)?.len();
-        if size > INLINE_MAX {
-            let id = (self.sink)(at, file)?;
-            let leaf = Leaf::External {
-                payload: Some(ObjectPath::OfDigest),
-                digest: id.as_bytes(),
-            };
-            return Ok((self.builder.data(leaf)?, size));
+    fn file(&mut self, open: &Dir, name: &OsStr, stat: &Stat, xattrs: &Xattrs) -> Result<Node> {
+        let path = open.path().join(name);
+        let changed = || {
+            path_error(
+                path.as_os_str().as_bytes(),
+                "it changed while it was read; run this again",
+            )
+        };
+        if stat.size == 0 {
+            return self.node(stat, kind::REGULAR, xattrs, Some(Leaf::Inline(b"")));
         }
-        let mut content = Vec::new();
-        file.take(INLINE_MAX + 1).read_to_end(&mut content).map_err(fail)?;
-        if content.len() as u64 != size {
-            return Err(fail(std::io::Error::other("its size changed while it was read")));
+        let file = open.open_file(name)?;
+        if stat.size <= INLINE_MAX {
+            let mut content = Vec::new();
+            let read = file.take(INLINE_MAX + 1).read_to_end(&mut content);
+            read.map_err(|e| Error::io("read", &path, e))?;
+            if content.len() as u64 != stat.size {
+                return Err(changed());
+            }
+            return self.node(stat, kind::REGULAR, xattrs, Some(Leaf::Inline(&content)));
         }
-        Ok((self.builder.data(Leaf::Inline(&content))?, size))
+        let id = (self.sink)(&path, file)?;
+        let after = open.stat(name)?;
+        if after.is_none_or(|after| (after.size, after.mtime, after.inode) != (stat.size, stat.mtime, stat.inode)) {
+            return Err(changed());
+        }
+        let leaf = Leaf::External {
+            payload: Some(ObjectPath::OfDigest),
+            digest: id.as_bytes(),
+        };
+        self.node(stat, kind::REGULAR, xattrs, Some(leaf))
     }
 
-    fn node(&mut self, stat: &Stat, xattrs: Xattrs, data: Data) -> Result<Node> {
-        let kept = xattrs
-            .iter()
-            .filter(|(key, _)| !self.options.skip_xattrs && (!self.options.user_xattrs || key.starts_with(b"user.")));
-        let xattrs = self.builder.xattrs(kept.map(|(key, value)| (&**key, &**value)))?;
-        let permissions = u16::try_from(stat.mode & 0o7777).unwrap_or_default();
-        let mtime = Mtime {
-            sec: stat.mtime.0,
-            nsec: stat.mtime.1,
-        };
+    fn node(&mut self, stat: &Stat, kind: u16, xattrs: &Xattrs, leaf: Option<Leaf<'_>>) -> Result<Node> {
+        let (sec, nsec) = if self.options.use_epoch { (0, 0) } else { stat.mtime };
+        let is_dir = leaf.is_none();
         Ok(Node {
-            mode: permissions | type_bits(stat.kind),
+            mode: kind | u16::try_from(stat.mode & 0o7777).unwrap_or(0),
             nlink: 1,
             uid: stat.uid,
             gid: stat.gid,
-            mtime: if self.options.use_epoch {
-                Mtime::default()
-            } else {
-                mtime
+            mtime: Mtime { sec, nsec },
+            size: if is_dir { 0 } else { stat.size },
+            xattrs: self.builder.xattrs(xattrs.iter().map(|(key, value)| (key, &**value)))?,
+            data: match leaf {
+                None => EMPTY_DIRECTORY,
+                Some(leaf) => self.builder.data(leaf)?,
             },
-            size: 0,
-            xattrs,
-            data,
         })
     }
-}
 
-fn type_bits(found: FileType) -> u16 {
-    match found {
-        FileType::Directory => kind::DIRECTORY,
-        FileType::Symlink => kind::SYMLINK,
-        FileType::CharacterDevice => kind::CHAR,
-        FileType::BlockDevice => kind::BLOCK,
-        FileType::Fifo => kind::FIFO,
-        FileType::Socket => kind::SOCKET,
-        _ => kind::REGULAR,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use super::*;
-    use crate::image::dump;
-    use crate::sys::verity;
-
-    fn hash(_: &Path, mut file: File) -> Result<ObjectId> {
-        let mut content = Vec::new();
-        file.read_to_end(&mut content).unwrap();
-        Ok(verity::hash(crate::ids::Algorithm::Sha256, &content))
-    }
-
-    fn dumped(options: ScanOptions) -> String {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        std::fs::create_dir(at("d")).unwrap();
-        std::fs::write(at("d/inline"), [b'i'; 64]).unwrap();
-        std::fs::write(at("object"), [b'o'; 65]).unwrap();
-        std::fs::hard_link(at("object"), at("d/second")).unwrap();
-        std::fs::write(at("empty"), "").unwrap();
-        symlink("d/inline", at("link")).unwrap();
-        for (name, mode) in [
-            ("", 0o755),
-            ("d", 0o700),
-            ("object", 0o4755),
-            ("d/inline", 0o640),
-            ("empty", 0o644),
-        ] {
-            std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    fn xattrs(&self, read: impl FnOnce() -> Result<Xattrs>) -> Result<Xattrs> {
+        if self.options.skip_xattrs {
+            return Ok(Vec::new());
         }
-        let tree = scan(folder.path(), options, &mut hash).unwrap();
-        let mut text = Vec::new();
-        dump::write(&tree, &mut text).unwrap();
-        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-        String::from_utf8(text)
-            .unwrap()
-            .replace(&format!(" {uid} {gid} "), " U G ")
-    }
-
-    #[test]
-    fn small_files_are_inline_and_larger_ones_name_their_object() {
-        let options = ScanOptions {
-            use_epoch: true,
-            skip_xattrs: true,
-            ..ScanOptions::default()
-        };
-        let id = verity::hash(crate::ids::Algorithm::Sha256, &[b'o'; 65]);
-        let (path, inline) = (id.object_path(), "i".repeat(64));
-        let text = dumped(options);
-        let without_root = text.split_once('\n').unwrap().1;
-        let fields = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        let lines: Vec<_> = without_root.lines().map(fields).collect();
-        let line = |name: &str| lines.iter().find(|fields| fields[0] == name).unwrap().join(" ");
-        assert_eq!(
-            line("/d/inline"),
-            format!("/d/inline 64 100640 1 U G 0 0.0 - {inline} -")
-        );
-        assert_eq!(line("/object"), format!("/object 65 104755 1 U G 0 0.0 {path} - {id}"));
-        assert_eq!(
-            line("/d/second"),
-            format!("/d/second 65 104755 1 U G 0 0.0 {path} - {id}")
-        );
-        assert_eq!(line("/empty"), "/empty 0 100644 1 U G 0 0.0 - - -");
-        assert!(line("/link").ends_with("0.0 d/inline - -"), "{}", line("/link"));
-    }
-
-    #[test]
-    fn hard_links_are_found_on_request_only() {
-        let with = dumped(ScanOptions {
-            hard_links: true,
-            ..ScanOptions::default()
-        });
-        assert_eq!(with.matches(" @").count(), 1, "{with}");
-        assert_eq!(dumped(ScanOptions::default()).matches(" @").count(), 0);
+        let mut xattrs = read()?;
+        xattrs.retain(|(key, _)| !self.options.user_xattrs || key.starts_with(b"user."));
+        Ok(xattrs)
     }
 }
