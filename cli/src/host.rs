@@ -211,8 +211,8 @@ impl Entry {
             (None, None) => line("Boot entry", "none; it cannot be booted".into()),
         }
         match &ours.verified_by {
-            Some(key) => line("Verified by", key.clone()),
-            None => line("Verified by", "nobody; it is not trusted".into()),
+            Some(key) => line("Signature", format!("verified by {key}")),
+            None => line("Signature", "not verified; it is not trusted".into()),
         }
         if let Some(tries) = ours.tries_left {
             line("Tries left", tries.to_string());
@@ -302,7 +302,7 @@ mod tests {
       Deployment: {cd} (index 0)
       Boots next: yes
       Boot entry: cfs-2-cdcdcdcdcdcd+03-00.conf
-     Verified by: host (0123456789abcdef)
+       Signature: verified by host (0123456789abcdef)
       Tries left: 3
 
   Rollback image: quay.io/org/os:41
@@ -310,7 +310,7 @@ mod tests {
          Version: 41.1 (2026-11-01T12:00:00Z)
       Deployment: {ab} (index 1)
       Boot entry: none; it cannot be booted
-     Verified by: nobody; it is not trusted
+       Signature: not verified; it is not trusted
           Pinned: yes
           Failed: yes; it counts as bad
          Problem: object 00: missing; run fsck --repair

@@ -4,4 +4,5 @@
 
 #[allow(dead_code, reason = "more tests use more of it")]
 mod common;
+mod commands;
 mod measure;

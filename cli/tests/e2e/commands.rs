@@ -1,0 +1,289 @@
+//! Every command on small images: what it prints, in which form, and its exit code.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::common::layout::small;
+use crate::common::{Cfs, list, scratch};
+
+/// Version `version` under the tag `stable` of a layout in `dir`.
+fn publish(dir: &std::path::Path, version: u32) -> String {
+    small(version, &format!("kernel-{version}"), 4, 3000)
+        .finish()
+        .layout(&dir.join("oci"), "stable")
+}
+
+/// A sysroot with version 1 and version 2 deployed.
+fn updated(dir: &std::path::Path) -> Cfs {
+    let cfs = Cfs::new(dir);
+    cfs.run(["switch", &publish(dir, 1)]).expect(0);
+    publish(dir, 2);
+    cfs.run(["upgrade"]).expect(0);
+    cfs
+}
+
+fn objects(cfs: &Cfs) -> Vec<PathBuf> {
+    list(&cfs.sysroot().join("composefs/objects"))
+        .iter()
+        .flat_map(|folder| list(folder))
+        .collect()
+}
+
+#[test]
+fn status_has_bootcs_shape_and_its_roles_follow_switch_upgrade_and_rollback() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    assert_eq!(
+        cfs.status()["status"]["staged"],
+        Value::Null,
+        "an empty sysroot is no failure"
+    );
+
+    let reference = publish(dir.path(), 1);
+    let switched = cfs.run(["switch", "--json", &reference]).expect(0).json();
+    assert_eq!(switched["result"], "staged");
+    let status = cfs.status();
+    assert_eq!(status["apiVersion"], "org.containers.bootc/v1");
+    assert_eq!(status["kind"], "BootcHost");
+    assert_eq!(
+        status["spec"]["image"],
+        json!({"image": reference.strip_prefix("oci:").unwrap(), "transport": "oci"})
+    );
+    let staged = &status["status"]["staged"];
+    assert_eq!(staged["image"]["imageDigest"], switched["imageDigest"]);
+    assert_eq!(staged["image"]["version"], "1");
+    assert_eq!(staged["composefs"]["verity"], switched["deployment"]);
+    assert_eq!(staged["cfsUpdate"]["bootsNext"], true);
+    assert_eq!(staged["cfsUpdate"]["triesLeft"], 3);
+    assert!(
+        staged["cfsUpdate"]["verifiedBy"]
+            .as_str()
+            .unwrap()
+            .starts_with("host (")
+    );
+
+    publish(dir.path(), 2);
+    let upgraded = cfs.run(["--json", "upgrade"]).expect(0).json();
+    let status = cfs.status();
+    assert_eq!(
+        status["status"]["staged"]["cfsUpdate"]["deployment"],
+        upgraded["deployment"]
+    );
+    assert_eq!(
+        status["status"]["rollback"]["cfsUpdate"]["deployment"],
+        switched["deployment"]
+    );
+
+    let back = cfs.run(["rollback", "--json"]).expect(0).json();
+    assert_eq!(
+        (&back["deployment"], &back["insteadOf"]),
+        (&switched["deployment"], &upgraded["deployment"])
+    );
+    let status = cfs.status();
+    assert_eq!(
+        status["status"]["staged"]["cfsUpdate"]["deployment"],
+        switched["deployment"]
+    );
+    assert_eq!(
+        status["status"]["rollback"]["cfsUpdate"]["deployment"],
+        upgraded["deployment"]
+    );
+    assert_eq!(
+        cfs.run(["status", "--format-version=1", "--json"]).expect(0).json(),
+        status
+    );
+}
+
+#[test]
+fn nothing_new_is_exit_code_77_and_a_check_changes_nothing() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    cfs.run(["upgrade"]).expect(1);
+    cfs.run(["switch", &publish(dir.path(), 1)]).expect(0);
+    let check = cfs.run(["upgrade", "--check", "--json", "-q"]).expect(77);
+    assert_eq!(check.json()["available"], false);
+    let failure: Value = serde_json::from_str(&check.stderr).unwrap();
+    assert_eq!(failure["error"]["kind"], "nothing-to-do");
+    publish(dir.path(), 2);
+    let check = cfs.run(["upgrade", "--check", "--json"]).expect(0).json();
+    assert_eq!(check["available"], true);
+    assert_eq!(cfs.deployments().len(), 1);
+    cfs.run(["upgrade"]).expect(0);
+    assert_eq!(
+        cfs.run(["--json", "-q", "upgrade"]).expect(77).json()["result"],
+        "unchanged"
+    );
+    cfs.run(["switch", &publish(dir.path(), 2)]).expect(0);
+    assert_eq!(cfs.deployments().len(), 2);
+}
+
+#[test]
+fn what_boots_next_and_what_is_pinned_cannot_be_deleted() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let status = cfs.status();
+    let id = |role: &str| {
+        status["status"][role]["cfsUpdate"]["deployment"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    cfs.run(["delete", &id("staged")]).expect(1);
+    cfs.run(["pin", "rollback"]).expect(0);
+    assert_eq!(cfs.status()["status"]["rollback"]["pinned"], true);
+    let refused = cfs.run(["delete", &id("rollback")[..8]]).expect(1);
+    assert!(refused.stderr.contains("unpin"), "{}", refused.stderr);
+    cfs.run(["unpin", "1"]).expect(0);
+    cfs.run(["delete", &id("rollback")]).expect(0);
+    assert_eq!(cfs.deployments(), [id("staged")]);
+    assert_eq!(cfs.entries().len(), 1);
+    cfs.run(["rollback"]).expect(1);
+    cfs.fsck();
+}
+
+#[test]
+fn gc_lists_first_and_removes_only_what_nothing_needs() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    cfs.run(["image", "pull", &publish(dir.path(), 3)]).expect(0);
+    let before = objects(&cfs);
+    let nothing = cfs.run(["gc", "--dry-run", "--json"]).expect(0).json();
+    assert_eq!(nothing["objects"], json!([]), "all of it is needed");
+    cfs.run(["delete", "rollback"]).expect(0);
+    cfs.run([
+        "image",
+        "rm",
+        &format!("oci:{}:stable", dir.path().join("oci").display()),
+    ])
+    .expect(0);
+    let listed = cfs.run(["gc", "--dry-run", "--json"]).expect(0).json();
+    let gone = listed["objects"].as_array().unwrap().len();
+    assert!(gone > 8, "files of two versions: {listed}");
+    assert_eq!(objects(&cfs), before);
+    let removed = cfs.run(["gc", "--json"]).expect(0).json();
+    assert_eq!(removed["objects"], listed["objects"]);
+    assert_eq!(objects(&cfs).len(), before.len() - gone);
+    cfs.fsck();
+}
+
+#[test]
+fn fsck_names_a_broken_object_and_exits_1() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let object = objects(&cfs)
+        .into_iter()
+        .max_by_key(|path| fs::metadata(path).unwrap().len())
+        .unwrap();
+    let mut bytes = fs::read(&object).unwrap();
+    bytes[100] ^= 1;
+    fs::remove_file(&object).unwrap();
+    fs::write(&object, bytes).unwrap();
+    let name = object.file_name().unwrap().to_str().unwrap();
+    let checked = cfs.run(["fsck"]).expect(1);
+    assert!(checked.stdout.contains(name), "{}", checked.stdout);
+    let json = cfs.run(["fsck", "--json"]).expect(1).json();
+    assert!(
+        json["problems"].as_u64().unwrap() > 0 && json["findings"].to_string().contains(name),
+        "{json}"
+    );
+    cfs.status();
+}
+
+#[test]
+fn a_digest_needs_no_sysroot_and_is_that_of_the_pulled_and_of_the_deployed_image() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let reference = publish(dir.path(), 1);
+    let nowhere = cfs.on(&dir.path().join("nowhere"));
+    let digest = |more: &[&str]| {
+        let ran = nowhere.run([&["image", "digest", &reference], more].concat()).expect(0);
+        assert_eq!(ran.stdout.lines().count(), 1);
+        ran.stdout.trim().to_owned()
+    };
+    let (container, boot) = (digest(&[]), digest(&["--boot"]));
+    assert_eq!(list(&dir.path().join("nowhere")).len(), 0);
+    let pulled = cfs.run(["image", "pull", "--json", &reference]).expect(0).json();
+    assert_eq!(pulled["digest"], container);
+    let deployed = cfs.run(["switch", "--json", &reference]).expect(0).json();
+    assert_eq!(deployed["deployment"], boot);
+    assert_eq!(digest(&["--boot", "--algorithm", "sha512"]).len(), 128);
+
+    let images = cfs.run(["image", "ls", "--json"]).expect(0).json();
+    assert_eq!(
+        (&images[0]["name"], &images[0]["digest"]),
+        (&json!(reference), &json!(container))
+    );
+    let from = |source: &str| cfs.run(["image", "dump", source]).expect(0).stdout;
+    assert_eq!(from(&container), from(&reference), "of the store and of the reference");
+    assert!(from(&container).contains("/usr/bin/app-0 3000 "));
+    let summary = cfs.run(["image", "inspect", "--json", &container]).expect(0).json();
+    assert_eq!(
+        (&summary["digest"], &summary["formatVersion"]),
+        (&json!(container), &json!(1))
+    );
+    let manifest = cfs.run(["image", "inspect", "--json", &reference]).expect(0).json();
+    assert_eq!(manifest["layers"].as_array().unwrap().len(), 2);
+    assert_eq!(manifest["bootDigest"], boot);
+}
+
+#[test]
+fn a_repository_of_the_other_algorithm_works_and_stays_so() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let deployed = cfs.run([
+        "switch",
+        "--json",
+        "--algorithm",
+        "fsverity-sha512-12",
+        &publish(dir.path(), 1),
+    ]);
+    assert_eq!(deployed.expect(0).json()["deployment"].as_str().unwrap().len(), 128);
+    publish(dir.path(), 2);
+    cfs.run(["upgrade"]).expect(0);
+    cfs.run(["switch", "--algorithm", "fsverity-sha256-12", &publish(dir.path(), 3)])
+        .expect(1);
+    cfs.fsck();
+}
+
+#[test]
+fn the_machines_key_is_made_once() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let key = cfs.run(["key", "generate", "--json"]).expect(0).json();
+    cfs.run(["key", "generate"]).expect(2);
+    cfs.run(["switch", &publish(dir.path(), 1)]).expect(0);
+    let signer = &cfs.status()["status"]["staged"]["cfsUpdate"]["verifiedBy"];
+    assert!(
+        signer.as_str().unwrap().contains(key["id"].as_str().unwrap()),
+        "{signer}"
+    );
+}
+
+#[test]
+fn progress_is_json_lines_where_asked_for_and_boot_may_be_elsewhere() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let boot = dir.path().join("esp");
+    fs::create_dir(&boot).unwrap();
+    let boot = boot.to_str().unwrap();
+    let ran = cfs
+        .run(["--boot", boot, "--progress", "json", "switch", &publish(dir.path(), 1)])
+        .expect(0);
+    let lines: Vec<Value> = ran
+        .stderr
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines[0]["type"], "Start");
+    let tasks: Vec<_> = lines.iter().filter_map(|line| line["task"].as_str()).collect();
+    for task in ["pulling", "importing", "staging"] {
+        assert!(tasks.contains(&task), "{tasks:?}");
+    }
+    assert_eq!(list(&dir.path().join("esp/loader/entries")).len(), 1);
+    let status = cfs.run(["status", "--boot", boot, "--json"]).expect(0).json();
+    assert_eq!(status["status"]["staged"]["cfsUpdate"]["bootsNext"], true);
+    assert!(!cfs.sysroot().join("boot").exists());
+    cfs.run(["--boot", "/no/such/boot", "status"]).expect(1);
+}
