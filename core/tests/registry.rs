@@ -15,7 +15,7 @@ use cfs_core::error::{Error, Kind};
 use cfs_core::manifest::Platform;
 use cfs_core::monitor::Quiet;
 use cfs_core::reference::Reference;
-use cfs_core::registry::{Image, Options, Registry, Retry, Timeouts};
+use cfs_core::registry::{Image, Options, Proxy, Registry, Retry, Timeouts};
 use serde_json::json;
 use support::{INDEX, MANIFEST, Reply, Seen, Served, Server, Told, manifest_reply, noise, not_found, sha256};
 
@@ -935,6 +935,75 @@ fn transports_of_later_versions_are_refused_with_a_way_out() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn other_machines_are_asked_through_the_proxy_and_with_tls_first() {
+    let served = Served::new(MIB);
+    let proxy = faulty(&served, |seen, _| (seen.method == "CONNECT").then(|| Reply::new(502)));
+    let address = Some(format!("http://{}", proxy.host()));
+    let proxied = |insecure: &[&str], no_proxy: Option<&str>| Options {
+        insecure: insecure.iter().map(|host| host.to_string()).collect(),
+        proxy: Proxy {
+            https: address.clone(),
+            http: address.clone(),
+            no_proxy: no_proxy.map(String::from),
+        },
+        ..options()
+    };
+    let registry = open_with("h.example:5000", &proxied(&["h.example"], None));
+    assert_eq!(layer(&registry).unwrap(), served.layer);
+    assert_eq!(proxy.story()[0], "CONNECT h.example:5000");
+    assert_eq!(proxy.story()[1], "GET http://h.example:5000/v2/org/os/manifests/1");
+    assert_eq!(proxy.count("CONNECT"), 1, "what works is kept");
+
+    let before = proxy.story().len();
+    let error = open_with("h.example", &proxied(&[], None))
+        .resolve(&Quiet)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("https://h.example/"), "{error}");
+    assert!(
+        proxy.story()[before..]
+            .iter()
+            .all(|line| line == "CONNECT h.example:443"),
+        "never without TLS"
+    );
+
+    // This machine is never asked through a proxy, whatever the settings say.
+    let here = faulty(&served, |_, _| None);
+    let before = proxy.story().len();
+    open_with(&here.host(), &proxied(&[], None)).resolve(&Quiet).unwrap();
+    assert_eq!((here.story().len(), proxy.story().len()), (1, before));
+}
+
+#[test]
+fn an_empty_blob_is_a_blob() {
+    let served = Served::new(0);
+    let server = faulty(&served, |_, _| None);
+    assert_eq!(layer(&open(&server)).unwrap(), b"");
+}
+
+#[test]
+fn a_helper_that_is_not_there_is_named_when_a_login_is_needed() {
+    let server = faulty(&Served::new(10), |_, _| {
+        Some(Reply::new(401).with("WWW-Authenticate", "Basic realm=\"x\""))
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let options = registries_conf(dir.path(), "credential-helpers = [\"nowhere-to-be-found\"]\n");
+    let told = Told::default();
+    let text = open_with(&server.host(), &options)
+        .resolve(&told)
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("docker-credential-nowhere-to-be-found"), "{text}");
+    assert!(
+        told.0
+            .lock()
+            .unwrap()
+            .join("")
+            .contains("asking docker-credential-nowhere")
+    );
 }
 
 #[test]

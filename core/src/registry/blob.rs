@@ -13,7 +13,7 @@ use super::{Again, Body, Failure, Registry, Retry};
 use crate::error::{Error, Result};
 use crate::ids::BlobDigest;
 use crate::manifest::Descriptor;
-use crate::monitor::Monitor;
+use crate::monitor::{Event, Monitor};
 
 /// After this many bytes a connection counts as one that works: earlier failures are forgotten.
 const PROGRESS: u64 = 1 << 20;
@@ -173,7 +173,8 @@ impl<'m> Blob<'m> {
         match rounds.wait(failure, &url, self.monitor) {
             Ok(()) => self.failed = rounds.failures(),
             Err(error) if self.asked < sources => {
-                tracing::warn!("going on to the next source: {error}");
+                self.monitor
+                    .event(Event::Warning(format!("going on with the next source: {error}")));
                 self.asked += 1;
                 self.source = (self.source + 1) % sources;
                 self.failed = 0;

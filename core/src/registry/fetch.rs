@@ -48,7 +48,8 @@ pub(super) enum Refused {
     Login(Box<HeaderMap>, String),
     /// No HTTP was spoken, so another scheme may do.
     Scheme(Failure),
-    Failed(StatusCode, Failure),
+    /// With the status, where there was an answer.
+    Failed(Option<StatusCode>, Failure),
 }
 
 impl<'r> Request<'r> {
@@ -91,15 +92,15 @@ impl Fetcher {
             }
             url = self
                 .redirect(&url, &answer)
-                .map_err(|error| Refused::Failed(answer.status, error.into()))?;
+                .map_err(|error| Refused::Failed(Some(answer.status), error.into()))?;
         }
         let why = format!("more than {REDIRECTS} redirects");
-        Err(Refused::Failed(StatusCode::FOUND, network(&origin, why).into()))
+        Err(Refused::Failed(None, network(&origin, why).into()))
     }
 
     fn hop(&self, request: &Request<'_>, origin: &Url, url: &Url) -> Result<Answer, Refused> {
         let client = self.clients.get(url, self.insecure(&authority(url)));
-        let client = client.map_err(|error| Refused::Failed(StatusCode::OK, error.into()))?;
+        let client = client.map_err(|error| Refused::Failed(None, error.into()))?;
         let mut builder = client
             .request(request.method.clone(), url.clone())
             .header(ACCEPT_ENCODING, "identity");
@@ -174,7 +175,7 @@ fn unanswered(url: &Url, trouble: Trouble) -> Refused {
     };
     match trouble.unconnected || trouble.garbage {
         true => Refused::Scheme(failure),
-        false => Refused::Failed(StatusCode::OK, failure),
+        false => Refused::Failed(None, failure),
     }
 }
 
@@ -202,8 +203,7 @@ fn accept(answer: Answer, method: &Method, url: &Url) -> Result<Answer, Refused>
         return Err(Refused::Scheme(network(url, why).into()));
     }
     let again = match status.as_u16() {
-        408 | 425 | 429 | 500 | 502 | 503 | 504 => Again::Later(wait_asked(&headers)),
-        505..=599 => Again::Later(wait_asked(&headers)),
+        408 | 425 | 429 | 500 | 502..=599 => Again::Later(wait_asked(&headers)),
         _ => Again::Never,
     };
     why += match status.as_u16() {
@@ -212,7 +212,7 @@ fn accept(answer: Answer, method: &Method, url: &Url) -> Result<Answer, Refused>
         _ => "",
     };
     let error = network(url, why);
-    Err(Refused::Failed(status, Failure { error, again }))
+    Err(Refused::Failed(Some(status), Failure { error, again }))
 }
 
 fn wait_asked(headers: &HeaderMap) -> Option<std::time::Duration> {

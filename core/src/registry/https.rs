@@ -123,7 +123,7 @@ impl Https {
                     let why = self.session.refused(&said, monitor);
                     return Err((Some(StatusCode::UNAUTHORIZED), network(&url, why).into()));
                 }
-                Err(Refused::Failed(status, failure)) => return Err((Some(status), failure)),
+                Err(Refused::Failed(status, failure)) => return Err((status, failure)),
             }
         }
         let nothing = || self.no_url("no way to ask it").into();
@@ -132,7 +132,7 @@ impl Https {
 
     /// Answers one challenge, not two.
     fn ask_logged_in(&self, request: Request<'_>, monitor: &dyn Monitor) -> Result<Answer, Refused> {
-        let failed = |failure| Refused::Failed(StatusCode::UNAUTHORIZED, failure);
+        let failed = |failure| Refused::Failed(None, failure);
         let with = |pass: &Pass| Request {
             authorization: pass.header.clone(),
             ..request.clone()

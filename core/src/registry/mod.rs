@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::{Error, Result};
 use crate::ids::{BlobDigest, ManifestDigest};
 use crate::manifest::{CONFIG_LIMIT, Config, Descriptor, Document, MANIFEST_LIMIT, Manifest, Platform};
-use crate::monitor::Monitor;
+use crate::monitor::{Event, Monitor};
 use crate::reference::Reference;
 
 mod auth;
@@ -178,8 +178,9 @@ impl Registry {
         if let Some(pinned) = self.inner.reference.digest() {
             return Ok(pinned);
         }
-        let (source, head) =
-            self.first(|at, last| self.attempt(at, Wanted::Top, last, monitor, |t| t.head(monitor)))?;
+        let (source, head) = self.first(monitor, |at, last| {
+            self.attempt(at, Wanted::Top, last, monitor, |t| t.head(monitor))
+        })?;
         if let Some(digest) = head {
             return Ok(digest);
         }
@@ -194,7 +195,7 @@ impl Registry {
         let seen = self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (source, fetched) = match seen {
             Some(seen) => seen,
-            None => self.first(|at, last| self.fetch(at, Wanted::Top, last, monitor))?,
+            None => self.first(monitor, |at, last| self.fetch(at, Wanted::Top, last, monitor))?,
         };
         self.inner.good.store(source, Ordering::Relaxed);
         let mut name = self.inner.reference.to_string();
@@ -253,12 +254,12 @@ impl Registry {
     }
 
     /// The first source that can do it; the last one's failure if none can.
-    fn first<T>(&self, ask: impl Fn(usize, bool) -> Result<T>) -> Result<(usize, T)> {
+    fn first<T>(&self, monitor: &dyn Monitor, ask: impl Fn(usize, bool) -> Result<T>) -> Result<(usize, T)> {
         let last = self.inner.sources.len() - 1;
         for at in 0..last {
             match ask(at, false) {
                 Ok(done) => return Ok((at, done)),
-                Err(error) => tracing::warn!("mirror passed over: {error}"),
+                Err(error) => monitor.event(Event::Warning(format!("mirror passed over: {error}"))),
             }
         }
         Ok((last, ask(last, true)?))
