@@ -543,3 +543,58 @@ fn a_failed_image_is_remembered_until_the_admin_wants_it() {
     let error = FailedDigests::load(layout).unwrap_err();
     assert_eq!(error.kind(), Kind::Failed);
 }
+
+/// Frozen: what version 1 wrote is read, and written again byte for byte.
+#[test]
+fn every_file_of_state_format_1_is_read_and_written_as_ever() {
+    let sandbox = sandbox();
+    let layout = sandbox.deployments.layout();
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/state-v1");
+    let sample = |name: &str| std::fs::read_to_string(samples.join(name)).unwrap();
+    let put = |name: &str| std::fs::write(layout.state().join(name), sample(name)).unwrap();
+    let now = |name: &str| std::fs::read_to_string(layout.state().join(name)).unwrap();
+    let mut names: Vec<_> = std::fs::read_dir(&samples)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "counters.json",
+            "deployment.origin",
+            "failed.json",
+            "history.jsonl",
+            "staged.json"
+        ]
+    );
+    names
+        .iter()
+        .skip(2)
+        .chain([&names[0]])
+        .for_each(|name| put(name.to_str().unwrap()));
+
+    let origin = Origin::parse(&sample("deployment.origin")).unwrap();
+    assert_eq!(origin.to_string(), sample("deployment.origin"));
+    assert!(origin.pinned && origin.etc_unprivileged && origin.generation == Some(7));
+
+    let staged = Staged::load(layout).unwrap().unwrap();
+    assert!(staged.download_only && staged.merge_from == Some(id(0xab)) && staged.boot_id.is_some());
+    staged.save(&RealFs, layout).unwrap();
+    assert_eq!(now("staged.json"), sample("staged.json"));
+
+    let failed = FailedDigests::load(layout).unwrap();
+    assert_eq!(failed.iter().next().unwrap().why, "health checks");
+    failed.save(&RealFs, layout).unwrap();
+    assert_eq!(now("failed.json"), sample("failed.json"));
+
+    let history = History::load(layout).unwrap();
+    assert_eq!((history.events.len(), history.unreadable), (2, 0));
+    History::append(&RealFs, layout, &history.events[1]).unwrap();
+    let last = sample("history.jsonl").lines().last().unwrap().to_owned() + "\n";
+    assert_eq!(now("history.jsonl"), sample("history.jsonl") + &last);
+
+    let next = crate::signature::next_counter(&RealFs, &layout.state(), []).unwrap();
+    assert_eq!((next.counter, next.warning), (42, None));
+    assert_eq!(now("counters.json"), sample("counters.json").replace("41", "42"));
+}

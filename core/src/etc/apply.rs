@@ -45,7 +45,7 @@ impl Report {
         let mut notes = Vec::new();
         if self.owners_skipped > 0 {
             notes.push(format!(
-                "{} of {} files keep this user as owner: setting another one needs root",
+                "{} of {} files and folders keep this user as owner: setting another one needs root",
                 self.owners_skipped, self.written
             ));
         }
@@ -90,6 +90,7 @@ pub fn apply(plan: &Plan, current: &dyn Source, new: &dyn Source, to: &Path) -> 
         steps.next();
     }
     writer.open.push((PathBuf::new(), Dir::create(to)?));
+    writer.report.written += 1;
     for (path, step) in steps {
         writer.step(path, step)?;
     }

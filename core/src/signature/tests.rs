@@ -313,6 +313,17 @@ fn a_secret_key_that_others_could_have_read_or_that_is_none_is_refused() {
         refused(&format!("its mode is {mode:04o}"));
     }
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o777)).unwrap();
+    refused("everybody may have changed");
+    std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o700)).unwrap();
+    if crate::sys::dir::is_privileged() {
+        std::os::unix::fs::chown(&path, Some(1000), None).unwrap();
+        refused("it belongs to user 1000");
+        std::os::unix::fs::chown(&keys, Some(1000), None).unwrap();
+        SigningKey::load(&RealFs, &keys).unwrap();
+        std::os::unix::fs::chown(&path, Some(0), None).unwrap();
+        std::os::unix::fs::chown(&keys, Some(0), None).unwrap();
+    }
     let raw = BASE64.decode(good.trim()).unwrap();
     let mut mixed = raw.clone();
     mixed[40] ^= 1;
@@ -403,6 +414,21 @@ fn key_folders_give_trust_and_take_it_away_and_fail_closed() {
     std::fs::remove_file(admin.join(REVOKED_DIR).join("bad.pub")).unwrap();
     symlink("nowhere", admin.join(REVOKED_DIR).join("gone.pub")).unwrap();
     assert!(load().unwrap_err().to_string().contains("leads nowhere"));
+    std::fs::remove_file(admin.join(REVOKED_DIR).join("gone.pub")).unwrap();
+    for path in [
+        keys.clone(),
+        keys.join(HOST_PUBLIC_KEY),
+        keys.join(TRUSTED_DIR),
+        keys.join("trusted.d/org@2026.pub"),
+    ] {
+        let good = std::fs::metadata(&path).unwrap().permissions();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(good.mode() | 0o002)).unwrap();
+        let error = load().unwrap_err();
+        assert_eq!(error.kind(), Kind::Trust);
+        assert!(error.to_string().contains("everybody may have changed"), "{error}");
+        std::fs::set_permissions(&path, good).unwrap();
+        load().unwrap();
+    }
 }
 
 #[test]

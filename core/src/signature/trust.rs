@@ -4,17 +4,18 @@
 //! lines and lines that start with `#` ignored.
 //!
 //! Invariant: fails closed. A file of a revoked folder that cannot be read or understood is an error, since a key in
-//! it would otherwise come back to life; so is one of a trusted folder, since trust would silently shrink. Revoking
-//! wins over trusting, over the machine's own key, too.
+//! it would otherwise come back to life; so is one of a trusted folder, since trust would silently shrink, and so is
+//! anything that everybody may write. Revoking wins over trusting, over the machine's own key, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::key::load_public;
-use super::{KeyId, PublicKey};
+use super::{HOST_PUBLIC_KEY, KeyId, PublicKey};
 use crate::error::{Error, Result};
 use crate::sys::fs::{self, Fs};
+use crate::sys::secret;
 
 /// In [`KEYS_DIR`](super::KEYS_DIR), and in the administrator's and the vendor's folders: keys that may sign.
 pub const TRUSTED_DIR: &str = "trusted.d";
@@ -47,6 +48,8 @@ impl TrustStore {
     pub fn load(keys: &Path, further: &[PathBuf]) -> Result<Self> {
         let mut store = Self::default();
         if let Some(host) = load_public(keys)? {
+            secret::guarded(keys)?;
+            secret::guarded(&keys.join(HOST_PUBLIC_KEY))?;
             store.trust(host);
         }
         for folder in further.iter().map(PathBuf::as_path).chain([keys]) {
@@ -132,7 +135,11 @@ pub fn add(fs: &dyn Fs, keys: &Path, which: &str, key: &PublicKey, name: &str) -
 
 fn read_folder(folder: &Path) -> Result<Vec<PublicKey>> {
     let mut keys = Vec::new();
-    for name in fs::names(folder)? {
+    let names = fs::names(folder)?;
+    if !names.is_empty() {
+        secret::guarded(folder)?;
+    }
+    for name in names {
         let hidden = name.as_bytes().starts_with(b".");
         if hidden || !name.as_bytes().ends_with(b".pub") {
             continue;
@@ -143,6 +150,7 @@ fn read_folder(folder: &Path) -> Result<Vec<PublicKey>> {
             what: format!("key file {}", path.display()),
             why: "its link leads nowhere; repair or remove it".into(),
         })?;
+        secret::guarded(&path)?;
         keys.extend(parse(&text, &path)?);
     }
     Ok(keys)

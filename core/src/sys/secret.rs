@@ -1,4 +1,4 @@
-//! Reading a file that only its owner may read.
+//! Files that only their owner may read, and files that only their owner may write.
 //!
 //! Invariant: owner, mode and kind are those of the opened file, not of a name that could be swapped in between.
 
@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 /// The text of a secret file; `None` where there is none. Fails on more than `limit` bytes.
 ///
 /// # Errors
-/// [`Error::Trust`] where it is a link or no regular file, belongs to neither this user nor root, or where group or
-/// others have any permission on it.
+/// [`Error::Trust`] where it is a link or no regular file, belongs to neither this user nor root nor the owner of its
+/// folder, where group or others have any permission on it, or where everybody may write in its folder.
 pub fn read(path: &Path, limit: u64) -> Result<Option<String>> {
     let fail = |e| Error::io("read", path, e);
     let refuse = |why: &str| Error::Trust {
@@ -39,7 +39,9 @@ pub fn read(path: &Path, limit: u64) -> Result<Option<String>> {
         return Err(refuse("it is not a regular file"));
     }
     let me = rustix::process::geteuid().as_raw();
-    if meta.uid() != me && meta.uid() != 0 {
+    // Who owns the folder could put any file of his own there anyway.
+    let folder = guarded(crate::sys::fs::parent(path)?)?;
+    if ![me, 0, folder.uid()].contains(&meta.uid()) {
         return Err(refuse(&format!(
             "it belongs to user {}; chown it to user {me}",
             meta.uid()
@@ -57,4 +59,22 @@ pub fn read(path: &Path, limit: u64) -> Result<Option<String>> {
         return Err(refuse(&format!("larger than {limit} bytes")));
     }
     Ok(Some(text))
+}
+
+/// Fails where everybody may change a file, or what is in a folder: nothing in it can be trusted then.
+///
+/// # Errors
+/// [`Error::Trust`]; [`Error::Io`] where it cannot be looked at.
+pub fn guarded(path: &Path) -> Result<std::fs::Metadata> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io("look at", path, e))?;
+    if meta.mode() & 0o002 != 0 {
+        return Err(Error::Trust {
+            what: path.display().to_string(),
+            why: format!(
+                "its mode is {:04o}: everybody may have changed what is trusted; look through it, then chmod o-w",
+                meta.mode() & 0o7777
+            ),
+        });
+    }
+    Ok(meta)
 }
