@@ -256,7 +256,7 @@ fn warnings(files: &[File], entries: &Entries, pattern: Option<&str>) -> Vec<Str
                 "{next}, which is not ours, boots by default; remove it or give it another sort-key"
             )),
             Some(entry) => warnings.extend(entry.problem.as_ref().map(|problem| {
-                format!("{next} boots by default but is broken: {problem}; run rollback, then delete that deployment")
+                format!("{next} boots by default but is broken: {problem}; make another deployment boot next, or deploy this one again")
             })),
         }
     }

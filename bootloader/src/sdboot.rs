@@ -108,6 +108,10 @@ impl Bootloader for SdBoot {
         listing::entries(&self.boot.path)
     }
 
+    fn check_writable(&self) -> Result<()> {
+        esp::check_writable(&self.boot.path)
+    }
+
     fn room(&self, kernel: &KernelFiles) -> Result<Room> {
         self.room_for(kernel, self.has_kernel(kernel.digest()?))
     }
@@ -120,7 +124,7 @@ impl Bootloader for SdBoot {
                 why: format!("generation {} is not newer; run the command again", new.generation),
             });
         }
-        esp::check_writable(boot)?;
+        self.check_writable()?;
         let digest = new.kernel.digest()?;
         let shared = self.has_kernel(digest);
         let room = self.room_for(&new.kernel, shared)?;

@@ -86,7 +86,7 @@ fn plan(boot: &Path, names: Vec<String>) -> Result<Removal> {
     let mut removal = Removal::default();
     for name in &gone {
         removal.bytes += length(&entries_folder(boot).join(name));
-        removal.files.push(format!("loader/entries/{name}"));
+        removal.files.push(path_of(name));
     }
     let Some(kept) = listing::referenced(boot, &gone)? else {
         return Ok(removal);
@@ -134,52 +134,75 @@ pub fn remove(fs: &dyn Fs, boot: &Path, plan: &Removal) -> Result<()> {
     fs.sync_dir(&kernels_folder(boot))
 }
 
-/// Everything that is wrong: entries, kernel files against the digest they are named by, leftovers.
+/// Everything that is wrong: entries, kernel files against the digest they are named by, leftovers. Each thing is named
+/// once.
 pub fn check(boot: &Path) -> Result<Vec<Finding>> {
     let entries = listing::entries(boot)?;
-    let mut findings = Vec::new();
+    let mut findings = damaged_entries(&entries);
     let mut add = |what: String, why: String, damage| findings.push(Finding { what, why, damage });
-    for entry in &entries.ours {
-        if let Some(problem) = &entry.problem {
-            let why = format!("{problem}; stage the deployment again (switch, upgrade or rollback) or delete it");
-            add(format!("loader/entries/{}", entry.file), why, true);
-        } else if entry.changed {
-            let why = "it was changed since it was written; if that was not you, stage its deployment again";
-            add(format!("loader/entries/{}", entry.file), why.into(), true);
-        }
-    }
-    if !entries.ours.is_empty() && !entries.ours.iter().any(BootEntry::is_complete) {
-        add(
-            "loader/entries".into(),
-            "no entry is complete: the next boot may fail; run upgrade or switch now".into(),
-            true,
-        );
-    }
     for entry in entries.foreign.iter().filter(|entry| entry.problem.is_some()) {
-        add(
-            format!("loader/entries/{}", entry.file),
-            entry.problem.clone().unwrap_or_default(),
-            false,
-        );
+        add(path_of(&entry.file), entry.problem.clone().unwrap_or_default(), false);
     }
-    for warning in entries.warnings {
-        add("loader".into(), warning, false);
+    let told = |warning: &&String| {
+        let mut wrong = entries
+            .ours
+            .iter()
+            .filter(|entry| entry.changed || !entry.is_complete());
+        !wrong.any(|entry| warning.starts_with(&entry.file))
+    };
+    for warning in entries.warnings.iter().filter(told) {
+        add("loader".into(), warning.clone(), false);
     }
     let leftovers = plan_cleanup(boot)?;
     for path in leftovers.files.iter().chain(&leftovers.folders) {
         add(path.clone(), "nothing needs it any more; gc removes it".into(), false);
     }
-    for name in kernel_folders(boot)? {
+    let of_broken = |name: &String| {
+        let mut broken = entries.ours.iter().filter(|entry| !entry.is_complete());
+        broken.any(|entry| entry.kernel.is_some_and(|digest| digest.to_string() == *name))
+    };
+    for name in kernel_folders(boot)?.into_iter().filter(|name| !of_broken(name)) {
         let path = format!("{KERNEL_FOLDER}/{name}");
         if let Some(why) = damage(boot, &name).filter(|_| !leftovers.folders.contains(&path)) {
-            add(
-                path,
-                format!("{why}; stage a deployment that has this kernel again to write it anew"),
-                true,
-            );
+            let remedy = "deploy an image that has this kernel again, which writes it anew";
+            add(path, format!("{why}; {remedy}"), true);
         }
     }
     Ok(findings)
+}
+
+/// Entries of ours that cannot boot, or may not boot what they should.
+fn damaged_entries(entries: &Entries) -> Vec<Finding> {
+    let finding = |what: String, why: String| Finding {
+        what,
+        why,
+        damage: true,
+    };
+    let mut findings = Vec::new();
+    for entry in &entries.ours {
+        let next = if entries.next.as_ref() == Some(&entry.file) {
+            ", and it boots next"
+        } else {
+            ""
+        };
+        let why = match &entry.problem {
+            Some(problem) => format!("{problem}{next}; make another deployment boot next, or deploy this one again"),
+            None if entry.changed => {
+                format!("it was changed since it was written{next}; if that was not you, deploy the image again")
+            }
+            None => continue,
+        };
+        findings.push(finding(path_of(&entry.file), why));
+    }
+    if !entries.ours.is_empty() && !entries.ours.iter().any(BootEntry::is_complete) {
+        let why = "no entry is complete: the next boot may fail; run upgrade or switch now";
+        findings.push(finding("loader/entries".into(), why.into()));
+    }
+    findings
+}
+
+fn path_of(file: &str) -> String {
+    format!("loader/entries/{file}")
 }
 
 /// Whether the files in a kernel folder are those that it is named by; reads them.

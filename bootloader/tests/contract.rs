@@ -173,6 +173,16 @@ fn equal_kernels_are_stored_once_and_stay_as_long_as_one_entry_needs_them() {
 }
 
 #[test]
+fn whether_boot_can_be_written_is_told_without_writing() {
+    for kind in KINDS {
+        let folder = common::folder();
+        let loader = open(kind, &folder.path().join("boot"), Arc::new(RealFs));
+        loader.check_writable().unwrap();
+        assert!(!loader.boot_dir().exists());
+    }
+}
+
+#[test]
 fn a_plan_removes_nothing_before_it_is_carried_out() {
     each(|loader| {
         install(loader, 1, "6.1").unwrap();
@@ -448,6 +458,8 @@ fn damage_to_any_file_is_named_and_stops_nothing() {
                 let name = path.file_name().unwrap().to_str().unwrap();
                 let folder = hurt.kernel.unwrap().to_string();
                 let named = text.contains(name) || text.contains(&folder);
+                let damages = text.lines().filter(|line| line.starts_with('!')).count();
+                assert!(damages <= 1, "{at}: named more than once: {text}");
                 assert!(named, "{at}: {text}");
                 assert_eq!(
                     text.contains('!'),

@@ -161,6 +161,7 @@ fn follow(
 ) -> Result<Outcome> {
     let current = sysroot.current(known);
     refuse_older(&source, current, wishes)?;
+    sysroot.bootloader().check_writable()?;
     let imported = pull::import(&sysroot.store, registry, source, sysroot.options.threads, monitor)?;
     let mut tree = imported.tree(&sysroot.store)?;
     let bootable = bootable::look(&sysroot.store, &tree, &imported.source().config.architecture)?;

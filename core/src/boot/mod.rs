@@ -46,6 +46,12 @@ pub trait Bootloader: Debug + Send + Sync {
     /// All entries. One that is broken is listed with its problem, and is no failure.
     fn entries(&self) -> Result<Entries>;
 
+    /// Whether `$BOOT` can be written now, before anything is fetched for it. Writes nothing.
+    ///
+    /// # Errors
+    /// [`Error::BootEntry`] that says what to do about it.
+    fn check_writable(&self) -> Result<()>;
+
     /// What staging these kernel files would write, and what is free. Writes nothing.
     fn room(&self, kernel: &KernelFiles) -> Result<Room>;
 
