@@ -62,6 +62,7 @@ impl Merge {
     pub fn layer(&mut self, entries: impl IntoIterator<Item = Result<Entry>>) -> Result<()> {
         self.layer += 1;
         self.cleared.clear();
+        self.folder = (Vec::new(), NodeId::ROOT);
         for entry in entries {
             self.entry(&entry?)?;
         }
