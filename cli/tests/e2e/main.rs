@@ -6,3 +6,4 @@
 mod common;
 mod commands;
 mod measure;
+mod power_cut;

@@ -1,0 +1,174 @@
+//! Promise 1, shown on the whole update: the power is cut at every operation of an upgrade and of a rollback, and what
+//! was not synced is lost. After each cut old or new boots, the same command succeeds, and `fsck` finds nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use cfs_bootloader::Kind;
+use cfs_bootloader::esp::{self, Place};
+use cfs_core::ids::{Algorithm, DeploymentId};
+use cfs_core::manifest::Platform;
+use cfs_core::monitor::Quiet;
+use cfs_core::sys::fs::{Fs, RealFs};
+use cfs_core::sysroot::{Options, Sysroot};
+use cfs_core::testing::{CrashFs, Loss};
+use cfs_core::update::{self, Outcome, Wishes};
+use cfs_core::{Result, plan, registry, rollback, upkeep};
+
+use crate::common::layout;
+use crate::common::scratch;
+
+fn options(root: &Path, fs: Arc<dyn Fs>) -> Options {
+    let boot = esp::locate(Place::Given(&root.join("boot"))).unwrap();
+    Options {
+        root: root.into(),
+        bootloader: cfs_bootloader::open(Kind::default(), boot, fs.clone()),
+        fs,
+        algorithm: Algorithm::Sha256,
+        threads: 1,
+        keep: 2,
+        tries: Some(3),
+        platform: Platform::host(),
+        booted: None,
+        root_argument: Some("LABEL=root".into()),
+        kernel_arguments: Vec::new(),
+        trust: Vec::new(),
+        registry: registry::Options::default(),
+    }
+}
+
+fn upgrade(root: &Path, fs: Arc<dyn Fs>) -> Result<Outcome> {
+    let sysroot = Sysroot::open(options(root, fs), "upgrade")?;
+    update::upgrade(&sysroot, Wishes::default(), &Quiet)
+}
+
+fn back(root: &Path, fs: Arc<dyn Fs>) -> Result<()> {
+    let sysroot = Sysroot::open(options(root, fs), "rollback")?;
+    rollback::rollback(&sysroot).map(drop)
+}
+
+/// What boots next; its kernel, initrd, record, signature and image were all found whole by that.
+fn next(root: &Path) -> DeploymentId {
+    let sysroot = Sysroot::look(options(root, Arc::new(RealFs))).unwrap();
+    let known = sysroot.known().unwrap();
+    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let next = plan::next_to_boot(&standing).expect("something boots").id;
+    let found = known.iter().find(|k| k.id == next).unwrap();
+    let etc = found.verified.as_ref().unwrap().etc();
+    assert!(etc.join("app.conf").is_file() && etc.join("mine").is_file(), "its /etc is complete");
+    let broken: Vec<_> = sysroot.bootloader().check().unwrap();
+    let entry = &found.entry.as_ref().unwrap().file;
+    assert!(!broken.iter().any(|finding| finding.damage && finding.what.contains(entry.as_str())), "{broken:?}");
+    next
+}
+
+fn fsck(root: &Path) {
+    let sysroot = Sysroot::look(options(root, Arc::new(RealFs))).unwrap();
+    let mut findings = Vec::new();
+    let checked = upkeep::fsck(&sysroot, &mut |finding| findings.push(finding)).unwrap();
+    assert_eq!(checked.damaged, 0, "{findings:?}");
+}
+
+struct Bench {
+    _keep: tempfile::TempDir,
+    base: PathBuf,
+    before: PathBuf,
+}
+
+impl Bench {
+    /// A machine with version 1 and a file of the admin's, and version 2 to be had.
+    fn new() -> (Self, DeploymentId) {
+        let keep = scratch();
+        let base = keep.path().to_path_buf();
+        let before = base.join("before");
+        std::fs::create_dir_all(before.join("boot")).unwrap();
+        let images = base.join("images");
+        let reference = layout::small(1, "kernel 1", 3, 5000).finish().layout(&images, "os");
+        let sysroot = Sysroot::open(options(&before, Arc::new(RealFs)), "switch").unwrap();
+        update::switch(&sysroot, &reference.parse().unwrap(), Wishes::default(), &Quiet).unwrap();
+        drop(sysroot);
+        let id = {
+            let sysroot = Sysroot::look(options(&before, Arc::new(RealFs))).unwrap();
+            let known = sysroot.known().unwrap();
+            std::fs::write(known[0].verified.as_ref().unwrap().etc().join("mine"), "my own").unwrap();
+            known[0].id
+        };
+        layout::small(2, "kernel 2", 3, 5000).finish().layout(&images, "os");
+        let bench = Self {
+            _keep: keep,
+            base,
+            before,
+        };
+        (bench, id)
+    }
+
+    /// A fresh copy of the machine, and a file system whose power goes off.
+    fn machine(&self, name: &str) -> (PathBuf, CrashFs) {
+        let (root, stash) = (self.base.join(name), self.base.join(format!("{name}.stash")));
+        let copied = Command::new("cp").arg("-a").arg(&self.before).arg(&root).status().unwrap();
+        assert!(copied.success());
+        std::fs::create_dir(&stash).unwrap();
+        let fs = CrashFs::new(&root, &stash);
+        (root, fs)
+    }
+
+    /// Cuts `run` after each of its operations; `check` sees what is left.
+    fn cut_everywhere(&self, run: impl Fn(&Path, Arc<dyn Fs>) -> Result<()>, check: impl Fn(&Path, &str)) -> usize {
+        let (root, fs) = self.machine("whole");
+        let whole = Arc::new(fs);
+        run(&root, whole.clone()).unwrap();
+        let operations = whole.log();
+        for (at, operation) in operations.iter().enumerate() {
+            for loss in [Loss::Content, Loss::Names] {
+                let name = format!("cut-{at}-{loss:?}");
+                let (root, fs) = self.machine(&name);
+                let fs = Arc::new(fs.cut_after(at));
+                let _ = run(&root, fs.clone());
+                fs.lose(loss);
+                check(&root, &format!("{loss:?}, before {operation}"));
+                std::fs::remove_dir_all(&root).unwrap();
+                std::fs::remove_dir_all(self.base.join(format!("{name}.stash"))).unwrap();
+            }
+        }
+        std::fs::remove_dir_all(&root).unwrap();
+        operations.len()
+    }
+}
+
+#[test]
+fn whenever_the_power_is_cut_during_an_upgrade_old_or_new_boots_and_the_same_command_finishes_it() {
+    let (bench, old) = Bench::new();
+    let (root, fs) = bench.machine("known");
+    upgrade(&root, Arc::new(fs)).unwrap();
+    let new = next(&root);
+    assert_ne!(old, new);
+    let operations = bench.cut_everywhere(
+        |root, fs| upgrade(root, fs).map(drop),
+        |root, cut| {
+            let after = next(root);
+            assert!(after == old || after == new, "{cut}");
+            upgrade(root, Arc::new(RealFs)).unwrap_or_else(|e| panic!("{cut}: the same command again: {e}"));
+            assert_eq!(next(root), new, "{cut}");
+            fsck(root);
+        },
+    );
+    assert!(operations > 20, "{operations} operations were cut");
+}
+
+#[test]
+fn whenever_the_power_is_cut_during_a_rollback_either_deployment_boots() {
+    let (mut bench, old) = Bench::new();
+    let (root, fs) = bench.machine("two");
+    upgrade(&root, Arc::new(fs)).unwrap();
+    let new = next(&root);
+    bench.before = root;
+    let operations = bench.cut_everywhere(back, |root, cut| {
+        let after = next(root);
+        assert!(after == old || after == new, "{cut}");
+        back(root, Arc::new(RealFs)).unwrap_or_else(|e| panic!("{cut}: another rollback: {e}"));
+        assert_ne!(next(root), after, "{cut}");
+        fsck(root);
+    });
+    assert!(operations > 5, "{operations} operations were cut");
+}
