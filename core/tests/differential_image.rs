@@ -263,14 +263,7 @@ fn a_small_os_image_has_the_digest_that_composefs_rs_computes() {
         two = add(two, "var/log/new", b'1', "usr/bin/ping", b"", &a);
         two = add(two, "etc", b'5', "", b"", &capability);
         two = add(two, "dev/sda", b'6', "", b"", &a);
-        two = add(
-            two,
-            &format!("usr/lib/{}", "n".repeat(200)),
-            b'0',
-            "",
-            b"",
-            &a,
-        );
+        two = add(two, &format!("usr/lib/{}", "n".repeat(200)), b'0', "", b"", &a);
         assert_same(&[one.finish(), two.finish()]);
     }
 }

@@ -6,4 +6,3 @@
 mod common;
 mod commands;
 mod measure;
-mod power_cut;

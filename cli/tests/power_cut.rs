@@ -1,9 +1,15 @@
 //! Promise 1, shown on the whole update: the power is cut at every operation of an upgrade and of a rollback, and what
 //! was not synced is lost. After each cut old or new boots, the same command succeeds, and `fsck` finds nothing.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
+
+#[allow(dead_code, reason = "made for the end-to-end tests")]
+#[path = "e2e/common/mod.rs"]
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cfs_bootloader::Kind;
 use cfs_bootloader::esp::{self, Place};
@@ -16,8 +22,11 @@ use cfs_core::testing::{CrashFs, Loss};
 use cfs_core::update::{self, Outcome, Wishes};
 use cfs_core::{Result, plan, registry, rollback, upkeep};
 
-use crate::common::layout;
-use crate::common::scratch;
+use common::layout;
+use common::scratch;
+
+/// One test at a time: a child process that starts (`cp`) shares for a moment the lock that the other test holds.
+static ALONE: Mutex<()> = Mutex::new(());
 
 fn options(root: &Path, fs: Arc<dyn Fs>) -> Options {
     let boot = esp::locate(Place::Given(&root.join("boot"))).unwrap();
@@ -48,18 +57,34 @@ fn back(root: &Path, fs: Arc<dyn Fs>) -> Result<()> {
     rollback::rollback(&sysroot).map(drop)
 }
 
-/// What boots next; its kernel, initrd, record, signature and image were all found whole by that.
+/// What boots next: the boot loader takes the highest generation that has tries left, without asking whether it is
+/// whole. So it must be: kernel, initrd, record, signature, image and /etc.
 fn next(root: &Path) -> DeploymentId {
     let sysroot = Sysroot::look(options(root, Arc::new(RealFs))).unwrap();
     let known = sysroot.known().unwrap();
     let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
     let next = plan::next_to_boot(&standing).expect("something boots").id;
+    let entries = sysroot.bootloader().entries().unwrap().ours;
+    let taken = entries.iter().max_by_key(|entry| entry.generation).unwrap();
+    assert_eq!(
+        (taken.id, &taken.problem),
+        (Some(next), &None),
+        "the boot loader takes a whole entry"
+    );
     let found = known.iter().find(|k| k.id == next).unwrap();
     let etc = found.verified.as_ref().unwrap().etc();
-    assert!(etc.join("app.conf").is_file() && etc.join("mine").is_file(), "its /etc is complete");
+    assert!(
+        etc.join("app.conf").is_file() && etc.join("mine").is_file(),
+        "its /etc is complete"
+    );
     let broken: Vec<_> = sysroot.bootloader().check().unwrap();
     let entry = &found.entry.as_ref().unwrap().file;
-    assert!(!broken.iter().any(|finding| finding.damage && finding.what.contains(entry.as_str())), "{broken:?}");
+    assert!(
+        !broken
+            .iter()
+            .any(|finding| finding.damage && finding.what.contains(entry.as_str())),
+        "{broken:?}"
+    );
     next
 }
 
@@ -106,7 +131,12 @@ impl Bench {
     /// A fresh copy of the machine, and a file system whose power goes off.
     fn machine(&self, name: &str) -> (PathBuf, CrashFs) {
         let (root, stash) = (self.base.join(name), self.base.join(format!("{name}.stash")));
-        let copied = Command::new("cp").arg("-a").arg(&self.before).arg(&root).status().unwrap();
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(&self.before)
+            .arg(&root)
+            .status()
+            .unwrap();
         assert!(copied.success());
         std::fs::create_dir(&stash).unwrap();
         let fs = CrashFs::new(&root, &stash);
@@ -138,6 +168,7 @@ impl Bench {
 
 #[test]
 fn whenever_the_power_is_cut_during_an_upgrade_old_or_new_boots_and_the_same_command_finishes_it() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (bench, old) = Bench::new();
     let (root, fs) = bench.machine("known");
     upgrade(&root, Arc::new(fs)).unwrap();
@@ -158,6 +189,7 @@ fn whenever_the_power_is_cut_during_an_upgrade_old_or_new_boots_and_the_same_com
 
 #[test]
 fn whenever_the_power_is_cut_during_a_rollback_either_deployment_boots() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut bench, old) = Bench::new();
     let (root, fs) = bench.machine("two");
     upgrade(&root, Arc::new(fs)).unwrap();
