@@ -72,6 +72,8 @@ pub struct Probe {
     pub path: PathBuf,
     /// Something is mounted there.
     pub mounted: bool,
+    /// It is FAT, which firmware and boot loaders can read.
+    pub fat: bool,
     /// It holds `loader/entries` or `EFI`: a boot loader's partition.
     pub in_use: bool,
 }
@@ -85,16 +87,18 @@ impl Probe {
         Self {
             mounted: opened && above.is_some() && device(path) != above,
             in_use: path.join("loader/entries").is_dir() || path.join("EFI").is_dir(),
+            fat: opened && is_fat(path),
             path: path.to_path_buf(),
         }
     }
 }
 
-/// Chooses among the candidates, best place first: the first mounted one that a boot loader uses, otherwise the first
-/// mounted one.
+/// Chooses among the candidates, best place first: the first mounted one that a boot loader can read (FAT) or uses
+/// already, otherwise the first mounted one.
 pub fn choose(candidates: &[Probe]) -> Option<&Probe> {
     let mut mounted = candidates.iter().filter(|probe| probe.mounted);
-    mounted.clone().find(|probe| probe.in_use).or_else(|| mounted.next())
+    let readable = |probe: &&Probe| probe.fat || probe.in_use;
+    mounted.clone().find(readable).or_else(|| mounted.next())
 }
 
 /// Makes sure that the nearest existing folder can be written, before anything is.
@@ -165,6 +169,7 @@ mod tests {
         Probe {
             path: path.into(),
             mounted,
+            fat: false,
             in_use,
         }
     }
@@ -177,6 +182,12 @@ mod tests {
         // /boot is a partition of its own for another purpose: what a boot loader reads is at /efi.
         let separate = [probe("/boot", true, false), probe("/efi", true, true)];
         assert_eq!(path(&separate).as_deref(), Some("/efi"));
+        // A new extended boot partition, which no boot loader reads yet, comes before the small ESP.
+        let extended = Probe {
+            fat: true,
+            ..probe("/boot", true, false)
+        };
+        assert_eq!(path(&[extended, probe("/efi", true, true)]).as_deref(), Some("/boot"));
         let old = [
             probe("/boot", false, false),
             probe("/efi", false, false),
