@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::common::layout::small;
+use crate::common::layout::{self, How, Layer, small};
 use crate::common::{Cfs, list, scratch};
 
 /// Version `version` under the tag `stable` of a layout in `dir`.
@@ -226,6 +226,52 @@ fn a_digest_needs_no_sysroot_and_is_that_of_the_pulled_and_of_the_deployed_image
     let manifest = cfs.run(["image", "inspect", "--json", &reference]).expect(0).json();
     assert_eq!(manifest["layers"].as_array().unwrap().len(), 2);
     assert_eq!(manifest["bootDigest"], boot);
+}
+
+#[test]
+fn a_boot_digest_follows_the_policy_in_the_image_also_where_it_is_a_hard_link() {
+    let dir = scratch();
+    let contexts = format!(
+        "{}\n/usr/lib(/.*)?\tsystem_u:object_r:bin_t:s0\n",
+        "# a comment\n".repeat(20)
+    );
+    let policy = || {
+        Layer::default()
+            .dirs(&[
+                "etc",
+                "etc/selinux",
+                "etc/selinux/test",
+                "etc/selinux/test/contexts",
+                "etc/selinux/test/contexts/files",
+            ])
+            .file("etc/selinux/config", "SELINUXTYPE=test\n")
+    };
+    let files = "etc/selinux/test/contexts/files/file_contexts";
+    let plain = policy().file(files, &contexts);
+    let linked = policy()
+        .file("usr/contexts", &contexts)
+        .hard_link(files, "usr/contexts");
+    let mut digests = Vec::new();
+    for (tag, layer) in [("plain", plain), ("linked", linked)] {
+        let base = layout::base("1", "kernel");
+        let image = layout::Image::new("1")
+            .layer(base, How::Gzip)
+            .layer(layer, How::None)
+            .finish();
+        let reference = image.layout(&dir.path().join(tag), tag);
+        let nowhere = Cfs::new(&dir.path().join("nowhere"));
+        let digest = nowhere
+            .run(["-q", "image", "digest", "--boot", &reference])
+            .expect(0)
+            .stdout;
+        let cfs = Cfs::new(&dir.path().join(format!("{tag}-sysroot")));
+        let deployed = cfs.run(["switch", "--json", &reference]).expect(0).json();
+        assert_eq!(deployed["deployment"], digest.trim());
+        let container = nowhere.run(["-q", "image", "digest", &reference]).expect(0).stdout;
+        assert_ne!(container, digest, "labels make a difference");
+        digests.push(digest);
+    }
+    assert_ne!(digests[0], digests[1]);
 }
 
 #[test]

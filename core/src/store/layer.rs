@@ -137,10 +137,11 @@ impl<'a, P: Pieces> Importer<'a, P> {
                 this.stream.literal(bytes).map_err(|e| write_error(this.store, e))
             });
         }
-        let id = if head.stored <= GATHER {
-            self.small_file(head.stored)?
-        } else {
-            self.large_file(head.stored)?
+        let keep = self.store.keeps.is_none_or(|keeps| keeps(&head.path));
+        let id = match keep {
+            true if head.stored <= GATHER => self.small_file(head.stored)?,
+            true => self.large_file(head.stored)?,
+            false => self.hashed_file(head.stored)?,
         };
         self.stream
             .object(&id, head.stored)
@@ -174,6 +175,16 @@ impl<'a, P: Pieces> Importer<'a, P> {
         }
         self.count(new);
         Ok(id)
+    }
+
+    /// A file whose digest alone is wanted.
+    fn hashed_file(&mut self, size: u64) -> Result<ObjectId> {
+        self.take(size, |this, bytes| {
+            this.hasher.update(bytes);
+            Ok(())
+        })?;
+        self.count(true);
+        Ok(self.hasher.finish())
     }
 
     fn large_file(&mut self, size: u64) -> Result<ObjectId> {

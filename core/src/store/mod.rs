@@ -58,7 +58,12 @@ pub struct Store {
     objects: Objects,
     lock: File,
     pending: Mutex<pending::Pending>,
+    /// Which files of layers are kept; all where unset.
+    keeps: Option<Keeps>,
 }
+
+/// Tells by a file's path, as the archive has it, whether its content is wanted.
+pub type Keeps = fn(&[u8]) -> bool;
 
 impl Store {
     /// Opens the repository at `path`.
@@ -104,6 +109,7 @@ impl Store {
             fs,
             lock,
             pending: Mutex::new(pending),
+            keeps: None,
         })
     }
 
@@ -174,6 +180,15 @@ impl Store {
             });
         }
         Ok(store)
+    }
+
+    /// From now on files of imported layers are only hashed, but for those that `keeps` names: for a repository that
+    /// serves to find out what an image of these layers is, and is thrown away. It refuses to be published.
+    pub fn only_hashing(self, keeps: Keeps) -> Self {
+        Self {
+            keeps: Some(keeps),
+            ..self
+        }
     }
 
     /// The algorithm that names its objects.

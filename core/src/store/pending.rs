@@ -146,6 +146,12 @@ impl Store {
     /// # Errors
     /// What syncing and linking give. What was put stays pending then, and the next call tries again.
     pub fn publish(&self) -> Result<()> {
+        if self.keeps.is_some() {
+            return Err(Error::Repository {
+                path: self.path.clone(),
+                why: "its files were hashed and not kept, so nothing of it can be published".into(),
+            });
+        }
         let mut pending = self.pending();
         if pending.is_empty() {
             return Ok(());

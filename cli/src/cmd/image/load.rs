@@ -135,8 +135,8 @@ fn from_store(context: &Context, id: &ObjectId, options: &Options) -> Result<Tre
     boot_variant(tree, options, &|id| store.read_object(id, OBJECT_LIMIT))
 }
 
-/// Of a container image. Layers that are all in the repository are taken from there; else they are imported into one
-/// that is thrown away, so that no sysroot is needed and an existing one is not changed.
+/// Of a container image. Layers that are all in the repository are taken from there; else their files are hashed and
+/// not kept, so that no sysroot is needed and an existing one is not changed.
 fn from_reference(context: &Context, reference: &Reference, options: &Options) -> Result<Tree> {
     let registry = Registry::open(reference, &context.registry())?;
     context.ui.event(Event::Stage(Stage::Resolve));
@@ -159,7 +159,18 @@ fn from_reference(context: &Context, reference: &Reference, options: &Options) -
         return make(&store);
     }
     let folder = scratch::folder(&context.environment.temporary)?;
-    make(&Store::create(&folder.path().join("store"), options.algorithm())?)
+    let fresh = |name: &str| Store::create(&folder.path().join(name), options.algorithm());
+    match make(&fresh("hashes")?.only_hashing(is_policy)) {
+        // A policy's file may be a hard link to one of any name: then all of them are needed.
+        Err(Error::Object { .. }) if options.boot => make(&fresh("objects")?),
+        made => made,
+    }
+}
+
+/// What the boot variant reads from an image: SELinux' policy.
+fn is_policy(path: &[u8]) -> bool {
+    let path = path.strip_prefix(b".").unwrap_or(path);
+    path.strip_prefix(b"/").unwrap_or(path).starts_with(b"etc/selinux/")
 }
 
 /// As a deployment of the same tree would have it.
@@ -185,6 +196,25 @@ fn hash(hasher: &mut Hasher, buffer: &mut [u8], path: &Path, file: &mut File) ->
             Ok(n) => hasher.update(&buffer[..n]),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(Error::io("read", path, e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_known_however_the_archive_writes_paths() {
+        for path in [
+            "etc/selinux/config",
+            "./etc/selinux/config",
+            "/etc/selinux/x/contexts/files/file_contexts",
+        ] {
+            assert!(is_policy(path.as_bytes()), "{path}");
+        }
+        for path in ["usr/etc/selinux/config", "etc/selinuxx", "..etc/selinux/x"] {
+            assert!(!is_policy(path.as_bytes()), "{path}");
         }
     }
 }

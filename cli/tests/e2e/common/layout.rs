@@ -69,6 +69,12 @@ impl Layer {
         self
     }
 
+    pub fn hard_link(mut self, path: &str, target: &str) -> Self {
+        let mut header = Self::header(tar::EntryType::Link, 0o644, 0);
+        self.0.append_link(&mut header, path, target).unwrap();
+        self
+    }
+
     pub fn finish(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }
