@@ -80,6 +80,11 @@ impl Deployments {
         let record = self.load(signed.id())?;
         let path = record.path().to_path_buf();
         label(&mut origin, &signed);
+        if record.waiting_seal_counts() {
+            // A power cut came after the origin was changed: that seal may not be overwritten before it has its place.
+            fs.rename(&path.join(NEXT_SEAL), &path.join(SEAL))?;
+            fs.sync_dir(&path)?;
+        }
         fs::replace(fs, &path.join(NEXT_SEAL), 0o644, signed.seal())?;
         let name = origin_name(signed.id());
         fs::replace(fs, &path.join(name), 0o644, origin.to_string().as_bytes())?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Layout, Origin};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
-use crate::signature::{ImageFacts, SEAL_LIMIT, SignedImage, TrustStore};
+use crate::signature::{ImageFacts, SEAL_LIMIT, SignedImage, TrustStore, claimed};
 use crate::sys::fs;
 
 /// Origin files larger than this many bytes are refused.
@@ -174,6 +174,18 @@ impl Record {
             }
         }
         Err(refusal)
+    }
+
+    /// Whether the seal that waits is the one that was made for the origin as it is, and the other is not.
+    pub(super) fn waiting_seal_counts(&self) -> bool {
+        let fits = |seal: &Vec<u8>| {
+            claimed(seal).is_some_and(|statement| {
+                statement.reference == self.origin.reference && statement.manifest == self.origin.manifest
+            })
+        };
+        self.path.join(NEXT_SEAL).exists()
+            && self.seals.last().is_some_and(fits)
+            && !self.seals.first().is_some_and(fits)
     }
 
     fn counters(&self, trust: &TrustStore) -> Vec<u64> {

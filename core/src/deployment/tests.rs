@@ -313,6 +313,51 @@ fn a_power_cut_while_an_image_gets_another_name_leaves_one_that_is_sealed() {
 }
 
 #[test]
+fn a_second_power_cut_while_an_image_gets_a_third_name_leaves_one_that_is_sealed() {
+    cut_everywhere(
+        |sandbox| {
+            let origin = sandbox.make(&RealFs, 1).unwrap().origin().clone();
+            sandbox.deployments.relabel(&RealFs, signed(1, "2"), origin).unwrap();
+            // As the first cut left it: the origin is new, the seal has not got its place.
+            let path = sandbox.path(1);
+            std::fs::rename(path.join(SEAL), path.join(NEXT_SEAL)).unwrap();
+            std::fs::write(path.join(SEAL), signed(1, "1").seal()).unwrap();
+        },
+        |sandbox, fs| {
+            let origin = sandbox.deployments.load(&id(1))?.origin().clone();
+            sandbox.deployments.relabel(fs, signed(1, "3"), origin).map(drop)
+        },
+        |sandbox, done, context| {
+            let read = sandbox.deployments.load(&id(1)).unwrap().verify(&trust());
+            let reference = read
+                .unwrap_or_else(|e| panic!("{e} {context}"))
+                .origin()
+                .reference
+                .clone();
+            assert!(
+                reference == "docker://h/os:3" || (!done && reference == "docker://h/os:2"),
+                "{context}"
+            );
+        },
+    );
+}
+
+#[test]
+fn a_pipe_in_place_of_a_file_keeps_nobody_waiting() {
+    let sandbox = sandbox();
+    for byte in 1..=2 {
+        sandbox.make(&RealFs, byte).unwrap();
+    }
+    let folder = crate::sys::dir::Dir::open(&sandbox.path(1)).unwrap();
+    for name in [SEAL.to_owned(), format!("{}.origin", id(1))] {
+        std::fs::remove_file(sandbox.path(1).join(&name)).unwrap();
+        folder.make_node(name.as_ref(), rustix::fs::FileType::Fifo, 0).unwrap();
+    }
+    let (good, bad) = sandbox.standing();
+    assert_eq!((good, bad.len()), (vec![id(2)], 1));
+}
+
+#[test]
 fn the_seal_that_waits_does_not_vouch_for_the_old_name() {
     let sandbox = sandbox();
     sandbox.make(&RealFs, 1).unwrap();
@@ -453,7 +498,7 @@ fn nothing_is_written_through_a_link_in_the_state_folder() {
 }
 
 #[test]
-fn a_leftover_that_is_read_only_is_removed_too() {
+fn a_leftover_that_is_read_only_or_immutable_is_removed_too() {
     let sandbox = sandbox();
     let left = sandbox.root.join(format!("state/deploy/.#{}", id(1)));
     std::fs::create_dir_all(left.join("etc/sudoers.d/x")).unwrap();
@@ -463,6 +508,15 @@ fn a_leftover_that_is_read_only_is_removed_too() {
     }
     assert_eq!(sandbox.deployments.clean(&RealFs).unwrap(), std::slice::from_ref(&left));
     assert!(!left.exists());
+    // An immutable resolv.conf is a habit of administrators; only root can have one.
+    std::fs::create_dir_all(left.join("etc")).unwrap();
+    std::fs::write(left.join("etc/resolv.conf"), "").unwrap();
+    let file = std::fs::File::open(left.join("etc/resolv.conf")).unwrap();
+    if rustix::fs::ioctl_setflags(&file, rustix::fs::IFlags::IMMUTABLE).is_ok() {
+        assert!(std::fs::remove_dir_all(&left).is_err());
+        sandbox.deployments.clean(&RealFs).unwrap();
+        assert!(!left.exists());
+    }
 }
 
 #[test]

@@ -232,6 +232,12 @@ impl SigningKey {
     /// holds another key.
     pub fn load(fs: &dyn Fs, dir: &Path) -> Result<Self> {
         let path = dir.join(HOST_KEY);
+        if fs::exists(dir) && !fs::is_dir(dir) {
+            return Err(Error::Trust {
+                what: format!("key folder {}", dir.display()),
+                why: "it is a link or a file; put the folder itself there".into(),
+            });
+        }
         let text = secret::read(&path, KEY_LIMIT)?.ok_or_else(|| Error::Trust {
             what: format!("secret key {}", path.display()),
             why: "there is none; make one with `cfs-update key generate`".into(),

@@ -16,6 +16,7 @@ mod statement;
 mod trust;
 
 pub use counter::{COUNTERS_FILE, Freshness, Next, check_downgrade, next_counter};
+pub(crate) use envelope::claimed;
 pub use envelope::{Envelope, PAYLOAD_TYPE, SEAL_LIMIT, Verified, pre_authentication_encoding, verify};
 pub use key::{HOST_KEY, HOST_PUBLIC_KEY, KEYS_DIR, KeyId, PublicKey, SigningKey};
 pub use statement::{STATEMENT_TYPE, STATEMENT_VERSION, Statement};

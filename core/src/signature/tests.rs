@@ -346,6 +346,19 @@ fn a_secret_key_that_others_could_have_read_or_that_is_none_is_refused() {
     refused("not a regular file");
     std::fs::remove_dir(&path).unwrap();
     std::fs::rename(keys.join("real"), &path).unwrap();
+    let linked = folder.path().join("linked");
+    symlink(&keys, &linked).unwrap();
+    std::fs::remove_file(keys.join(HOST_PUBLIC_KEY)).unwrap();
+    assert!(
+        SigningKey::load(&RealFs, &linked)
+            .unwrap_err()
+            .to_string()
+            .contains("it is a link")
+    );
+    assert!(
+        !keys.join(HOST_PUBLIC_KEY).exists(),
+        "nothing is written through the link"
+    );
     let stranger = SigningKey::from_seed(&[8; 32], "stranger");
     std::fs::write(keys.join(HOST_PUBLIC_KEY), stranger.public().to_base64()).unwrap();
     refused("not that of host.key");

@@ -325,19 +325,37 @@ pub fn is_privileged() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Gives the owner all permissions on every folder in a tree of his own, so that it can be removed.
+/// Makes a tree of one's own removable: the owner gets all permissions on every folder, and what was made immutable or
+/// append-only (`chattr +i`, `+a`; needs root) is so no longer.
 pub fn make_removable(path: &Path) -> Result<()> {
-    // The folder itself may not even be readable: this one chmod goes by name, and follows no link.
+    loosen(path);
+    // The folder may not even be readable: this one chmod goes by name, and follows no link.
     if crate::sys::fs::is_dir(path) {
         sys::chmod(path, Mode::RWXU).map_err(|e| Error::io("set permissions of", path, e))?;
     }
     let folder = Dir::open(path)?;
     for name in folder.names()? {
-        if folder.stat(&name)?.is_some_and(|stat| stat.kind == FileType::Directory) {
-            make_removable(&path.join(&name))?;
+        match folder.stat(&name)?.map(|stat| stat.kind) {
+            Some(FileType::Directory) => make_removable(&path.join(&name))?,
+            Some(FileType::RegularFile) => loosen(&path.join(&name)),
+            _ => {}
         }
     }
     Ok(())
+}
+
+/// As far as possible; where it is not, the removal says what is in its way.
+fn loosen(path: &Path) {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(file) = sys::open(path, flags, Mode::empty()) else {
+        return;
+    };
+    let sealed = sys::IFlags::IMMUTABLE | sys::IFlags::APPEND;
+    if let Ok(set) = sys::ioctl_getflags(&file)
+        && set.intersects(sealed)
+    {
+        let _ = sys::ioctl_setflags(&file, set - sealed);
+    }
 }
 
 fn timestamps(mtime: Time) -> sys::Timestamps {

@@ -160,10 +160,13 @@ pub fn parent(path: &Path) -> Result<&Path> {
     })
 }
 
-/// A whole small file; `None` where there is none. Fails on more than `limit` bytes.
+/// A whole small file; `None` where there is none. Fails on more than `limit` bytes; never waits, as a pipe in its place
+/// would have it.
 pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let fail = |e| Error::io("read", path, e);
-    let file = match std::fs::File::open(path) {
+    let never_wait = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let opened = std::fs::File::options().read(true).custom_flags(never_wait).open(path);
+    let file = match opened {
         Ok(file) => file,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
         Err(e) => return Err(fail(e)),

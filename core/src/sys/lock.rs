@@ -33,6 +33,7 @@ impl Lock {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
             .open(path)
             .map_err(fail)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -71,6 +72,16 @@ fn holder(file: &mut File) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_that_is_a_link_leads_nowhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let outside = folder.path().join("outside");
+        std::fs::write(&outside, "precious").unwrap();
+        std::os::unix::fs::symlink(&outside, folder.path().join("lock")).unwrap();
+        assert!(Lock::exclusive(&folder.path().join("lock"), "upgrade").is_err());
+        assert_eq!(std::fs::read_to_string(&outside).unwrap(), "precious");
+    }
 
     #[test]
     fn a_second_lock_says_who_holds_the_first_and_succeeds_after_it() {
