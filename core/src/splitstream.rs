@@ -347,3 +347,120 @@ fn number(table: &[u8], at: usize) -> u64 {
 fn invalid(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sys::verity;
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    /// The parts of a stream, literal ones joined.
+    fn parts(mut reader: Reader) -> io::Result<Vec<(Vec<u8>, Option<ObjectId>)>> {
+        let mut parts = vec![(Vec::new(), None)];
+        while let Some(part) = reader.part()? {
+            match (part, parts.last_mut().unwrap()) {
+                (Part::Literal(bytes), last) => last.0.extend_from_slice(bytes),
+                (Part::Object(id), last) => {
+                    last.1 = Some(id);
+                    parts.push((Vec::new(), None));
+                }
+            }
+        }
+        Ok(parts)
+    }
+
+    fn sample() -> Vec<u8> {
+        let mut writer = Writer::new(Cursor::new(Vec::new()), Algorithm::Sha256, ContentType::LAYER).unwrap();
+        let [a, b] = [b"a", b"b"].map(|data| verity::hash(Algorithm::Sha256, data));
+        writer.literal(&[1; 700]).unwrap();
+        writer.object(&a, 1000).unwrap();
+        writer.literal(&vec![2; 300_000]).unwrap();
+        writer.object(&b, 2000).unwrap();
+        writer.object(&a, 1000).unwrap();
+        writer.name("layer".into(), &b);
+        writer.name("image".into(), &b);
+        writer.finish().unwrap().into_inner()
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_composefs_rs_reads_it_as_well() {
+        let bytes = sample();
+        let reader = Reader::new(file(&bytes), Algorithm::Sha256).unwrap();
+        assert_eq!((reader.content_type(), reader.size()), (ContentType::LAYER, 304_700));
+        assert_eq!((reader.object_refs().len(), reader.names().len()), (3, 2));
+        let b = verity::hash(Algorithm::Sha256, b"b");
+        assert!(reader.names().values().all(|id| *id == b));
+        let ours = parts(reader).unwrap();
+        let sizes: Vec<_> = ours.iter().map(|(bytes, _)| bytes.len()).collect();
+        assert_eq!(sizes, [700, 300_000, 0, 0]);
+
+        let mut theirs = composefs::splitstream::SplitStreamReader::<composefs::fsverity::Sha256HashValue>::new(
+            file(&bytes),
+            Some(u64::from_le_bytes(*b"ocilayer")),
+        )
+        .unwrap();
+        assert_eq!(theirs.total_size, 304_700);
+        let mut literal = 0;
+        theirs
+            .for_each_chunk(|chunk| {
+                if let composefs::splitstream::SplitStreamData::Inline(bytes) = chunk {
+                    literal += bytes.len();
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(literal, 300_700);
+    }
+
+    #[test]
+    fn streams_of_older_bootc_are_read() {
+        let mut bytes = sample();
+        let header: Vec<u8> = bytes[..32].to_vec();
+        bytes[..16].copy_from_slice(&header[16..]);
+        bytes[16..18].copy_from_slice(&header[12..14]);
+        bytes[18..30].copy_from_slice(&header[..12]);
+        bytes[30..32].copy_from_slice(&header[14..16]);
+        assert_eq!(
+            parts(Reader::new(file(&bytes), Algorithm::Sha256).unwrap())
+                .unwrap()
+                .len(),
+            4
+        );
+    }
+
+    #[test]
+    fn streams_that_are_none_are_refused() {
+        let bytes = sample();
+        assert!(Reader::new(file(&bytes), Algorithm::Sha512).is_err());
+        for end in (0..bytes.len()).step_by(11) {
+            let read = Reader::new(file(&bytes[..end]), Algorithm::Sha256).and_then(parts);
+            assert!(read.is_err(), "cut at {end}");
+        }
+        for text in [&b""[..], b"SplitStream", &[0; 200]] {
+            assert!(Reader::new(file(text), Algorithm::Sha256).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damage_is_an_error_or_another_stream_and_never_a_panic(
+            flips in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+        ) {
+            let mut bytes = sample();
+            for (at, byte) in flips {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            let _ = Reader::new(file(&bytes), Algorithm::Sha256).and_then(parts);
+        }
+    }
+}

@@ -80,6 +80,7 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_with(fs: Arc<dyn Fs>, path: &Path) -> Result<Self> {
+        let path = &absolute(path)?;
         let refuse = |why: String| Error::Repository {
             path: path.to_path_buf(),
             why,
@@ -127,6 +128,7 @@ impl Store {
     /// # Errors
     /// As [`Store::create`].
     pub fn create_with(fs: Arc<dyn Fs>, path: &Path, algorithm: Algorithm) -> Result<Self> {
+        let path = &absolute(path)?;
         let meta_path = path.join("meta.json");
         if fs::exists(&meta_path) || fs::is_dir(&path.join("objects")) {
             return Err(Error::Repository {
@@ -304,6 +306,11 @@ impl Store {
     fn pending(&self) -> MutexGuard<'_, pending::Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// So that a path of one component has a folder above it, and a change of the working folder changes nothing.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io("find", path, e))
 }
 
 /// Whether the folder holds objects already; an empty `objects/` is what an interrupted [`Store::create`] leaves.

@@ -398,3 +398,105 @@ impl Name {
         &self.as_str()[..2]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn objects(folder: &Path, suspect: bool) -> Objects {
+        Objects::open(folder, Algorithm::Sha256, Verity::Unknown, suspect).unwrap()
+    }
+
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                found.extend(files(&path))
+            } else {
+                found.push(path)
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn a_name_is_the_path_of_the_id() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let id = verity::hash(algorithm, b"x");
+            assert_eq!(Name::new(&id).as_str(), id.object_path());
+        }
+    }
+
+    #[test]
+    fn objects_are_stored_once_with_and_without_unnamed_files() {
+        for named in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let objects = objects(folder.path(), false);
+            if named {
+                objects.without_tmpfile();
+            }
+            let data = vec![7; 5000];
+            let id = verity::hash(Algorithm::Sha256, &data);
+            assert!(objects.put(&id, &data).unwrap());
+            assert!(!objects.put(&id, &data).unwrap());
+            // Lost the race: another thread stored it after the look.
+            let mut late = objects.temporary().unwrap();
+            late.write_all(&data).unwrap();
+            assert!(!objects.store(late, &id).unwrap());
+            drop(objects.temporary().unwrap());
+            assert_eq!(files(folder.path()), [objects.path(&id)], "named: {named}");
+            assert!(objects.is_intact(&id).unwrap());
+            objects.remove(&id).unwrap();
+            objects.remove(&id).unwrap();
+            assert!(matches!(objects.open_object(&id), Err(Error::Object { .. })));
+        }
+    }
+
+    #[test]
+    fn many_threads_may_store_the_same_object() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = objects(folder.path(), true);
+        let data = vec![8; 100_000];
+        let id = verity::hash(Algorithm::Sha256, &data);
+        let new: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| objects.put(&id, &data).unwrap()))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| usize::from(thread.join().unwrap()))
+                .sum()
+        });
+        assert_eq!(new, 1);
+        assert!(objects.is_intact(&id).unwrap());
+    }
+
+    #[test]
+    fn an_object_of_another_size_or_suspect_content_is_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = vec![9; 5000];
+        let id = verity::hash(Algorithm::Sha256, &data);
+        for (suspect, damage, again) in [(false, 4999, true), (false, 5000, false), (true, 5000, true)] {
+            let objects = objects(folder.path(), suspect);
+            objects.put(&id, &data).unwrap();
+            #[allow(clippy::disallowed_methods, reason = "the damage")]
+            std::fs::write(objects.path(&id), vec![0; damage]).unwrap();
+            assert_eq!(objects.put(&id, &data).unwrap(), again, "{suspect} {damage}");
+            objects.remove(&id).unwrap();
+        }
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_run_go_and_other_files_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = objects(folder.path(), false);
+        objects.without_tmpfile();
+        std::mem::forget(objects.temporary().unwrap());
+        let id = verity::hash(Algorithm::Sha256, b"x");
+        objects.put(&id, b"x").unwrap();
+        assert_eq!(files(folder.path()).len(), 2);
+        objects.remove_leftovers().unwrap();
+        assert_eq!(files(folder.path()), [objects.path(&id)]);
+    }
+}
