@@ -360,6 +360,7 @@ mod tests {
     fn file(bytes: &[u8]) -> File {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
+        file.rewind().unwrap();
         file
     }
 
