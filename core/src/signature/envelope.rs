@@ -91,10 +91,10 @@ pub(crate) fn claimed(seal: &[u8]) -> Option<Statement> {
     Statement::parse(&BASE64.decode(&envelope.payload).ok()?).ok()
 }
 
-fn refuse(why: impl Into<String>) -> Error {
+fn refuse(why: impl std::fmt::Display) -> Error {
     Error::Trust {
         what: "signature".into(),
-        why: why.into(),
+        why: format!("{why}; the seal was changed, deploy the image again"),
     }
 }
 
@@ -116,7 +116,7 @@ pub fn verify(seal: &[u8], trust: &TrustStore) -> Result<Verified> {
         )));
     }
     if envelope.to_bytes() != seal {
-        return Err(refuse("the envelope was changed: it is not spelled as it was written"));
+        return Err(refuse("it is not spelled as it was written"));
     }
     let [signature] = envelope.signatures.as_slice() else {
         return Err(refuse(format!(

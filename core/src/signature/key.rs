@@ -128,7 +128,7 @@ impl PublicKey {
         self.key.verify_strict(message, &signature).map_err(|_| Error::Trust {
             what: "signature".into(),
             why: format!(
-                "it is not one of key {} ({}): the seal was changed, or made by another key",
+                "it is not one of key {} ({}): the seal was changed, or made by another key; deploy the image again",
                 self.id(),
                 self.name
             ),
@@ -286,14 +286,35 @@ impl SigningKey {
     }
 }
 
+/// The machine's public key, from the secret one where only that is there; `None` where there is neither.
+pub(super) fn host(dir: &Path) -> Result<Option<PublicKey>> {
+    if let Some(public) = load_public(dir)? {
+        return Ok(Some(public));
+    }
+    let path = dir.join(HOST_KEY);
+    let Some(text) = secret::read(&path, KEY_LIMIT)? else {
+        return Ok(None);
+    };
+    let mut public = SigningKey::parse(&text, &path.display().to_string())?.public;
+    public.name = "host".into();
+    Ok(Some(public))
+}
+
 /// The machine's public key; `None` where there is none.
-pub(super) fn load_public(dir: &Path) -> Result<Option<PublicKey>> {
+fn load_public(dir: &Path) -> Result<Option<PublicKey>> {
     let path = dir.join(HOST_PUBLIC_KEY);
     let Some(text) = fs::read_text(&path, KEY_LIMIT)? else {
         return Ok(None);
     };
-    PublicKey::parse(&text, &path.display().to_string()).map(|mut key| {
-        key.name = "host".into();
-        Some(key)
-    })
+    match PublicKey::parse(&text, &path.display().to_string()) {
+        Ok(mut key) => {
+            key.name = "host".into();
+            Ok(Some(key))
+        }
+        Err(Error::Trust { what, why }) => Err(Error::Trust {
+            what,
+            why: format!("{why}; remove it, it is then written again from {HOST_KEY}"),
+        }),
+        Err(other) => Err(other),
+    }
 }

@@ -264,6 +264,10 @@ fn the_machines_key_is_made_once_private_and_read_again() {
     let other = SigningKey::generate(&RealFs, &folder.path().join("other")).unwrap();
     assert_ne!(other.public(), made.public());
     std::fs::remove_file(keys.join(HOST_PUBLIC_KEY)).unwrap();
+    assert_eq!(
+        TrustStore::load(&keys, &[]).unwrap().keys().next().unwrap().0,
+        made.public()
+    );
     SigningKey::load(&RealFs, &keys).unwrap();
     assert_eq!(
         TrustStore::load(&keys, &[]).unwrap().keys().next().unwrap().0,

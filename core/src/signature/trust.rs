@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::key::load_public;
+use super::key::host;
 use super::{HOST_PUBLIC_KEY, KeyId, PublicKey};
 use crate::error::{Error, Result};
 use crate::sys::fs::{self, Fs};
@@ -47,9 +47,12 @@ impl TrustStore {
     /// [`Error::Trust`] naming the first file that is no list of keys, [`Error::Io`] for one that cannot be read.
     pub fn load(keys: &Path, further: &[PathBuf]) -> Result<Self> {
         let mut store = Self::default();
-        if let Some(host) = load_public(keys)? {
+        if let Some(host) = host(keys)? {
             secret::guarded(keys)?;
-            secret::guarded(&keys.join(HOST_PUBLIC_KEY))?;
+            let public = keys.join(HOST_PUBLIC_KEY);
+            if fs::exists(&public) {
+                secret::guarded(&public)?;
+            }
             store.trust(host);
         }
         for folder in further.iter().map(PathBuf::as_path).chain([keys]) {
@@ -83,7 +86,7 @@ impl TrustStore {
             why,
         };
         if self.revoked.contains(id) {
-            return Err(refuse(format!("key {id} is revoked")));
+            return Err(refuse(format!("key {id} is revoked; deploy the image again")));
         }
         self.trusted.get(id).ok_or_else(|| {
             refuse(format!(
