@@ -3,27 +3,17 @@
 //! Invariant: everything here follows from the tree and the version alone; hash tables only find equal things and
 //! never decide an order.
 
-use std::borrow::Cow;
-use std::hash::{BuildHasher, Hasher};
-
-use hashbrown::{DefaultHashBuilder, HashTable};
-use xxhash_rust::xxh32::xxh32;
-
 use super::Versions;
 use super::format::{
-    self, ACL_ACCESS, ACL_DEFAULT, ESCAPED, ESCAPED_OPAQUE, FILTER_SEED, MAX_CHUNKS, MAX_SHARED, METACOPY, OPAQUE,
-    OVERLAY, PREFIXES, Packing, REDIRECT, USER_OPAQUE, USER_WHITEOUT, USER_WHITEOUTS, WHITEOUT, WHITEOUTS, chunk_count,
-    merge_names, stub_names,
+    self, ACL_ACCESS, ACL_DEFAULT, ESCAPED, ESCAPED_OPAQUE, MAX_CHUNKS, MAX_SHARED, METACOPY, OPAQUE, OVERLAY, Packing,
+    REDIRECT, USER_OPAQUE, USER_WHITEOUT, USER_WHITEOUTS, WHITEOUT, WHITEOUTS, chunk_count, merge_names, stub_names,
 };
+use super::pool::{Attributes, Key, Piece, Pool, prefix};
 use crate::error::{Error, Result};
-use crate::ids::ObjectId;
 use crate::layers::Mtime;
-use crate::tree::{Kind, NodeId, ObjectPath, Regular, Tree, count, hex_digit, kind, path_error};
+use crate::tree::{Data, NodeId, Payload, Tree, count, kind, path_error, push_object_path};
 
 const SELINUX: &[u8] = b"security.selinux";
-
-/// Key and value of an attribute.
-type Pair<'t> = (Cow<'t, [u8]>, Cow<'t, [u8]>);
 
 /// What an inode's data are.
 #[derive(Clone, Copy, Debug)]
@@ -81,25 +71,6 @@ impl Inode<'_> {
     }
 }
 
-/// An attribute's name.
-struct Key {
-    start: usize,
-    len: usize,
-    prefix: u8,
-    prefix_len: usize,
-    filter: u32,
-}
-
-/// A name with a value, once however often it is used.
-struct Attribute {
-    key: u32,
-    start: usize,
-    len: usize,
-    uses: u32,
-    /// In the shared table, where it is in it.
-    offset: u32,
-}
-
 /// All inodes in image order, with their attributes.
 pub struct Inodes<'t> {
     tree: &'t Tree,
@@ -118,17 +89,6 @@ pub struct Inodes<'t> {
     pub shared: Vec<u32>,
     lists: Vec<u32>,
     pool: Pool,
-}
-
-/// Attributes and their names, each once.
-#[derive(Default)]
-struct Pool {
-    bytes: Vec<u8>,
-    keys: Vec<Key>,
-    key_index: HashTable<u32>,
-    attributes: Vec<Attribute>,
-    index: HashTable<u32>,
-    hasher: DefaultHashBuilder,
 }
 
 /// Where an inode comes from.
@@ -165,13 +125,14 @@ impl<'t> Inodes<'t> {
             inodes.version = 1;
         }
         inodes.list.reserve_exact(order.len());
-        let mut attributes = Vec::new();
+        let mut attributes = Attributes::default();
         for (source, hides) in order.iter().zip(hides) {
-            attributes.clear();
+            attributes.pairs.clear();
+            attributes.bytes.clear();
             let mut inode = inodes.inode(*source)?;
             inodes.attributes(*source, hides, &mut attributes)?;
             inode.attributes.0 = count(inodes.lists.len())?;
-            for (key, value) in &attributes {
+            for (key, value) in attributes.iter() {
                 let attribute = inodes.pool.attribute(key, value)?;
                 inodes.lists.push(attribute);
             }
@@ -263,93 +224,101 @@ impl<'t> Inodes<'t> {
             size: node.size,
             ..EMPTY
         };
-        inode.body = match self.tree.inode(id).kind() {
-            Kind::Directory => {
+        inode.body = match node.data {
+            Data::Directory { .. } => {
                 inode.nlink = self.tree.inode(id).nlink();
                 Body::Directory(id)
             }
-            Kind::Regular(Regular::Inline(b"")) => Body::Nothing,
-            Kind::Regular(Regular::Inline(content)) => {
+            Data::Inline(content) => {
+                let content = self.tree.get(content);
                 inode.size = content.len() as u64;
-                Body::Content(content)
+                if content.is_empty() {
+                    Body::Nothing
+                } else {
+                    Body::Content(content)
+                }
             }
-            Kind::Regular(Regular::External { size, .. }) if chunk_count(size) > MAX_CHUNKS => {
+            Data::External { .. } if chunk_count(node.size) > MAX_CHUNKS => {
                 return Err(self.too_much(source, "a file of more than 2^53 bytes"));
             }
-            Kind::Regular(Regular::External { .. }) => Body::Chunks,
-            Kind::Symlink(target) if target.is_empty() || target.len() > 4095 => {
-                return Err(self.too_much(source, "a symbolic link whose target is not 1 to 4095 bytes long"));
-            }
-            Kind::Symlink(target) => {
+            Data::External { .. } => Body::Chunks,
+            Data::Symlink(target) => {
+                let target = self.tree.get(target);
                 inode.size = target.len() as u64;
+                if target.is_empty() || target.len() > 4095 {
+                    return Err(self.too_much(source, "a symbolic link whose target is not 1 to 4095 bytes long"));
+                }
                 Body::Symlink(target)
             }
-            Kind::CharDevice(0) => {
+            Data::Device(_) if is_whiteout(self.tree, id) => {
                 inode.mode = kind::REGULAR | node.mode & !kind::MASK;
                 inode.size = 0;
                 Body::Nothing
             }
-            Kind::CharDevice(number) | Kind::BlockDevice(number) => Body::Device(number),
-            Kind::Fifo | Kind::Socket => Body::Nothing,
+            Data::Device(number) => Body::Device(number),
+            Data::Nothing => Body::Nothing,
         };
         Ok(inode)
     }
 
     /// An inode's attributes in the order of their keys.
-    fn attributes(&mut self, source: Source, hides: bool, list: &mut Vec<Pair<'t>>) -> Result<()> {
+    fn attributes(&mut self, source: Source, hides: bool, list: &mut Attributes<'t>) -> Result<()> {
         let tree = self.tree;
         let Source::Node(id) = source else {
-            let label = tree.root().xattr(SELINUX);
-            list.extend(label.map(|label| (Cow::Borrowed(SELINUX), Cow::Borrowed(label))));
+            if let Some(label) = tree.root().xattr(SELINUX) {
+                list.set(SELINUX, Piece::Of(label));
+            }
             return Ok(());
         };
-        let inode = tree.inode(id);
-        for (key, value) in inode.xattrs() {
+        let node = tree.node(id);
+        for xattr in &tree.xattrs[node.xattrs.0 as usize..node.xattrs.1 as usize] {
+            let (key, value) = (tree.get(xattr.key), tree.get(xattr.value));
             self.has_acl |= key == ACL_ACCESS || key == ACL_DEFAULT;
             let key = match key.strip_prefix(OVERLAY) {
-                Some(rest) => Cow::Owned([ESCAPED, rest].concat()),
-                None => Cow::Borrowed(key),
+                Some(rest) => list.own(&[ESCAPED, rest]),
+                None => Piece::Of(key),
             };
-            list.push((key, Cow::Borrowed(value)));
+            list.pairs.push((key, Piece::Of(value)));
         }
-        if let Kind::Regular(Regular::External {
-            id: object, payload, ..
-        }) = inode.kind()
-        {
-            set(list, METACOPY, metacopy(object));
+        if let Data::External { payload, digest } = node.data {
+            let digest = tree.get(digest);
+            let record = list.own(&metacopy(digest));
+            list.set(METACOPY, record);
             match payload {
-                None => {}
-                Some(ObjectPath::Text(text)) => set(list, REDIRECT, Cow::Owned([b"/", text].concat())),
-                Some(ObjectPath::OfDigest) => {
-                    set(
-                        list,
-                        REDIRECT,
-                        Cow::Owned(redirect(object.as_ref().map_or(&[], |o| o.as_bytes()))),
-                    );
+                Payload::None => {}
+                Payload::Text(text) => {
+                    let redirect = list.own(&[b"/", tree.get(text)]);
+                    list.set(REDIRECT, redirect);
+                }
+                Payload::Object => {
+                    let start = list.bytes.len();
+                    list.bytes.push(b'/');
+                    push_object_path(&mut list.bytes, digest);
+                    list.set(REDIRECT, Piece::Own(start, list.bytes.len()));
                 }
             }
         }
         if is_whiteout(tree, id) {
-            set(list, WHITEOUT, Cow::Borrowed(b""));
-            set(list, USER_WHITEOUT, Cow::Borrowed(b""));
+            list.set(WHITEOUT, Piece::Of(b""));
+            list.set(USER_WHITEOUT, Piece::Of(b""));
         }
         if hides {
-            set(list, WHITEOUTS, Cow::Borrowed(b""));
-            set(list, USER_WHITEOUTS, Cow::Borrowed(b""));
+            list.set(WHITEOUTS, Piece::Of(b""));
+            list.set(USER_WHITEOUTS, Piece::Of(b""));
             if self.version >= 1 {
-                set(list, ESCAPED_OPAQUE, Cow::Borrowed(b"x"));
-                set(list, USER_OPAQUE, Cow::Borrowed(b"x"));
+                list.set(ESCAPED_OPAQUE, Piece::Of(b"x"));
+                list.set(USER_OPAQUE, Piece::Of(b"x"));
             }
         }
         if id == NodeId::ROOT {
-            set(list, OPAQUE, Cow::Borrowed(b"y"));
+            list.set(OPAQUE, Piece::Of(b"y"));
         }
-        list.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        list.sort();
         self.check_attributes(source, list)
     }
 
-    fn check_attributes(&self, source: Source, list: &[Pair<'t>]) -> Result<()> {
-        for (key, value) in list {
+    fn check_attributes(&self, source: Source, list: &Attributes<'t>) -> Result<()> {
+        for (key, value) in list.iter() {
             let (_, prefix) = prefix(key);
             if key.is_empty() || key.len() - prefix > 255 || key.contains(&0) {
                 return Err(self.too_much(source, "an attribute whose name is empty or has more than 255 bytes"));
@@ -519,137 +488,15 @@ const EMPTY: Inode<'static> = Inode {
 
 /// A character device 0:0, which overlayfs takes for a whiteout.
 fn is_whiteout(tree: &Tree, id: NodeId) -> bool {
-    tree.inode(id).kind() == Kind::CharDevice(0)
-}
-
-/// Sets an attribute in place of one with the same key.
-fn set<'t>(list: &mut Vec<Pair<'t>>, key: &'static [u8], value: Cow<'t, [u8]>) {
-    match list.iter_mut().find(|(k, _)| **k == *key) {
-        Some((_, old)) => *old = value,
-        None => list.push((Cow::Borrowed(key), value)),
-    }
+    let node = tree.node(id);
+    matches!(node.data, Data::Device(0)) && node.mode & kind::MASK == kind::CHAR
 }
 
 /// overlayfs' record of a digest (`struct ovl_metacopy`): version, length, flags, algorithm, digest.
-fn metacopy(object: Option<ObjectId>) -> Cow<'static, [u8]> {
-    let Some(object) = object else {
-        return Cow::Borrowed(b"");
-    };
-    let digest = object.as_bytes();
-    let length = if digest.len() == 64 { 68 } else { 36 };
-    Cow::Owned([&[0, length, 0, object.algorithm().number()], digest].concat())
-}
-
-/// `/ab/cdef…`.
-fn redirect(digest: &[u8]) -> Vec<u8> {
-    let mut path = Vec::with_capacity(2 * digest.len() + 2);
-    path.push(b'/');
-    for (at, byte) in digest.iter().enumerate() {
-        if at == 1 {
-            path.push(b'/');
-        }
-        path.extend([hex_digit(byte >> 4), hex_digit(byte & 15)]);
+fn metacopy(digest: &[u8]) -> [&[u8]; 2] {
+    match digest.len() {
+        0 => [b"", b""],
+        64 => [&[0, 68, 0, 2], digest],
+        _ => [&[0, 36, 0, 1], digest],
     }
-    path
-}
-
-/// Index and length of the prefix that an attribute's name is written with.
-fn prefix(key: &[u8]) -> (u8, usize) {
-    PREFIXES
-        .iter()
-        .find(|(prefix, _)| key.starts_with(prefix))
-        .map_or((0, 0), |(prefix, index)| (*index, prefix.len()))
-}
-
-impl Pool {
-    /// The number of an attribute; counts its use.
-    fn attribute(&mut self, key: &[u8], value: &[u8]) -> Result<u32> {
-        let key = self.key(key)?;
-        let hash = hash(&self.hasher, key, value);
-        let Self {
-            bytes,
-            attributes,
-            index,
-            hasher,
-            ..
-        } = self;
-        let value_of = |a: &Attribute| a.start..a.start + a.len;
-        let same = |number: &u32| {
-            let attribute = &attributes[*number as usize];
-            attribute.key == key && bytes[value_of(attribute)] == *value
-        };
-        if let Some(number) = index.find(hash, same).copied() {
-            attributes[number as usize].uses += 1;
-            return Ok(number);
-        }
-        let number = count(attributes.len())?;
-        attributes.push(Attribute {
-            key,
-            start: bytes.len(),
-            len: value.len(),
-            uses: 1,
-            offset: 0,
-        });
-        bytes.extend_from_slice(value);
-        index.insert_unique(hash, number, |number| {
-            let attribute = &attributes[*number as usize];
-            self::hash(hasher, attribute.key, &bytes[value_of(attribute)])
-        });
-        Ok(number)
-    }
-
-    fn key(&mut self, name: &[u8]) -> Result<u32> {
-        let hash = hash(&self.hasher, 0, name);
-        let Self {
-            bytes,
-            keys,
-            key_index,
-            hasher,
-            ..
-        } = self;
-        let same = |number: &u32| {
-            let key = &keys[*number as usize];
-            bytes[key.start..key.start + key.len] == *name
-        };
-        if let Some(number) = key_index.find(hash, same) {
-            return Ok(*number);
-        }
-        let number = count(keys.len())?;
-        let (prefix, prefix_len) = prefix(name);
-        keys.push(Key {
-            start: bytes.len(),
-            len: name.len(),
-            prefix,
-            prefix_len,
-            filter: 1 << (xxh32(&name[prefix_len..], FILTER_SEED + u32::from(prefix)) & 31),
-        });
-        bytes.extend_from_slice(name);
-        key_index.insert_unique(hash, number, |number| {
-            let key = &keys[*number as usize];
-            self::hash(hasher, 0, &bytes[key.start..key.start + key.len])
-        });
-        Ok(number)
-    }
-
-    /// Name and value.
-    fn get(&self, number: u32) -> (&[u8], &[u8]) {
-        let attribute = &self.attributes[number as usize];
-        let key = &self.keys[attribute.key as usize];
-        let key = &self.bytes[key.start..key.start + key.len];
-        (key, &self.bytes[attribute.start..attribute.start + attribute.len])
-    }
-
-    /// Bytes that an attribute takes.
-    fn size(&self, number: u32) -> usize {
-        let attribute = &self.attributes[number as usize];
-        let key = &self.keys[attribute.key as usize];
-        (4 + key.len - key.prefix_len + attribute.len).next_multiple_of(4)
-    }
-}
-
-fn hash(hasher: &DefaultHashBuilder, key: u32, value: &[u8]) -> u64 {
-    let mut state = hasher.build_hasher();
-    state.write_u32(key);
-    state.write(value);
-    state.finish()
 }

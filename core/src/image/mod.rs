@@ -6,6 +6,7 @@
 pub mod dump;
 mod format;
 mod inodes;
+mod pool;
 pub mod reader;
 pub mod writer;
 

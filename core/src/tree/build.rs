@@ -129,13 +129,29 @@ impl Builder {
         self.index.find(hash, same).copied()
     }
 
-    /// Adds an entry whose name is not yet in the folder. The name is valid.
-    pub fn insert(&mut self, folder: NodeId, name: &[u8], node: NodeId, link: bool, layer: u32) -> Result<u32> {
-        let span = push_bytes(&mut self.bytes, name)?;
+    /// Adds an entry. The name is valid; `None` where the folder has it already.
+    pub fn add(&mut self, folder: NodeId, name: &[u8], node: NodeId, link: bool, layer: u32) -> Result<Option<u32>> {
         let slot = count(self.slots.len())?;
-        self.slots.push(Slot {
+        let Self {
+            index,
+            hasher,
+            slots,
+            bytes,
+            nodes,
+            ..
+        } = self;
+        let same = |slot: &u32| {
+            let slot = &slots[*slot as usize];
+            slot.parent == folder && get(bytes, slot.name) == name
+        };
+        let rehash = |slot: &u32| hash_slot(hasher, slots, bytes, *slot);
+        match index.entry(hash(hasher, folder, name), same, rehash) {
+            hashbrown::hash_table::Entry::Occupied(_) => return Ok(None),
+            hashbrown::hash_table::Entry::Vacant(place) => _ = place.insert(slot),
+        }
+        slots.push(Slot {
             parent: folder,
-            name: span,
+            name: push_bytes(bytes, name)?,
             node,
             link,
             dead: false,
@@ -143,25 +159,21 @@ impl Builder {
             touched: 0,
             next: NONE,
         });
-        if let Data::Directory { first, count: last } = &mut self.nodes[folder.index()].data {
+        if let Data::Directory { first, count: last } = &mut nodes[folder.index()].data {
             if *first == NONE {
                 *first = slot;
             } else {
-                self.slots[*last as usize].next = slot;
+                slots[*last as usize].next = slot;
             }
             *last = slot;
         }
-        let Self {
-            index,
-            hasher,
-            slots,
-            bytes,
-            ..
-        } = self;
-        index.insert_unique(hash(hasher, folder, name), slot, |slot| {
-            hash_slot(hasher, slots, bytes, *slot)
-        });
-        Ok(slot)
+        Ok(Some(slot))
+    }
+
+    /// Adds an entry whose name is not yet in the folder. The name is valid.
+    pub fn insert(&mut self, folder: NodeId, name: &[u8], node: NodeId, link: bool, layer: u32) -> Result<u32> {
+        let added = self.add(folder, name, node, link, layer)?;
+        added.ok_or_else(|| path_error(name, "the folder has an entry of this name already"))
     }
 
     /// Takes an entry out, with all that only it leads to.
@@ -387,17 +399,30 @@ fn hash_slot(hasher: &DefaultHashBuilder, slots: &[Slot], bytes: &[u8], slot: u3
 
 /// Whether `text` is `ab/cdef…` of the raw digest.
 fn is_object_path(text: &[u8], digest: &[u8]) -> bool {
-    if digest.is_empty() || text.len() != digest.len() * 2 + 1 || text[2] != b'/' {
-        return false;
+    let mut path = Vec::with_capacity(129);
+    push_object_path(&mut path, digest);
+    !digest.is_empty() && text == path
+}
+
+/// Appends `ab/cdef…` of a raw digest.
+pub(crate) fn push_object_path(out: &mut Vec<u8>, digest: &[u8]) {
+    let mut path = [0; 129];
+    let mut len = 0;
+    for (at, byte) in digest.iter().take(64).enumerate() {
+        if at == 1 {
+            path[len] = b'/';
+            len += 1;
+        }
+        path[len] = hex_digit(byte >> 4);
+        path[len + 1] = hex_digit(byte & 15);
+        len += 2;
     }
-    let digits = text[..2].iter().chain(&text[3..]);
-    let wanted = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(hex_digit);
-    digits.copied().eq(wanted)
+    out.extend_from_slice(&path[..len]);
 }
 
 /// A lower-case hex digit of 0..16.
 pub(crate) fn hex_digit(value: u8) -> u8 {
-    if value < 10 { b'0' + value } else { b'a' + value - 10 }
+    b"0123456789abcdef"[usize::from(value & 15)]
 }
 
 /// Refuses what cannot be a name in a folder.

@@ -7,15 +7,17 @@
 //! folders, contents and attributes take together is bounded by the image's length, so that parts that overlap cannot multiply.
 //! Nothing recurses.
 
+mod bytes;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use super::format::{
-    BLOCK, EROFS_MAGIC, ESCAPED, HEADER_MAGIC, HEADER_VERSION, INCOMPAT_CHUNKED, INODES_START, LAYOUT_CHUNKS,
-    LAYOUT_INLINE, LAYOUT_PLAIN, LUSTRE, METACOPY, OVERLAY, PREFIXES, REDIRECT, SLOT, SUPER_OFFSET, USER_OPAQUE,
-    USER_WHITEOUT, USER_WHITEOUTS, WHITEOUT, stub_names,
+use crate::image::format::{
+    ESCAPED, LAYOUT_CHUNKS, LUSTRE, METACOPY, OVERLAY, PREFIXES, REDIRECT, USER_OPAQUE, USER_WHITEOUT, USER_WHITEOUTS,
+    WHITEOUT, stub_names,
 };
-use crate::error::{Error, Result};
-use crate::layers::Mtime;
+use bytes::{Image, Inode, little};
+
+use crate::error::Result;
 use crate::tree::{
     Builder, Data, EMPTY_DIRECTORY, Leaf, Links, Node, NodeId, ObjectPath, Span, Tree, Xattr, check_name, kind,
 };
@@ -27,163 +29,6 @@ use crate::tree::{
 pub fn read(image: &[u8]) -> Result<Tree> {
     let image = Image::open(image)?;
     Reader::new(image)?.run()
-}
-
-fn broken(what: impl Into<String>, why: impl Into<String>) -> Error {
-    Error::Image {
-        image: what.into(),
-        why: why.into(),
-    }
-}
-
-/// An image's bytes with what the superblock says.
-#[derive(Clone, Copy)]
-struct Image<'a> {
-    bytes: &'a [u8],
-    version: u32,
-    root: u64,
-    build_time: Mtime,
-    inodes: u64,
-    attributes: u64,
-}
-
-impl<'a> Image<'a> {
-    fn open(bytes: &'a [u8]) -> Result<Self> {
-        let refuse = |why: &str| broken("as a whole", why);
-        let mut image = Self {
-            bytes,
-            version: 0,
-            root: 0,
-            build_time: Mtime::default(),
-            inodes: 0,
-            attributes: 0,
-        };
-        let at = |offset: u64| SUPER_OFFSET + offset;
-        if image.u32(0).ok() != Some(HEADER_MAGIC) || image.get(at(0), INODES_START - SUPER_OFFSET).is_err() {
-            return Err(refuse("it is no composefs image"));
-        }
-        if image.u32(4)? != HEADER_VERSION || image.u32(at(0))? != EROFS_MAGIC || image.get(at(12), 1)? != [12] {
-            return Err(refuse("it is a composefs image of an unknown version or block size"));
-        }
-        if image.u32(at(80))? & !INCOMPAT_CHUNKED != 0 {
-            return Err(refuse("it has EROFS features that no composefs image has"));
-        }
-        image.version = image.u32(12)?;
-        image.root = image.u16(at(14))?.into();
-        image.build_time = Mtime {
-            sec: image.u64(at(24))?.cast_signed(),
-            nsec: image.u32(at(32))?,
-        };
-        image.inodes = u64::from(image.u32(at(40))?) * BLOCK;
-        image.attributes = u64::from(image.u32(at(44))?) * BLOCK;
-        Ok(image)
-    }
-
-    fn get(&self, offset: u64, len: u64) -> Result<&'a [u8]> {
-        let end = offset.checked_add(len).and_then(|end| usize::try_from(end).ok());
-        let range = usize::try_from(offset).ok().zip(end);
-        let found = range.and_then(|(start, end)| self.bytes.get(start..end));
-        found.ok_or_else(|| broken(format!("at byte {offset}"), "it ends before what should be there"))
-    }
-
-    fn u16(&self, offset: u64) -> Result<u16> {
-        Ok(little(self.get(offset, 2)?).to_le_bytes()).map(|b| u16::from_le_bytes([b[0], b[1]]))
-    }
-
-    fn u32(&self, offset: u64) -> Result<u32> {
-        Ok(little(self.get(offset, 4)?).to_le_bytes()).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-    }
-
-    fn u64(&self, offset: u64) -> Result<u64> {
-        Ok(little(self.get(offset, 8)?))
-    }
-
-    fn inode(&self, nid: u64) -> Result<Inode> {
-        let start = nid.checked_mul(SLOT).and_then(|o| o.checked_add(self.inodes));
-        let start = start.ok_or_else(|| broken(format!("inode {nid}"), "it is outside of the image"))?;
-        let at = |offset: u64| start + offset;
-        self.get(start, 32)?;
-        let format = self.u16(start)?;
-        let icount = u64::from(self.u16(at(2))?);
-        let extended = format & 1 != 0;
-        let mut inode = Inode {
-            nid,
-            layout: format >> 1,
-            mode: self.u16(at(4))?,
-            nlink: self.u16(at(6))?.into(),
-            size: self.u32(at(8))?.into(),
-            union: self.u32(at(16))?,
-            ino: self.u32(at(20))?,
-            uid: self.u16(at(24))?.into(),
-            gid: self.u16(at(26))?.into(),
-            mtime: self.build_time,
-            attributes: at(if extended { 64 } else { 32 }),
-            attributes_len: if icount == 0 { 0 } else { 12 + 4 * (icount - 1) },
-        };
-        if extended {
-            self.get(start, 64)?;
-            inode.size = self.u64(at(8))?;
-            inode.uid = self.u32(at(24))?;
-            inode.gid = self.u32(at(28))?;
-            inode.mtime.sec = self.u64(at(32))?.cast_signed();
-            inode.mtime.nsec = self.u32(at(40))?;
-            inode.nlink = self.u32(at(44))?;
-        }
-        if !matches!(inode.layout, LAYOUT_PLAIN | LAYOUT_INLINE | LAYOUT_CHUNKS) {
-            return Err(inode.error("its data layout is unknown"));
-        }
-        Ok(inode)
-    }
-
-    /// Where an inode's data are: blocks, then the tail that stands after the inode.
-    fn data(&self, inode: &Inode) -> Result<[&'a [u8]; 2]> {
-        let tail = match inode.layout {
-            LAYOUT_INLINE if inode.size > 0 => (inode.size - 1) % BLOCK + 1,
-            LAYOUT_INLINE | LAYOUT_PLAIN => 0,
-            _ => return Err(inode.error("its data are in chunks, where only a file's content can be")),
-        };
-        let blocks = inode.size - tail;
-        let first = match blocks {
-            0 => 0,
-            _ => u64::from(inode.union) * BLOCK,
-        };
-        Ok([
-            self.get(first, blocks)?,
-            self.get(inode.attributes + inode.attributes_len, tail)?,
-        ])
-    }
-}
-
-/// At most 8 bytes as a number.
-fn little(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
-}
-
-/// An inode as it stands in the image.
-#[derive(Clone, Copy)]
-struct Inode {
-    nid: u64,
-    layout: u16,
-    mode: u16,
-    nlink: u32,
-    size: u64,
-    union: u32,
-    ino: u32,
-    uid: u32,
-    gid: u32,
-    mtime: Mtime,
-    attributes: u64,
-    attributes_len: u64,
-}
-
-impl Inode {
-    fn error(&self, why: &str) -> Error {
-        broken(format!("inode {}", self.nid), why)
-    }
-
-    const fn kind(&self) -> u16 {
-        self.mode & kind::MASK
-    }
 }
 
 /// An attribute of the shared table, kept once.
@@ -314,9 +159,6 @@ impl<'a> Reader<'a> {
 
     fn entry(&mut self, folder: NodeId, name: &[u8], nid: u64) -> Result<()> {
         let inode = self.image.inode(nid)?;
-        if self.builder.find(folder, name).is_some() {
-            return Err(inode.error("two entries of one folder have the same name"));
-        }
         let is_next = inode.ino == self.next;
         if inode.kind() == kind::CHAR && inode.union == 0 && self.image.version < 2 {
             // Only the names 00 to ff are left as what overlayfs takes for whiteouts.
@@ -335,7 +177,8 @@ impl<'a> Reader<'a> {
                 self.builder.push(node)?
             }
         };
-        let slot = self.builder.insert(folder, name, node, true, 0)?;
+        let slot = self.builder.add(folder, name, node, true, 0)?;
+        let slot = slot.ok_or_else(|| inode.error("two entries of one folder have the same name"))?;
         let met = self.nodes.entry(nid).or_insert_with(|| Met {
             node,
             claimed: false,

@@ -4,18 +4,20 @@
 //! program takes and that have no good meaning: links to folders, escaped NUL bytes in paths and keys, and digests
 //! of files that are not 64 (or, for SHA-512, 128) hex digits. What [`write()`] prints, [`parse`] reads back as the same tree.
 
+mod print;
+mod text;
+
 use std::borrow::Cow;
-use std::io::{self, Write};
 
 use memchr::{memchr, memrchr};
 
-use super::format::{self, MAX_CHUNKS, chunk_count};
+use crate::image::format::{MAX_CHUNKS, chunk_count};
+pub use print::write;
+use text::{Raw, Refused, check_type, integer, low16, low32, optional, take_until, unescape};
+
 use crate::error::{Error, Result};
 use crate::layers::Mtime;
-use crate::tree::{
-    Builder, Data, EMPTY_DIRECTORY, Found, Inode, Kind, Leaf, Links, Node, NodeId, ObjectPath, Regular, Tree,
-    check_name, hex_digit, kind,
-};
+use crate::tree::{Builder, Data, EMPTY_DIRECTORY, Leaf, Links, Node, NodeId, ObjectPath, Tree, check_name, kind};
 
 /// The longest symbolic link target or payload, in bytes.
 const PATH_MAX: usize = 4095;
@@ -44,9 +46,6 @@ pub fn parse_strict(text: &[u8]) -> Result<Tree> {
 
 /// Key and value of an attribute.
 type Pair<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
-
-/// A refusal without its line.
-type Refused = Cow<'static, str>;
 
 /// A hard link that waits for the end of the dump, where its target is known.
 struct Pending<'a> {
@@ -214,9 +213,6 @@ impl<'a> Parser<'a> {
         };
         let folder = self.parent(parent)?;
         check_name(name).map_err(|why| format!("PATH has {why}"))?;
-        if self.builder.find(folder, name).is_some() {
-            return Err("this PATH was there before".into());
-        }
         Ok(Some((folder, name)))
     }
 
@@ -262,8 +258,9 @@ impl<'a> Parser<'a> {
     }
 
     fn insert(&mut self, folder: NodeId, name: &[u8], node: NodeId, link: bool) -> Result<u32, Refused> {
-        let slot = self.builder.insert(folder, name, node, link, 0);
-        slot.map_err(|e| e.to_string().into())
+        let slot = self.builder.add(folder, name, node, link, 0);
+        let slot = slot.map_err(|e| e.to_string())?;
+        slot.ok_or_else(|| "this PATH was there before".into())
     }
 
     /// Finds what the link `start` names, through other links, and puts it into all entries on the way.
@@ -332,8 +329,11 @@ impl<'a> Parser<'a> {
             }
             kind::CHAR | kind::BLOCK => Some(Leaf::Device(numbers.rdev)),
             kind::REGULAR if size > 0 && content.is_none() => {
-                digest = raw_digest(digest_text.as_deref())?;
-                Some(external(size, payload.as_deref(), &digest)?)
+                if digest_text.as_ref().is_some_and(|text| text.is_empty()) {
+                    return Err("DIGEST is missing".into());
+                }
+                digest = Raw::parse(digest_text.as_deref())?;
+                Some(external(size, payload.as_deref(), digest.bytes())?)
             }
             kind::REGULAR => Some(Leaf::Inline(content.as_deref().unwrap_or_default())),
             _ => Some(Leaf::Nothing),
@@ -429,67 +429,6 @@ fn mtime(text: &[u8]) -> Option<Mtime> {
     })
 }
 
-/// As C's strtoull: leading white space and a sign are taken, negative numbers wrap, too large ones are the largest.
-fn integer(text: &[u8], base: u8) -> Option<u64> {
-    let digits = text.trim_ascii_start_c();
-    let (negative, digits) = match digits {
-        [b'-', rest @ ..] => (true, rest),
-        [b'+', rest @ ..] => (false, rest),
-        _ => (false, digits),
-    };
-    if digits.is_empty() {
-        return None;
-    }
-    let mut value = 0_u64;
-    let mut overflow = false;
-    for byte in digits {
-        let digit = byte.wrapping_sub(b'0');
-        if digit >= base {
-            return None;
-        }
-        match value.checked_mul(base.into()).and_then(|v| v.checked_add(digit.into())) {
-            Some(sum) => value = sum,
-            None => overflow = true,
-        }
-    }
-    Some(match (overflow, negative) {
-        (true, _) => u64::MAX,
-        (false, true) => value.wrapping_neg(),
-        (false, false) => value,
-    })
-}
-
-trait TrimC {
-    /// Without leading white space as C's `isspace` sees it: with the vertical tab.
-    fn trim_ascii_start_c(&self) -> &[u8];
-}
-
-impl TrimC for [u8] {
-    fn trim_ascii_start_c(&self) -> &[u8] {
-        let space = |b: &u8| matches!(b, b' ' | 9..=13);
-        &self[self.iter().take_while(|b| space(b)).count()..]
-    }
-}
-
-#[allow(clippy::cast_possible_truncation)] // Deliberately: mkcomposefs stores the low bits.
-const fn low32(value: u64) -> u32 {
-    value as u32
-}
-
-#[allow(clippy::cast_possible_truncation)] // Deliberately: only 16 bits reach an image.
-const fn low16(value: u64) -> u16 {
-    value as u16
-}
-
-fn check_type(mode: u16) -> Result<(), &'static str> {
-    match mode & kind::MASK {
-        kind::REGULAR | kind::DIRECTORY | kind::SYMLINK | kind::CHAR | kind::BLOCK | kind::FIFO | kind::SOCKET => {
-            Ok(())
-        }
-        _ => Err("MODE has no file type"),
-    }
-}
-
 /// The limit that mkcomposefs keeps after every attribute, counting a repeated key once.
 fn check_xattr_total(xattrs: &[Pair<'_>]) -> Result<(), &'static str> {
     let cost = |key: &[u8], value: &[u8]| 7 + key.len() + value.len();
@@ -511,182 +450,9 @@ fn check_xattr_total(xattrs: &[Pair<'_>]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// The raw digest; empty where there is none. Only looked at where an image will have it, as mkcomposefs does.
-fn raw_digest(text: Option<&[u8]>) -> Result<Vec<u8>, Refused> {
-    let Some(text) = text else { return Ok(Vec::new()) };
-    if !matches!(text.len(), 64 | 128) {
-        return Err("DIGEST is neither - nor 64 hex digits (128 for SHA-512)".into());
-    }
-    hex::decode(text).map_err(|_| "DIGEST has something that is no hex digit".into())
-}
-
-/// `None` for a lone dash.
-fn optional(field: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Refused> {
-    if field == b"-" {
-        Ok(None)
-    } else {
-        unescape(field).map(Some)
-    }
-}
-
-fn unescape(text: &[u8]) -> Result<Cow<'_, [u8]>, Refused> {
-    let Some(first) = memchr(b'\\', text) else {
-        return Ok(Cow::Borrowed(text));
-    };
-    let mut out = text[..first].to_vec();
-    let mut rest = &text[first..];
-    while let Some((byte, after)) = rest.split_first() {
-        rest = after;
-        if *byte != b'\\' {
-            out.push(*byte);
-            continue;
-        }
-        let (escape, after) = rest.split_first().ok_or("a backslash at the end of a field")?;
-        rest = after;
-        out.push(match escape {
-            b'\\' => b'\\',
-            b'n' => b'\n',
-            b'r' => b'\r',
-            b't' => b'\t',
-            b'x' => {
-                let digits = rest.get(..2).ok_or("\\x without two hex digits")?;
-                rest = &rest[2..];
-                let high = hex_value(digits[0]).ok_or("\\x without two hex digits")?;
-                high << 4 | hex_value(digits[1]).ok_or("\\x without two hex digits")?
-            }
-            _ => return Err("a backslash before something other than \\ n r t x".into()),
-        });
-    }
-    Ok(Cow::Owned(out))
-}
-
-const fn hex_value(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        b'A'..=b'F' => Some(digit - b'A' + 10),
-        _ => None,
-    }
-}
-
-/// Takes everything up to `end`, and `end`; all that is left where there is none.
-fn take_until<'a>(rest: &mut &'a [u8], end: u8) -> &'a [u8] {
-    if let Some(at) = memchr(end, rest) {
-        let part = &rest[..at];
-        *rest = &rest[at + 1..];
-        part
-    } else {
-        std::mem::take(rest)
-    }
-}
-
 fn refused(line: usize, why: impl Into<Refused>) -> Error {
     Error::Dump {
         line,
         why: why.into().into_owned(),
-    }
-}
-
-/// Prints a tree as `composefs-info dump` does: depth first, names sorted, links with their target's metadata.
-pub fn write(tree: &Tree, out: &mut dyn Write) -> io::Result<()> {
-    let mut originals = std::collections::HashMap::new();
-    let linked: std::collections::HashSet<NodeId> =
-        tree.entries().filter(|(_, e)| e.link).map(|(_, e)| e.node).collect();
-    if !linked.is_empty() {
-        for Found { path, inode, link } in tree.walk() {
-            if !link && linked.contains(&inode.id()) {
-                originals.insert(inode.id(), path);
-            }
-        }
-    }
-    let mut line = Vec::new();
-    for found in tree.walk() {
-        line.clear();
-        let target = originals.get(&found.inode.id()).filter(|_| found.link);
-        write_line(&mut line, &found, target.map(|t| &**t));
-        out.write_all(&line)?;
-    }
-    Ok(())
-}
-
-fn write_line(line: &mut Vec<u8>, found: &Found<'_>, target: Option<&[u8]>) {
-    let inode = found.inode;
-    escape(line, &found.path, false);
-    let mtime = inode.mtime();
-    let at = if target.is_some() { "@" } else { "" };
-    let (rdev, size) = match inode.kind() {
-        Kind::CharDevice(number) | Kind::BlockDevice(number) => (number, inode.node().size),
-        Kind::Directory => (0, format::directory_size(inode)),
-        Kind::Fifo | Kind::Socket => (0, inode.node().size),
-        _ => (0, inode.size()),
-    };
-    let numbers = format!(
-        " {size} {at}{:o} {} {} {} {rdev} {}.{} ",
-        inode.mode(),
-        inode.nlink(),
-        inode.uid(),
-        inode.gid(),
-        mtime.sec,
-        mtime.nsec
-    );
-    line.extend_from_slice(numbers.as_bytes());
-    write_content(line, inode, target);
-    for (key, value) in inode.xattrs() {
-        line.push(b' ');
-        escape(line, key, true);
-        line.push(b'=');
-        escape(line, value, true);
-    }
-    line.push(b'\n');
-}
-
-/// PAYLOAD CONTENT DIGEST.
-fn write_content(line: &mut Vec<u8>, inode: Inode<'_>, target: Option<&[u8]>) {
-    let (mut payload, mut content, mut digest) = (None, None, None);
-    match inode.kind() {
-        Kind::Symlink(to) => payload = Some(Cow::Borrowed(to)),
-        Kind::Regular(Regular::Inline(bytes)) => content = Some(bytes).filter(|b| !b.is_empty()),
-        Kind::Regular(Regular::External { id, payload: path, .. }) => {
-            payload = match path {
-                Some(ObjectPath::Text(text)) => Some(Cow::Borrowed(text)),
-                Some(ObjectPath::OfDigest) => id.map(|id| Cow::Owned(id.object_path().into_bytes())),
-                None => None,
-            };
-            digest = id;
-        }
-        _ => {}
-    }
-    if let Some(target) = target {
-        payload = Some(Cow::Borrowed(target));
-    }
-    escape_optional(line, payload.as_deref());
-    line.push(b' ');
-    escape_optional(line, content);
-    line.push(b' ');
-    match digest {
-        Some(id) => line.extend_from_slice(id.to_hex().as_bytes()),
-        None => line.push(b'-'),
-    }
-}
-
-fn escape_optional(line: &mut Vec<u8>, field: Option<&[u8]>) {
-    match field {
-        None => line.push(b'-'),
-        Some(b"-") => line.extend_from_slice(b"\\x2d"),
-        Some(field) => escape(line, field, false),
-    }
-}
-
-fn escape(line: &mut Vec<u8>, bytes: &[u8], equals: bool) {
-    for byte in bytes {
-        match byte {
-            b'\\' => line.extend_from_slice(b"\\\\"),
-            b'\n' => line.extend_from_slice(b"\\n"),
-            b'\r' => line.extend_from_slice(b"\\r"),
-            b'\t' => line.extend_from_slice(b"\\t"),
-            b'=' if !equals => line.push(b'='),
-            0x21..=0x7e if *byte != b'=' => line.push(*byte),
-            _ => line.extend_from_slice(&[b'\\', b'x', hex_digit(byte >> 4), hex_digit(byte & 15)]),
-        }
     }
 }
