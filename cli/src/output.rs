@@ -43,11 +43,18 @@ impl Output {
     /// Prints a failure and says what to exit with.
     pub fn failure(self, error: &anyhow::Error) -> ExitCode {
         let failure = Failure::of(error);
-        let text = self
-            .render(&failure, || failure.human())
-            .unwrap_or_else(|_| failure.human().into_bytes());
+        let text = match self.format {
+            // One line, since it may follow progress that is JSON lines.
+            Format::Json => serde_json::to_string(&failure)
+                .map(|text| text + "\n")
+                .map_err(Into::into),
+            _ => self
+                .render(&failure, || failure.human())
+                .map(|text| String::from_utf8_lossy(&text).into_owned()),
+        };
+        let text = text.unwrap_or_else(|_| failure.human());
         // Nowhere left to report to if this fails.
-        let _ = io::stderr().write_all(&text);
+        let _ = io::stderr().write_all(text.as_bytes());
         ExitCode::from(failure.error.code)
     }
 

@@ -27,8 +27,15 @@ struct Target {
 }
 
 impl Context {
-    /// For changes; takes the lock.
+    /// For changes to what is there; takes the lock. Where nothing was ever deployed, nothing is made.
     pub fn open(&self, boot: &BootDir, purpose: &str) -> Result<Sysroot> {
+        if !self.has_repository()? {
+            let why = "nothing is deployed here; `cfs-update switch IMAGE` makes the first deployment";
+            return Err(Error::Repository {
+                path: repository(&self.target()?.root),
+                why: why.into(),
+            });
+        }
         Sysroot::open(self.options(boot, None)?, purpose)
     }
 

@@ -101,6 +101,11 @@ fn nothing_new_is_exit_code_77_and_a_check_changes_nothing() {
     let dir = scratch();
     let cfs = Cfs::new(dir.path());
     cfs.run(["upgrade"]).expect(1);
+    assert_eq!(
+        list(cfs.sysroot()),
+        [PathBuf::new(); 0],
+        "nothing is made where nothing is followed"
+    );
     cfs.run(["switch", &publish(dir.path(), 1)]).expect(0);
     let check = cfs.run(["upgrade", "--check", "--json", "-q"]).expect(77);
     assert_eq!(check.json()["available"], false);
