@@ -62,6 +62,23 @@ fn a_dump_of_an_image_of_a_dump_makes_the_same_image() {
     );
     let dump = stdout(&["dump", path(&image)], "");
     assert_eq!(stdout(&["digest", "-"], &dump), printed);
+    assert_eq!(stdout(&["digest", path(&image)], ""), printed, "an image's own bytes");
+    let old = folder.path().join("version 0");
+    let version_0 = stdout(
+        &[
+            "build",
+            path(&image),
+            "-o",
+            path(&old),
+            "--max-version",
+            "0",
+            "--print-digest",
+        ],
+        "",
+    );
+    assert_ne!(version_0, printed);
+    assert_eq!(stdout(&["digest", path(&old)], ""), version_0);
+    assert_eq!(stdout(&["digest", "--min-version", "1", path(&old)], ""), printed);
     let summary = stdout(&["--json", "inspect", path(&image)], "");
     let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
     assert_eq!(summary["digest"], printed.trim());

@@ -40,14 +40,14 @@ pub struct Build {
     boot: bool,
     #[command(flatten)]
     platform: PlatformArgs,
-    #[command(flatten)]
-    scan: ScanArgs,
     /// Print the image's digest
     #[arg(long)]
     print_digest: bool,
     /// Print the image's digest and write no image
     #[arg(long)]
     print_digest_only: bool,
+    #[command(flatten)]
+    scan: ScanArgs,
 }
 
 /// What is taken over from a folder.

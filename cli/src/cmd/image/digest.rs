@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use cfs_core::ids::Algorithm;
-use cfs_core::image::{self, writer};
+use cfs_core::image;
 use serde::Serialize;
 
 use super::build::ScanArgs;
@@ -17,6 +17,8 @@ use crate::cmd::Context;
 use crate::output::Report;
 
 /// Print the digest of the composefs image of a folder, a dump or a container image
+///
+/// Of an image, it is that of its own bytes, unless its boot variant or certain versions are asked for.
 #[derive(Debug, clap::Args)]
 pub struct Digest {
     /// Folder, dump, image reference, or - for a dump on standard input
@@ -62,8 +64,7 @@ impl Digest {
             platform: self.platform.platform,
             objects: self.digest_store.map(Objects::open),
         };
-        let tree = load::tree(context, &Source::of(&self.source)?, &options)?;
-        let image = writer::build(&tree, self.versions.versions())?;
+        let (image, _) = load::image(context, &Source::of(&self.source)?, &options, self.versions.given())?;
         context.show(&Digested {
             digest: image::digest(&image, algorithm).to_string(),
             algorithm: algorithm.name(),

@@ -10,9 +10,10 @@ use cfs_core::tree::{Kind, Regular, Tree};
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
+use super::load::{self, Options};
 use super::objects::Objects;
 use super::source::Source;
-use super::{PlatformArgs, container, load};
+use super::{PlatformArgs, container};
 use crate::cmd::Context;
 use crate::output::Report;
 
@@ -74,7 +75,11 @@ impl Inspect {
         if let (Source::Reference(reference), false, None) = (&source, self.objects, &self.missing_objects) {
             return container::inspect(context, reference, self.platform);
         }
-        let (bytes, tree) = load::image(context, &source, self.platform)?;
+        let options = Options {
+            platform: self.platform.platform,
+            ..Options::default()
+        };
+        let (bytes, tree) = load::image(context, &source, &options, None)?;
         if self.objects || self.missing_objects.is_some() {
             let there = self.missing_objects.map(Objects::open);
             let wanted = objects(&tree)

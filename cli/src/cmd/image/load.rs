@@ -21,8 +21,8 @@ use cfs_core::{Error, Result};
 use crate::cmd::Context;
 
 use super::objects::Objects;
+use super::scratch;
 use super::source::{Content, Source};
-use super::{PlatformArgs, scratch};
 
 /// SELinux' file contexts are far smaller.
 const OBJECT_LIMIT: u64 = 64 << 20;
@@ -61,30 +61,27 @@ pub fn tree(context: &Context, source: &Source, options: &Options) -> Result<Tre
     }
 }
 
-/// The tree that `source` stands for, with its image: as it is found, or made of it.
-pub fn image(context: &Context, source: &Source, platform: PlatformArgs) -> Result<(Vec<u8>, Tree)> {
+/// The tree that `source` stands for, with its image: as it is found where there is one and neither its boot variant
+/// nor certain versions are asked for; else made of the tree.
+pub fn image(
+    context: &Context,
+    source: &Source,
+    options: &Options,
+    versions: Option<Versions>,
+) -> Result<(Vec<u8>, Tree)> {
+    let as_found = versions.is_none() && !options.boot;
     let content = match source {
-        Source::Stdin => Content::of_stdin()?,
-        Source::File(path) => Content::of_file(path)?,
-        _ => {
-            let options = Options {
-                platform: platform.platform,
-                ..Options::default()
-            };
-            let tree = tree(context, source, &options)?;
-            return Ok((writer::build(&tree, Versions::V1)?, tree));
-        }
+        Source::Stdin => Some(Content::of_stdin()?),
+        Source::File(path) => Some(Content::of_file(path)?),
+        Source::Digest(id) if as_found => Some(Content::Image(context.store()?.read_object(id, IMAGE_LIMIT)?)),
+        _ => None,
     };
-    match content {
-        Content::Image(bytes) => {
-            let tree = reader::read(&bytes)?;
-            Ok((bytes, tree))
-        }
-        dump => {
-            let tree = from_content(dump, &Options::default())?;
-            Ok((writer::build(&tree, Versions::V1)?, tree))
-        }
-    }
+    let tree = match content {
+        Some(Content::Image(bytes)) if as_found => return reader::read(&bytes).map(|tree| (bytes, tree)),
+        Some(content) => from_content(content, options)?,
+        None => tree(context, source, options)?,
+    };
+    Ok((writer::build(&tree, versions.unwrap_or_default())?, tree))
 }
 
 fn from_content(content: Content, options: &Options) -> Result<Tree> {

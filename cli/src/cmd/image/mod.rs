@@ -61,15 +61,18 @@ struct VersionArgs {
 }
 
 impl VersionArgs {
-    fn versions(self) -> Versions {
+    /// What is asked for; `None` where nothing is.
+    fn given(self) -> Option<Versions> {
         if self.min_version.is_none() && self.max_version.is_none() {
-            return Versions::V1;
+            return None;
         }
         let min = self.min_version.unwrap_or(0);
-        Versions {
-            min,
-            max: self.max_version.unwrap_or(0).max(min),
-        }
+        let max = self.max_version.unwrap_or(0).max(min);
+        Some(Versions { min, max })
+    }
+
+    fn versions(self) -> Versions {
+        self.given().unwrap_or_default()
     }
 }
 
