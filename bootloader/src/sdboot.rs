@@ -183,6 +183,10 @@ impl Bootloader for SdBoot {
         upkeep::plan_cleanup(&self.boot.path)
     }
 
+    fn plan_sweep(&self, known: &[DeploymentId]) -> Result<Removal> {
+        upkeep::plan_sweep(&self.boot.path, known)
+    }
+
     fn remove(&self, plan: &Removal) -> Result<()> {
         upkeep::remove(&*self.fs, &self.boot.path, plan)
     }

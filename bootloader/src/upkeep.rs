@@ -27,13 +27,8 @@ pub fn plan_removal(boot: &Path, ids: &[DeploymentId]) -> Result<Removal> {
         entry: last.file.clone(),
         why: format!("{why}; switch or upgrade first"),
     };
-    let works = |entry: &&BootEntry| entry.is_complete() && !matches!(entry.tries, Tries::Bad { .. });
     let stays = || entries.ours.iter().filter(|entry| !goes(entry));
-    if let Some(last) = gone
-        .iter()
-        .find(|entry| works(entry))
-        .filter(|_| !stays().any(|entry| works(&entry)))
-    {
+    if let Some(last) = gone.iter().find(|entry| works(entry)).filter(|_| !stays().any(works)) {
         return Err(refuse(
             last,
             "without it nothing would be left that boots and has tries left",
@@ -52,12 +47,28 @@ pub fn plan_removal(boot: &Path, ids: &[DeploymentId]) -> Result<Removal> {
 /// What interrupted or superseded work left behind.
 pub fn plan_cleanup(boot: &Path) -> Result<Removal> {
     let entries = listing::entries(boot)?;
-    let mut files: Vec<String> = entries
-        .ours
-        .iter()
-        .filter(|old| is_superseded(&entries, old))
-        .map(|old| old.file.clone())
-        .collect();
+    plan(boot, leftovers(boot, &entries)?)
+}
+
+/// That, and this system's entries of deployments that are not known.
+pub fn plan_sweep(boot: &Path, known: &[DeploymentId]) -> Result<Removal> {
+    let entries = listing::entries(boot)?;
+    let mut files = leftovers(boot, &entries)?;
+    let is_known = |entry: &&BootEntry| known.iter().any(|id| entry.belongs_to(id));
+    if entries.ours.iter().filter(is_known).any(works) {
+        let roots: Vec<_> = entries.ours.iter().filter(is_known).map(root).collect();
+        let orphans = entries
+            .ours
+            .iter()
+            .filter(|entry| !is_known(entry) && roots.contains(&root(entry)));
+        files.extend(orphans.map(|entry| entry.file.clone()));
+    }
+    plan(boot, files)
+}
+
+fn leftovers(boot: &Path, entries: &Entries) -> Result<Vec<String>> {
+    let superseded = entries.ours.iter().filter(|old| is_superseded(entries, old));
+    let mut files: Vec<String> = superseded.map(|old| old.file.clone()).collect();
     for name in fs::names(&entries_folder(boot))? {
         files.extend(
             name.to_str()
@@ -65,7 +76,17 @@ pub fn plan_cleanup(boot: &Path) -> Result<Removal> {
                 .map(str::to_owned),
         );
     }
-    plan(boot, files)
+    Ok(files)
+}
+
+/// Whether it boots and has not been found bad.
+fn works(entry: &BootEntry) -> bool {
+    entry.is_complete() && !matches!(entry.tries, Tries::Bad { .. })
+}
+
+/// What tells the systems on one `$BOOT` apart.
+fn root(entry: &BootEntry) -> Vec<String> {
+    cmdline::values(&entry.options, "root")
 }
 
 /// Whether a complete entry does the same: a newer one of the same deployment, or the same one marked good. One with
@@ -74,7 +95,6 @@ fn is_superseded(entries: &Entries, old: &BootEntry) -> bool {
     entries.ours.iter().any(|new| {
         let same_deployment = old.id.map_or(new.short == old.short, |id| new.belongs_to(&id));
         let marked = new.generation == old.generation && new.tries == Tries::Good && old.tries != Tries::Good;
-        let root = |entry: &BootEntry| cmdline::values(&entry.options, "root");
         let same_system = old.changed || !old.is_complete() || root(new) == root(old);
         new.is_complete() && same_deployment && same_system && (new.generation > old.generation || marked)
     })

@@ -494,6 +494,35 @@ fn the_same_image_of_another_system_on_the_same_partition_is_no_leftover() {
 }
 
 #[test]
+fn entries_of_deployments_that_are_gone_are_swept_but_not_those_of_another_system() {
+    each(|loader| {
+        let lost = install(loader, 1, "6.1").unwrap();
+        let known = install(loader, 2, "6.2").unwrap();
+        let mut other = new_entry(3, 3, "6.3");
+        other.options[1] = "root=UUID=of-the-other-disk".into();
+        let other = loader.publish(stage(loader, 3, &other).unwrap()).unwrap();
+        assert!(loader.plan_sweep(&[id(1), id(2)]).unwrap().is_empty());
+        let plan = loader.plan_sweep(&[id(2)]).unwrap();
+        assert_eq!(plan.files, [format!("loader/entries/{}", lost.file)]);
+        assert_eq!(plan.folders.len(), 1);
+        // Where nothing is known, or nothing known works, nothing goes.
+        assert!(loader.plan_sweep(&[]).unwrap().is_empty());
+        loader.remove(&plan).unwrap();
+        let files: Vec<String> = loader
+            .entries()
+            .unwrap()
+            .ours
+            .into_iter()
+            .map(|entry| entry.file)
+            .collect();
+        assert_eq!(files, [other.file, known.file.clone()]);
+        install(loader, 4, "6.1").unwrap();
+        std::fs::write(loader.boot_dir().join(known.linux.trim_start_matches('/')), "").unwrap();
+        assert!(loader.plan_sweep(&[id(2)]).unwrap().is_empty());
+    });
+}
+
+#[test]
 fn a_damaged_kernel_is_not_carried_into_another_entry() {
     each(|loader| {
         let entry = install(loader, 1, "6.1").unwrap();

@@ -67,20 +67,20 @@ pub fn gc(sysroot: &Sysroot, dry_run: bool) -> Result<Collected> {
     let bootloader = sysroot.bootloader();
     let mut collected = Collected {
         leftovers: sysroot.deployments.leftovers()?,
-        boot: bootloader.plan_cleanup()?,
+        boot: bootloader.plan_sweep(&kept.iter().copied().collect::<Vec<_>>())?,
         deployments: gone,
         names,
         store: collection::Plan::default(),
     };
     if !dry_run {
+        // Entries before what they lead to.
+        bootloader.remove(&collected.boot)?;
         remove(sysroot, &collected.deployments)?;
         for name in &collected.names {
             sysroot.store.untag(name)?;
             sysroot.store.unname_image(name.trim_start_matches("cfs-update/"))?;
         }
         collected.leftovers = sysroot.deployments.clean(sysroot.fs())?;
-        collected.boot = bootloader.plan_cleanup()?;
-        bootloader.remove(&collected.boot)?;
     }
     let roots = collection::Roots {
         images: kept.into_iter().collect(),

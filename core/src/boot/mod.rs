@@ -76,6 +76,10 @@ pub trait Bootloader: Debug + Send + Sync {
     /// complete one, kernel files that no entry names. Not to be called between staging and publishing.
     fn plan_cleanup(&self) -> Result<Removal>;
 
+    /// Beside that, the entries of this system that boot none of the `known` deployments. Of this system are those whose
+    /// `root=` is that of a known one's entry; none is taken when no other one would be left that works.
+    fn plan_sweep(&self, known: &[DeploymentId]) -> Result<Removal>;
+
     /// Carries a plan out: entries first, synced, then kernel files that still no entry names.
     fn remove(&self, plan: &Removal) -> Result<()>;
 
