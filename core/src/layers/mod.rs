@@ -4,6 +4,7 @@
 //! `tree`, and nothing here touches a file system: names and links are data. Memory is bounded by the largest
 //! extended header ([`tar::MAX_EXTENDED`]), never by a file.
 
+mod head;
 mod header;
 mod pax;
 mod sparse;
@@ -11,8 +12,9 @@ pub mod tar;
 
 use crate::ids::ObjectId;
 
+pub use head::{Fault, Head, Kind};
 pub use sparse::Sparse;
-pub use tar::{Fault, Head, Kind, Parser, Step};
+pub use tar::{Parser, Step};
 
 /// Regular files of at most this many bytes are kept in the image itself and are no objects.
 pub const INLINE_MAX: u64 = 64;

@@ -12,14 +12,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Result};
 use crate::ids::ObjectId;
 use crate::store::pending::{LAYERS, MARK};
 use crate::store::streams::{encode, manifest_name, object_of_link};
-use crate::store::{Store, lock_shared};
+use crate::store::{Store, lock_shared, wait_for_lock};
 use crate::sys::fs;
 
 /// Gives the objects that an image refers to; `image::reader` does it.
@@ -124,17 +123,15 @@ fn remove(store: &Store, plan: &Plan) -> Result<()> {
 
 /// Excludes every other user of the repository, as composefs-rs does.
 fn lock_exclusive(store: &Store) -> Result<()> {
-    match flock(&store.lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => {
-            lock_shared(&store.lock, &store.path)?;
-            Err(Error::Busy {
-                path: store.path.clone(),
-                holder: "another composefs tool or run".into(),
-            })
-        }
-        Err(e) => Err(Error::io("lock", &store.path, e)),
+    if wait_for_lock(&store.lock, &store.path, FlockOperation::NonBlockingLockExclusive)? {
+        return Ok(());
     }
+    // Trying for more may have cost what we had.
+    lock_shared(&store.lock, &store.path)?;
+    Err(Error::Busy {
+        path: store.path.clone(),
+        holder: "another composefs tool or run".into(),
+    })
 }
 
 /// Finds out what lives.

@@ -28,6 +28,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
@@ -318,13 +319,28 @@ fn has_objects(path: &Path) -> Result<bool> {
     Ok(!fs::names(&path.join("objects"))?.is_empty())
 }
 
+/// How long a lock that another process has is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// As every user of the repository has it.
 fn lock_shared(lock: &File, path: &Path) -> Result<()> {
-    match rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Busy {
-            path: path.to_path_buf(),
-            holder: "a garbage collection".into(),
-        }),
-        Err(e) => Err(Error::io("lock", path, e)),
+    let taken = wait_for_lock(lock, path, FlockOperation::NonBlockingLockShared)?;
+    taken.then_some(()).ok_or_else(|| Error::Busy {
+        path: path.to_path_buf(),
+        holder: "a garbage collection".into(),
+    })
+}
+
+/// `false` where another process has it all the time.
+fn wait_for_lock(lock: &File, path: &Path, operation: FlockOperation) -> Result<bool> {
+    let start = Instant::now();
+    loop {
+        match rustix::fs::flock(lock, operation) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() >= PATIENCE => return Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(20)),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(Error::io("lock", path, e)),
+        }
     }
 }
