@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::common::layout::{self, How, Layer, small};
-use crate::common::{Cfs, list, scratch};
+use crate::common::{Cfs, is_root, list, scratch, tool};
 
 /// Version `version` under the tag `stable` of a layout in `dir`.
 fn publish(dir: &std::path::Path, version: u32) -> String {
@@ -101,9 +101,8 @@ fn nothing_new_is_exit_code_77_and_a_check_changes_nothing() {
     let dir = scratch();
     let cfs = Cfs::new(dir.path());
     cfs.run(["upgrade"]).expect(1);
-    assert_eq!(
-        list(cfs.sysroot()),
-        [PathBuf::new(); 0],
+    assert!(
+        list(cfs.sysroot()).is_empty(),
         "nothing is made where nothing is followed"
     );
     cfs.run(["switch", &publish(dir.path(), 1)]).expect(0);
@@ -277,6 +276,29 @@ fn a_boot_digest_follows_the_policy_in_the_image_also_where_it_is_a_hard_link() 
         digests.push(digest);
     }
     assert_ne!(digests[0], digests[1]);
+}
+
+#[test]
+fn a_mounted_container_image_has_the_digests_of_its_reference() {
+    if !is_root("mounting") {
+        return;
+    }
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let reference = publish(dir.path(), 1);
+    let digest = |more: &[&str]| {
+        let ran = cfs.run([&["-q", "image", "digest"], more].concat()).expect(0);
+        ran.stdout.trim().to_owned()
+    };
+    let (container, boot) = (digest(&[&reference]), digest(&["--boot", &reference]));
+    cfs.run(["image", "pull", &reference]).expect(0);
+    let at = dir.path().join("mounted");
+    fs::create_dir(&at).unwrap();
+    let at = at.to_str().unwrap();
+    cfs.run(["image", "mount", &reference, at]).expect(0);
+    let found = std::panic::catch_unwind(|| (digest(&["--hard-links", at]), digest(&["--boot", at])));
+    tool("umount", [at]);
+    assert_eq!(found.unwrap(), (container, boot));
 }
 
 #[test]
