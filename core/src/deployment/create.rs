@@ -151,10 +151,11 @@ impl Deployments {
     /// What an interrupted run left: paths whose name starts with `.#`. They mean nothing and may be removed with
     /// [`Deployments::clean`] while the lock is held.
     pub fn leftovers(&self) -> Result<Vec<PathBuf>> {
-        let mut folders = vec![self.layout.deployments(), self.layout.os()];
-        folders.extend(self.list()?.iter().map(|found| self.layout.record(&found.id)));
+        let layout = &self.layout;
+        let mut folders = vec![layout.deployments(), layout.os(), layout.state(), layout.keys()];
+        folders.extend(self.list()?.iter().map(|found| layout.record(&found.id)));
         let mut leftovers = Vec::new();
-        for folder in folders.iter().filter(|folder| fs::is_dir(folder)) {
+        for folder in folders.iter().filter(|folder| layout.check(folder).is_ok()) {
             let names = fs::names(folder)?;
             let ours = names.iter().filter(|name| name.to_string_lossy().starts_with(".#"));
             leftovers.extend(ours.map(|name| folder.join(name)));

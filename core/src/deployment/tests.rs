@@ -492,8 +492,15 @@ fn nothing_is_written_through_a_link_in_the_state_folder() {
         let none = |made: bool| assert!(!made || std::fs::read_dir(&outside).unwrap().count() == 0, "{link}");
         none(deployments.begin(&RealFs, signed(1, "1")).is_ok());
         none(deployments.begin_var(&RealFs).is_ok());
-        none(deployments.clean(&RealFs).is_ok());
         assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0, "{link}");
+        for folder in ["", "deploy", "default", "os/default", "cfs-update/keys", "keys"] {
+            std::fs::create_dir_all(outside.join(folder)).unwrap();
+            std::fs::write(outside.join(folder).join(".#theirs"), "").unwrap();
+        }
+        let _ = deployments.clean(&RealFs);
+        for folder in ["", "deploy", "default", "os/default", "cfs-update/keys", "keys"] {
+            assert!(outside.join(folder).join(".#theirs").exists(), "{link}: {folder}");
+        }
     }
 }
 
@@ -506,8 +513,11 @@ fn a_leftover_that_is_read_only_or_immutable_is_removed_too() {
     for path in ["etc/sudoers.d/x", "etc/sudoers.d"] {
         std::fs::set_permissions(left.join(path), std::fs::Permissions::from_mode(0o500)).unwrap();
     }
-    assert_eq!(sandbox.deployments.clean(&RealFs).unwrap(), std::slice::from_ref(&left));
-    assert!(!left.exists());
+    let key = sandbox.root.join("state/cfs-update/keys/.#host.key");
+    std::fs::create_dir(key.parent().unwrap()).unwrap();
+    std::fs::write(&key, "half a secret").unwrap();
+    assert_eq!(sandbox.deployments.clean(&RealFs).unwrap(), [left.clone(), key.clone()]);
+    assert!(!left.exists() && !key.exists());
     // An immutable resolv.conf is a habit of administrators; only root can have one.
     std::fs::create_dir_all(left.join("etc")).unwrap();
     std::fs::write(left.join("etc/resolv.conf"), "").unwrap();

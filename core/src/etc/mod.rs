@@ -2,7 +2,7 @@
 //!
 //! What was in the old image, what the administrator made of it, and what is in the new image are three listings
 //! ([`Listing`]); [`plan`](fn@plan) decides from them, without touching a file, where each path of the result comes from;
-//! [`apply`] writes that result into a new folder. Nothing is ever changed in place, so a power cut leaves the old
+//! [`apply`](fn@apply) writes that result into a new folder. Nothing is ever changed in place, so a power cut leaves the old
 //! /etc as it was, and the caller gives the new one its name when it is durable.
 //!
 //! Invariants: what the administrator changed or added is in the result, byte for byte; what he deleted is not; where
