@@ -107,7 +107,7 @@ fn write_etc(
     let open = |id: &ObjectId| open_object(sysroot, id);
     let new = TreeSource::new(tree, "etc", algorithm, &open)?;
     let Some(current) = current.filter(|k| k.record.is_ok()) else {
-        return Ok((tell(etc::write(&new, to)?, monitor), Vec::new()));
+        return Ok((tell("/etc", etc::write(&new, to)?, monitor), Vec::new()));
     };
     let here = FolderSource::scan(&sysroot.layout().etc(&current.id), algorithm)?;
     let old_tree = image_tree(sysroot, &current.id);
@@ -124,7 +124,7 @@ fn write_etc(
     let ownership = !current.origin().is_some_and(|origin| origin.etc_unprivileged);
     let plan = etc::plan(&old, here.listing(), new.listing(), Rules { ownership });
     let report = etc::apply(&plan, &here, &new, to)?;
-    Ok((tell(report, monitor), plan.conflicts))
+    Ok((tell("/etc", report, monitor), plan.conflicts))
 }
 
 /// What the image brings in /var, the first time only.
@@ -134,13 +134,13 @@ fn fill_var(sysroot: &Sysroot, tree: &Tree, monitor: &dyn Monitor) -> Result<()>
     };
     let open = |id: &ObjectId| open_object(sysroot, id);
     let source = TreeSource::new(tree, "var", sysroot.store.algorithm(), &open)?;
-    tell(etc::write(&source, draft.path())?, monitor);
+    tell("/var", etc::write(&source, draft.path())?, monitor);
     sysroot.deployments.commit_var(sysroot.fs(), &draft)
 }
 
-fn tell(report: Report, monitor: &dyn Monitor) -> Report {
+fn tell(folder: &str, report: Report, monitor: &dyn Monitor) -> Report {
     for note in report.notes() {
-        monitor.event(Event::Note(note));
+        monitor.event(Event::Note(format!("{folder}: {note}")));
     }
     report
 }
