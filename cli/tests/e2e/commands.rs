@@ -335,6 +335,49 @@ fn the_machines_key_is_made_once() {
 }
 
 #[test]
+fn settings_decide_tries_algorithm_and_how_many_stay() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let config = dir.path().join("config/etc/cfs-update/config.toml.d");
+    fs::create_dir_all(&config).unwrap();
+    let text = "[boot]\ntries = 7\n[store]\nalgorithm = \"fsverity-sha512-12\"\n[deployments]\nkeep = 3\n";
+    fs::write(config.join("10-test.toml"), text).unwrap();
+    let config = dir.path().join("config");
+    let run = |args: &[&str]| {
+        cfs.run([&["--config-root", config.to_str().unwrap()], args].concat())
+            .expect(0)
+    };
+    run(&["switch", &publish(dir.path(), 1)]);
+    for version in 2..5 {
+        publish(dir.path(), version);
+        run(&["upgrade"]);
+    }
+    assert_eq!(cfs.deployments().len(), 3);
+    assert!(cfs.deployments().iter().all(|id| id.len() == 128));
+    assert!(cfs.entries()[0].path.to_str().unwrap().ends_with("+07-00.conf"));
+}
+
+#[test]
+fn progress_can_go_to_a_descriptor_of_its_own() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let lines = dir.path().join("progress");
+    let script = "exec 3>\"$1\"; exec \"$CFS_UPDATE\" --sysroot \"$2\" --progress-fd 3 switch \"$3\"";
+    let mut command = cfs.wrap("sh");
+    command
+        .args(["-c", script, "sh"])
+        .arg(&lines)
+        .arg(cfs.sysroot())
+        .arg(publish(dir.path(), 1));
+    let output = command.output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let text = fs::read_to_string(&lines).unwrap();
+    let types: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(types.len() > 5 && types[0]["type"] == "Start");
+}
+
+#[test]
 fn progress_is_json_lines_where_asked_for_and_boot_may_be_elsewhere() {
     let dir = scratch();
     let cfs = Cfs::new(dir.path());
