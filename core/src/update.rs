@@ -160,6 +160,7 @@ fn follow(
     monitor: &dyn Monitor,
 ) -> Result<Outcome> {
     let current = sysroot.current(known);
+    (source.config).check_platform(&sysroot.options.platform, &source.reference.to_string())?;
     refuse_older(&source, current, wishes)?;
     sysroot.bootloader().check_writable()?;
     let imported = pull::import(&sysroot.store, registry, source, sysroot.options.threads, monitor)?;

@@ -227,6 +227,15 @@ fn a_registry_that_is_not_there_is_named() {
 }
 
 #[test]
+fn an_ipv6_registry_is_asked_at_its_address() {
+    let error = open_with("[::1]:1", &options())
+        .resolve(&Quiet)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("http://[::1]:1/v2/org/os/manifests/1"), "{error}");
+}
+
+#[test]
 fn a_cut_blob_goes_on_where_it_broke() {
     let served = Served::new(4 * MIB);
     let (blob, digest) = (served.layer.clone(), served.layer_digest());
