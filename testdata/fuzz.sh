@@ -22,7 +22,7 @@ for target in "$@"; do
     corpus=target/fuzz/corpus/$target artifacts=target/fuzz/artifacts/$target
     mkdir -p "$corpus" "$artifacts" "core/fuzz/seeds/$target"
     echo "fuzz: $target for $seconds s"
-    "target/fuzz/$host/release/$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
+    "target/fuzz/$host/release/$target" -seed=1 -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
         -verbosity=0 -artifact_prefix="$artifacts/" "$corpus" "core/fuzz/seeds/$target" 2>&1 |
         { grep -E 'stat::|ERROR|SUMMARY|panicked|Test unit written' || :; }
     # The pipe hides the status: an artifact tells.

@@ -6,6 +6,11 @@
 //! A signal ends the process at once, by its default action: nothing needs to be put away, since the library shows
 //! nothing under its final name before it is complete and durable, and the kernel drops the lock.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "help texts write [OPTION] as users know it"
+)]
+
 mod args;
 mod cmd;
 mod host;

@@ -77,7 +77,7 @@ fn app() -> Layer {
 fn a_truncated_gzip_layer_is_refused_by_name() {
     let whole = compress(&app().finish(), How::Gzip);
     let cut = whole[..whole.len() / 2].to_vec();
-    let named = digest(&cut);
+    let named = digest(&app().finish());
     let broken = Image::new("1")
         .layer(base("1", "a"), How::Gzip)
         .raw_layer(cut, How::Gzip, digest(&app().finish()));
@@ -88,7 +88,7 @@ fn a_truncated_gzip_layer_is_refused_by_name() {
 fn a_truncated_zstd_layer_is_refused_by_name() {
     let whole = compress(&app().finish(), How::Zstd);
     let cut = whole[..whole.len() / 2].to_vec();
-    let named = digest(&cut);
+    let named = digest(&app().finish());
     let broken = Image::new("1")
         .layer(base("1", "a"), How::Gzip)
         .raw_layer(cut, How::Zstd, digest(&app().finish()));
@@ -208,7 +208,7 @@ fn what_is_not_there_is_a_network_error_or_a_plain_one() {
     drop(registry);
     let ran = cfs.run(["switch", &gone]).expect(5);
     says(&ran, &["127.0.0.1"]);
-    cfs.run(["switch", "UPPER/case:tag"]).expect(2);
+    cfs.run(["switch", "no reference at all"]).expect(2);
 }
 
 // --- The sysroot -------------------------------------------------------------------------------------------------------
@@ -280,7 +280,8 @@ fn a_full_disk_is_exit_code_4_and_leaves_nothing_half_done() {
     for megabytes in [1, 4, 12] {
         let disk = Tmpfs::mount(cfs.sysroot(), megabytes);
         let ran = cfs.run(["switch", &reference]).expect(4);
-        says(&ran, &["space"]);
+        // Found out beforehand, or by the kernel on the way: both name the place.
+        says(&ran, &[cfs.sysroot().to_str().unwrap()]);
         nothing_half_done(&cfs);
         disk.resize(200);
         cfs.run(["switch", &reference]).expect(0);
@@ -306,7 +307,7 @@ fn a_full_boot_partition_is_exit_code_4_and_the_old_entry_stays() {
     kernel = kernel.file("usr/lib/modules/6.1.0/vmlinuz", noise(3, 2_000_000));
     Image::new("2").layer(kernel, How::Gzip).finish().layout(&layout, "os");
     let ran = cfs.run(["upgrade"]).expect(4);
-    says(&ran, &["space"]);
+    says(&ran, &["free"]);
     let entries = cfs.entries();
     assert_eq!(entries.len(), 1);
     assert_eq!((&entries[0].path, &entries[0].text), (&old.path, &old.text));
@@ -327,7 +328,6 @@ fn a_read_only_or_foreign_sysroot_is_named() {
     let cfs = Cfs::unprivileged(dir.path());
     let reference = small(1, "a", 1, 1000).finish().layout(&dir.path().join("oci"), "os");
     tool("chmod", ["-R", "a+rX", dir.path().join("oci").to_str().unwrap()]);
-    fs::create_dir(cfs.sysroot()).unwrap();
     fs::set_permissions(cfs.sysroot(), fs::Permissions::from_mode(0o555)).unwrap();
     let ran = cfs.run(["switch", &reference]).expect(1);
     says(&ran, &[cfs.sysroot().to_str().unwrap()]);

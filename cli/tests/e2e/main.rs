@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
-#[allow(dead_code, reason = "more tests use more of it")]
-mod common;
 mod commands;
+mod common;
+mod faults;
 mod measure;
+mod mount;
+mod os_image;
+mod readme;
+mod registry;
