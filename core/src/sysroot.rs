@@ -1,7 +1,7 @@
 //! An opened SYSROOT: its store, its deployments, its boot loader, and the lock on all three.
 //!
 //! Invariant: who holds a [`Sysroot`] that was opened with [`Sysroot::open`] is its only writer; one from
-//! [`Sysroot::look`] changes nothing. What [`Sysroot::standing`] says is read afresh from disk each time: after a
+//! [`Sysroot::look`] changes nothing. What [`Sysroot::known`] says is read afresh from disk each time: after a
 //! power cut there is no other state that could disagree with it.
 
 use std::path::{Path, PathBuf};

@@ -86,7 +86,7 @@ fn a_real_image_is_followed_from_version_1_to_version_2_and_back() {
     assert_eq!(first.len(), 1);
     complete(&cfs, &first[0]);
     let v1 = first[0].digest().to_owned();
-    assert_eq!(cfs.deployments(), [v1.clone()]);
+    assert_eq!(cfs.deployments(), std::slice::from_ref(&v1));
     assert_eq!(
         fs::metadata(cfs.sysroot().join("composefs"))
             .unwrap()

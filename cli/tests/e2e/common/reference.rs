@@ -47,10 +47,10 @@ fn make_way(layer: &Path, into: &Path) {
             }
         } else if let Some(hidden) = name.strip_prefix(b".wh.") {
             remove(&path.with_file_name(OsStr::from_bytes(hidden)));
-        } else if let Ok(there) = fs::symlink_metadata(&path) {
-            if there.is_dir() != entry.header().entry_type().is_dir() {
-                remove(&path);
-            }
+        } else if let Ok(there) = fs::symlink_metadata(&path)
+            && there.is_dir() != entry.header().entry_type().is_dir()
+        {
+            remove(&path);
         }
     }
 }
