@@ -184,7 +184,7 @@ pub fn check(boot: &Path) -> Result<Vec<Finding>> {
     for name in kernel_folders(boot)?.into_iter().filter(|name| !of_broken(name)) {
         let path = format!("{KERNEL_FOLDER}/{name}");
         if let Some(why) = damage(boot, &name).filter(|_| !leftovers.folders.contains(&path)) {
-            let remedy = "deploy an image that has this kernel again, which writes it anew";
+            let remedy = "remove this folder, then run `cfs-update upgrade`, which writes it anew";
             add(path, format!("{why}; {remedy}"), true);
         }
     }
@@ -208,7 +208,9 @@ fn damaged_entries(entries: &Entries) -> Vec<Finding> {
         let why = match &entry.problem {
             Some(problem) => format!("{problem}{next}; make another deployment boot next, or deploy this one again"),
             None if entry.changed => {
-                format!("it was changed since it was written{next}; if that was not you, deploy the image again")
+                format!(
+                    "it was changed since it was written{next}; if that was not you, remove it and run `cfs-update upgrade`"
+                )
             }
             None => continue,
         };

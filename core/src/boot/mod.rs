@@ -105,7 +105,7 @@ impl dyn Bootloader + '_ {
         Ok(StagedEntry {
             id: new.id,
             generation: new.generation,
-            prepared: self.prepare(new)?,
+            prepared: self.prepare(new).map_err(|e| new.explain(e))?,
         })
     }
 }
@@ -179,6 +179,20 @@ impl NewEntry {
             version => format!(" {version}"),
         };
         format!("{}{version} ({short})", self.title.trim())
+    }
+
+    /// Says what to do where the kernel on `$BOOT` is not what it should be.
+    fn explain(&self, error: Error) -> Error {
+        match (error, self.kernel.expected) {
+            (Error::Mismatch { what, .. }, Some(digest)) => Error::BootEntry {
+                entry: format!("of deployment {}", self.id.short()),
+                why: format!(
+                    "{what}, on $BOOT in cfs-update/{digest}, are damaged; remove that folder, then run `cfs-update \
+                     upgrade`, which writes them anew"
+                ),
+            },
+            (error, _) => error,
+        }
     }
 
     fn validate(&self) -> Result<()> {
