@@ -17,6 +17,7 @@ use crate::monitor::{Event, Monitor};
 use crate::pull::{IMAGE_LIMIT, Image};
 use crate::signature::{ImageFacts, SignedImage, next_counter};
 use crate::synced::Synced;
+use crate::sys::dir::is_privileged;
 use crate::sysroot::{Known, Sysroot};
 use crate::tree::Tree;
 
@@ -56,7 +57,8 @@ pub(crate) fn origin(image: &Synced<Image>, bootable: &Bootable, generation: u64
 }
 
 /// Makes the record with its /etc and, the first time, /var. A deployment that is there already is given the new
-/// signature; its /etc is merged afresh unless it runs.
+/// signature; its /etc is merged afresh unless it runs or is the one that the others are merged from. `current` is where
+/// the administrator's /etc is.
 pub(crate) fn record(
     sysroot: &Sysroot,
     signed: SignedImage,
@@ -68,27 +70,26 @@ pub(crate) fn record(
     let (fs, deployments) = (sysroot.fs(), &sysroot.deployments);
     let id = *signed.id();
     fill_var(sysroot, tree, monitor)?;
-    if deployments.exists(&id) {
-        match deployments.load(&id) {
-            Ok(record) if current.is_some_and(|k| k.id == id) || sysroot.options.booted == Some(id) => {
-                origin.etc_unprivileged = record.origin().etc_unprivileged;
-                origin.pinned = record.origin().pinned;
-                return Ok((deployments.relabel(fs, signed, origin)?, Vec::new()));
-            }
-            Ok(record) => {
-                origin.pinned = record.origin().pinned;
-                let draft = deployments.begin_etc(fs, &id)?;
-                let (report, conflicts) = write_etc(sysroot, tree, current, draft.path(), monitor)?;
-                origin.etc_unprivileged = !report.complete();
-                draft.commit_etc(fs)?;
-                return Ok((deployments.relabel(fs, signed, origin)?, conflicts));
-            }
-            Err(broken) => {
-                monitor.event(Event::Warning(format!("{broken}; it is made anew")));
-                deployments.remove(fs, &id)?;
-            }
+    if deployments.has_etc(&id) {
+        let former = deployments.load(&id);
+        if let Err(broken) = &former {
+            monitor.event(Event::Warning(format!("{broken}; it is made anew around its /etc")));
         }
+        let former = former.as_ref().map(|record| record.origin());
+        origin.pinned = former.is_ok_and(|former| former.pinned);
+        let mut conflicts = Vec::new();
+        if current.is_some_and(|k| k.id == id) || sysroot.options.booted == Some(id) {
+            origin.etc_unprivileged = former.map_or(!is_privileged(), |former| former.etc_unprivileged);
+        } else {
+            let draft = deployments.begin_etc(fs, &id)?;
+            let (report, found) = write_etc(sysroot, tree, current, draft.path(), monitor)?;
+            origin.etc_unprivileged = !report.complete();
+            conflicts = found;
+            draft.commit_etc(fs)?;
+        }
+        return Ok((deployments.relabel(fs, signed, origin)?, conflicts));
     }
+    deployments.remove(fs, &id)?;
     let draft = deployments.begin(fs, signed)?;
     let (report, conflicts) = write_etc(sysroot, tree, current, &draft.etc(), monitor)?;
     origin.etc_unprivileged = !report.complete();
@@ -106,7 +107,7 @@ fn write_etc(
     let algorithm = sysroot.store.algorithm();
     let open = |id: &ObjectId| open_object(sysroot, id);
     let new = TreeSource::new(tree, "etc", algorithm, &open)?;
-    let Some(current) = current.filter(|k| k.record.is_ok()) else {
+    let Some(current) = current else {
         return Ok((tell("/etc", etc::write(&new, to)?, monitor), Vec::new()));
     };
     let here = FolderSource::scan(&sysroot.layout().etc(&current.id), algorithm)?;

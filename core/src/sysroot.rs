@@ -231,6 +231,15 @@ impl Sysroot {
         let booted = known.iter().find(|k| k.standing.booted);
         booted.or_else(|| known.iter().find(|k| k.standing.bootable))
     }
+
+    /// The deployment whose /etc the administrator changed: the current one, or, where that is broken, the newest that
+    /// has one. However broken its record is, what he did there goes on.
+    pub(crate) fn with_etc<'k>(&self, known: &'k [Known]) -> Option<&'k Known> {
+        let has_etc = |k: &&Known| self.deployments.has_etc(&k.id);
+        self.current(known)
+            .filter(has_etc)
+            .or_else(|| known.iter().find(has_etc))
+    }
 }
 
 impl Known {

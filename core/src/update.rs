@@ -178,7 +178,7 @@ fn follow(
     let signed = deploy::sign(sysroot, &image, monitor)?;
     let generation = next_generation(sysroot, known)?;
     let origin = deploy::origin(&image, &bootable, generation)?;
-    let (deployment, conflicts) = deploy::record(sysroot, signed, origin, &tree, current, monitor)?;
+    let (deployment, conflicts) = deploy::record(sysroot, signed, origin, &tree, sysroot.with_etc(known), monitor)?;
 
     monitor.event(Event::Stage(Stage::Boot));
     let entry = activate(sysroot, &deployment, &bootable, generation, known)?;

@@ -72,25 +72,43 @@ impl Deployments {
     }
 
     /// Gives an existing deployment a new seal, with the reference and manifest of that seal: the same image under
-    /// another name. At every instant origin and one of the two seals agree.
+    /// another name. At every instant origin and one of the two seals agree. A record that cannot be read is written
+    /// anew around its /etc, which stays as it is.
     ///
     /// # Errors
-    /// [`Error::Deployment`] where the record cannot be read.
+    /// [`Error::Deployment`] where there is no such deployment, or none with an /etc.
     pub fn relabel(&self, fs: &dyn Fs, signed: SignedImage, mut origin: Origin) -> Result<Deployment> {
-        let record = self.load(signed.id())?;
-        let path = record.path().to_path_buf();
+        let id = *signed.id();
+        let path = self.layout.record(&id);
+        if !self.has_etc(&id) {
+            return Err(Error::Deployment {
+                id: id.to_hex(),
+                why: "its etc is missing; delete the deployment".into(),
+            });
+        }
         label(&mut origin, &signed);
-        if record.waiting_seal_counts() {
-            // A power cut came after the origin was changed: that seal may not be overwritten before it has its place.
-            fs.rename(&path.join(NEXT_SEAL), &path.join(SEAL))?;
-            fs.sync_dir(&path)?;
+        match self.load(&id) {
+            Ok(record) if record.waiting_seal_counts() => {
+                // A power cut came after the origin was changed: that seal may not be overwritten before it has its
+                // place.
+                fs.rename(&path.join(NEXT_SEAL), &path.join(SEAL))?;
+                fs.sync_dir(&path)?;
+            }
+            Ok(_) => {}
+            Err(_) => mend_var(fs, &path)?,
         }
         fs::replace(fs, &path.join(NEXT_SEAL), 0o644, signed.seal())?;
-        let name = origin_name(signed.id());
-        fs::replace(fs, &path.join(name), 0o644, origin.to_string().as_bytes())?;
+        let name = path.join(origin_name(&id));
+        fs::replace(fs, &name, 0o644, origin.to_string().as_bytes())?;
         fs.rename(&path.join(NEXT_SEAL), &path.join(SEAL))?;
         fs.sync_dir(&path)?;
         Ok(Deployment { path, origin, signed })
+    }
+
+    /// Whether a deployment has an /etc, whatever else of its record is broken: something of the administrator's that
+    /// must not get lost.
+    pub fn has_etc(&self, id: &DeploymentId) -> bool {
+        self.layout.check(&self.layout.etc(id)).is_ok()
     }
 
     /// Begins a new /etc of an existing deployment (the merge at shutdown).
@@ -232,6 +250,20 @@ impl EtcDraft {
     pub fn abandon(self, fs: &dyn Fs) -> Result<()> {
         discard(fs, &self.path)
     }
+}
+
+/// Makes the link to the shared /var again, where it is anything else.
+fn mend_var(fs: &dyn Fs, path: &Path) -> Result<()> {
+    let var = path.join("var");
+    if fs::read_link(&var).ok().flatten().as_deref() == Some(Path::new(VAR_TARGET)) {
+        return Ok(());
+    }
+    if fs::is_dir(&var) {
+        // Whatever was put there is kept, under a name that means nothing to us.
+        fs.rename(&var, &path.join("var.broken"))?;
+    }
+    fs.remove_file(&var)?;
+    fs.symlink(Path::new(VAR_TARGET), &var)
 }
 
 fn label(origin: &mut Origin, signed: &SignedImage) {

@@ -343,6 +343,34 @@ fn a_second_power_cut_while_an_image_gets_a_third_name_leaves_one_that_is_sealed
 }
 
 #[test]
+fn a_broken_record_is_written_anew_around_its_etc() {
+    let sandbox = sandbox();
+    for byte in 1..=5 {
+        sandbox.make(&RealFs, byte).unwrap();
+        std::fs::write(sandbox.path(byte).join("etc/admin"), "mine").unwrap();
+    }
+    std::fs::write(sandbox.path(1).join(format!("{}.origin", id(1))), "[origin").unwrap();
+    std::fs::remove_file(sandbox.path(2).join(SEAL)).unwrap();
+    std::fs::remove_file(sandbox.path(3).join("var")).unwrap();
+    std::fs::remove_file(sandbox.path(4).join("var")).unwrap();
+    std::fs::create_dir(sandbox.path(4).join("var")).unwrap();
+    std::fs::write(sandbox.path(4).join("var/data"), "mine").unwrap();
+    std::fs::remove_dir_all(sandbox.path(5).join("etc")).unwrap();
+    for byte in 1..=4 {
+        assert!(sandbox.deployments.has_etc(&id(byte)));
+        sandbox
+            .deployments
+            .relabel(&RealFs, signed(byte, "1"), origin(byte))
+            .unwrap();
+        assert_eq!(std::fs::read(sandbox.path(byte).join("etc/admin")).unwrap(), b"mine");
+    }
+    assert_eq!(std::fs::read(sandbox.path(4).join("var.broken/data")).unwrap(), b"mine");
+    assert!(!sandbox.deployments.has_etc(&id(5)));
+    assert!(sandbox.deployments.relabel(&RealFs, signed(5, "1"), origin(5)).is_err());
+    assert_eq!(sandbox.standing().0, [1, 2, 3, 4].map(id));
+}
+
+#[test]
 fn a_pipe_in_place_of_a_file_keeps_nobody_waiting() {
     let sandbox = sandbox();
     for byte in 1..=2 {
