@@ -920,6 +920,37 @@ fn mirrors_come_first_and_the_next_takes_over_when_one_fails() {
 }
 
 #[test]
+fn a_mirror_with_other_content_under_the_same_digest_is_passed_over() {
+    let served = Served::new(MIB);
+    let (other, digest) = (Served::new(2 * MIB), served.layer_digest());
+    let manifest = other.manifest.clone();
+    let wrong = faulty(&served, move |seen, _| match seen.path.contains("/manifests/") {
+        true => Some(manifest_reply(&manifest, MANIFEST)),
+        false => None,
+    });
+    let (blob, named) = (other.layer.clone(), digest.clone());
+    let short = faulty(&served, move |seen, _| {
+        seen.path.ends_with(&named).then(|| Reply::ok(blob.clone()))
+    });
+    let good = faulty(&served, |_, _| None);
+    let dir = tempfile::tempdir().unwrap();
+    let conf = format!(
+        "[[registry]]\nprefix = \"h.example\"\nlocation = \"{}\"\n\
+         [[registry.mirror]]\nlocation = \"{}\"\n[[registry.mirror]]\nlocation = \"{}\"\n",
+        good.host(),
+        wrong.host(),
+        short.host(),
+    );
+    let options = registries_conf(dir.path(), &conf);
+    let pinned = format!("h.example/org/os@{}", served.manifest_digest());
+    let registry = Registry::open(&pinned.parse().unwrap(), &options).unwrap();
+    assert_eq!(layer(&registry).unwrap(), served.layer);
+    assert_eq!(wrong.story().len(), 1);
+    assert_eq!(short.count(&digest), 1);
+    assert_eq!(good.story(), [format!("GET /v2/org/os/blobs/{digest}")]);
+}
+
+#[test]
 fn a_blocked_registry_is_not_asked() {
     let dir = tempfile::tempdir().unwrap();
     let options = registries_conf(dir.path(), "[[registry]]\nlocation = \"h.example\"\nblocked = true\n");

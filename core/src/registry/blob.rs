@@ -73,13 +73,14 @@ impl<'m> Blob<'m> {
         format!("blob {} of {}", self.digest, transport.url(super::Wanted::Top))
     }
 
-    fn mismatch(&self, expected: impl ToString, found: impl ToString) -> Failure {
+    /// For good: wrong bytes were handed out.
+    fn refuse(&mut self, expected: impl ToString, found: impl ToString) -> Failure {
         let error = Error::Mismatch {
             what: self.name(),
             expected: expected.to_string(),
             found: found.to_string(),
         };
-        error.into()
+        self.give_up(error).into()
     }
 
     /// Makes sure that there is something to read, or that all is read and right.
@@ -107,10 +108,8 @@ impl<'m> Blob<'m> {
         };
         let available = body.fill_buf().map_err(failure_of)?.len() as u64;
         if self.done + available > self.size {
-            return Err(self.mismatch(
-                format_args!("{} bytes", self.size),
-                format_args!("at least {} bytes", self.done + available),
-            ));
+            let (size, found) = (self.size, self.done + available);
+            return Err(self.refuse(format_args!("{size} bytes"), format_args!("at least {found} bytes")));
         }
         if available > 0 {
             self.state = State::Open(body);
@@ -125,7 +124,7 @@ impl<'m> Blob<'m> {
                 self.state = State::Done;
                 Ok(false)
             }
-            false => Err(self.mismatch(self.digest, found)),
+            false => Err(self.refuse(self.digest, found)),
         }
     }
 
@@ -158,8 +157,8 @@ impl<'m> Blob<'m> {
 
     /// Waits for another try, or goes on to the next source, or gives up.
     fn recover(&mut self, failure: Failure) -> Result<()> {
-        if matches!(self.state, State::Failed(_)) || matches!(failure.error, Error::Mismatch { .. }) {
-            return Err(self.give_up(failure.error));
+        if matches!(self.state, State::Failed(_)) {
+            return Err(failure.error);
         }
         let registry = self.registry.clone();
         let retry: &Retry = &registry.inner.retry;

@@ -178,7 +178,7 @@ impl Registry {
         if let Some(pinned) = self.inner.reference.digest() {
             return Ok(pinned);
         }
-        let (source, head) = self.first(monitor, |at, last| {
+        let (source, head) = self.first(0, monitor, |at, last| {
             self.attempt(at, Wanted::Top, last, monitor, |t| t.head(monitor))
         })?;
         if let Some(digest) = head {
@@ -195,13 +195,11 @@ impl Registry {
         let seen = self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (source, fetched) = match seen {
             Some(seen) => seen,
-            None => self.first(monitor, |at, last| self.fetch(at, Wanted::Top, last, monitor))?,
+            None => self.first(0, monitor, |at, last| self.fetch(at, Wanted::Top, last, monitor))?,
         };
         self.inner.good.store(source, Ordering::Relaxed);
+        let mut source = source;
         let mut name = self.inner.reference.to_string();
-        if let Some(pinned) = self.inner.reference.digest() {
-            check_digest(&name, pinned, &fetched.bytes)?;
-        }
         let mut document = Document::parse(fetched.bytes, fetched.content_type.as_deref(), &name)?;
         let top = document.digest();
         for _ in 0..DEPTH_LIMIT {
@@ -213,8 +211,9 @@ impl Registry {
             let digest = entry.manifest_digest(&name)?;
             name = self.inner.sources[source].url(Wanted::Digest(digest));
             check_limit(&name, entry.size, MANIFEST_LIMIT)?;
-            let fetched = self.fetch(source, Wanted::Digest(digest), true, monitor)?;
-            check_digest(&name, digest, &fetched.bytes)?;
+            let wanted = Wanted::Digest(digest);
+            let (at, fetched) = self.first(source, monitor, |at, last| self.fetch(at, wanted, last, monitor))?;
+            source = at;
             document = Document::parse(fetched.bytes, fetched.content_type.as_deref(), &name)?;
         }
         Err(Error::Manifest {
@@ -249,14 +248,30 @@ impl Registry {
         *self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
     }
 
+    /// A manifest from one source. Where it is known by digest, it has that.
     fn fetch(&self, source: usize, wanted: Wanted, last: bool, monitor: &dyn Monitor) -> Result<Fetched> {
-        self.attempt(source, wanted, last, monitor, |t| t.manifest(wanted, monitor))
+        let digest = match wanted {
+            Wanted::Top => self.inner.reference.digest(),
+            Wanted::Digest(digest) => Some(digest),
+        };
+        self.attempt(source, wanted, last, monitor, |transport| {
+            let fetched = transport.manifest(wanted, monitor)?;
+            if let Some(digest) = digest {
+                check_digest(&transport.url(wanted), digest, &fetched.bytes)?;
+            }
+            Ok(fetched)
+        })
     }
 
-    /// The first source that can do it; the last one's failure if none can.
-    fn first<T>(&self, monitor: &dyn Monitor, ask: impl Fn(usize, bool) -> Result<T>) -> Result<(usize, T)> {
+    /// The first source from `start` on that can do it; the last one's failure if none can.
+    fn first<T>(
+        &self,
+        start: usize,
+        monitor: &dyn Monitor,
+        ask: impl Fn(usize, bool) -> Result<T>,
+    ) -> Result<(usize, T)> {
         let last = self.inner.sources.len() - 1;
-        for at in 0..last {
+        for at in start..last {
             match ask(at, false) {
                 Ok(done) => return Ok((at, done)),
                 Err(error) => monitor.event(Event::Warning(format!("mirror passed over: {error}"))),
