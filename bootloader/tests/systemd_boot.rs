@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use cfs_bootloader::Kind;
 use cfs_bootloader::bls::{self, Entry};
+use cfs_bootloader::cmdline;
 use cfs_bootloader::counter::CountedName;
 use cfs_core::boot::{Bootloader, Tries};
 use cfs_core::sys::fs::RealFs;
-use common::{delete, id, install, new_entry, open, stage};
+use common::{delete, deployment_of, id, install, new_entry, open, stage};
 
 fn machine(test: impl FnOnce(&dyn Bootloader, &Path)) {
     let folder = common::folder();
@@ -315,7 +316,7 @@ fn files_are_readable_as_far_as_they_hold_no_secrets() {
 }
 
 #[test]
-fn a_second_algorithm_and_no_counting_make_entries_as_well() {
+fn an_entry_that_is_not_counted_has_a_plain_name() {
     machine(|loader, _| {
         let mut new = new_entry(1, 1, "6.1");
         new.tries = None;
@@ -324,5 +325,27 @@ fn a_second_algorithm_and_no_counting_make_entries_as_well() {
             (made.file.as_str(), made.tries),
             ("cfs-000001-010101010101.conf", Tries::Good)
         );
+    });
+}
+
+#[test]
+fn a_deployment_named_by_sha512_gets_an_entry_as_well() {
+    machine(|loader, boot| {
+        let mut new = new_entry(1, 1, "6.1");
+        new.id = "5a".repeat(64).parse().unwrap();
+        new.options[0] = cmdline::digest_argument(&new.id, false);
+        let deployment = deployment_of(new.id, 1);
+        let made = loader.publish(loader.stage(&deployment, &new).unwrap()).unwrap();
+        assert_eq!(made.file, "cfs-000001-5a5a5a5a5a5a+03-00.conf");
+        assert_eq!((made.id, made.problem), (Some(new.id), None));
+        let text = std::fs::read_to_string(entry(boot, &made.file)).unwrap();
+        assert!(
+            text.contains(&format!(
+                "options composefs.digest=v1-sha512-12:{} root=",
+                "5a".repeat(64)
+            )),
+            "{text}"
+        );
+        assert!(loader.check().unwrap().is_empty());
     });
 }

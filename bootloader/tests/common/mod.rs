@@ -72,12 +72,17 @@ pub fn open(kind: Kind, boot: &Path, fs: Arc<dyn Fs>) -> Box<dyn Bootloader> {
 
 /// Deployment `n`, recorded and signed for real, in a folder that is gone afterwards: what staging asks for.
 pub fn deployment(n: u8) -> Deployment {
+    deployment_of(id(n), n)
+}
+
+/// The same with any id.
+pub fn deployment_of(id: DeploymentId, n: u8) -> Deployment {
     let folder = folder();
     let fs = CrashFs::new(folder.path(), folder.path());
     let deployments = Deployments::new(Layout::new(folder.path()));
     deployments.layout().prepare(&fs).unwrap();
     let facts = ImageFacts {
-        id: id(n),
+        id,
         manifest: ManifestDigest::from_hash([n; 32]),
         reference: "docker://quay.io/org/os:41".into(),
         erofs_format: 1,
