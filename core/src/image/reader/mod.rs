@@ -25,7 +25,7 @@ use crate::tree::{
 /// The tree of an image.
 ///
 /// # Errors
-/// [`Error::Image`] for anything that no image writer makes.
+/// [`crate::Error::Image`] for anything that no image writer makes.
 pub fn read(image: &[u8]) -> Result<Tree> {
     let image = Image::open(image)?;
     Reader::new(image)?.run()
