@@ -83,7 +83,10 @@ pub fn gc(sysroot: &Sysroot, dry_run: bool) -> Result<Collected> {
         collected.leftovers = sysroot.deployments.clean(sysroot.fs())?;
     }
     // A plan sees the store as it will be without the stale names.
-    let without_image_names = collected.names.iter().map(|name| name.trim_start_matches("cfs-update/").into());
+    let without_image_names = collected
+        .names
+        .iter()
+        .map(|name| name.trim_start_matches("cfs-update/").into());
     let roots = collection::Roots {
         images: kept.into_iter().collect(),
         without_image_names: without_image_names.collect(),
