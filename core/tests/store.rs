@@ -14,6 +14,8 @@ use cfs_core::layers::{Content, Item};
 use cfs_core::monitor::Quiet;
 use cfs_core::store::import::{self, Compression, LayerSource};
 use cfs_core::store::{IMAGE_V1, Store, fsck, gc};
+use cfs_core::sys::fs::{Fs, RealFs};
+use cfs_core::testing::{CrashFs, Loss};
 use cfs_core::{Error, Result};
 use composefs::fsverity::{FsVerityHashValue, Sha256HashValue, Sha512HashValue};
 use composefs::repository::Repository;
@@ -508,4 +510,75 @@ fn names_that_cannot_be_names_are_refused() {
     store.tag("../../x", &sample.manifest).unwrap();
     store.publish().unwrap();
     assert!(store.tags().unwrap().contains_key("../../x"));
+}
+
+/// What an update does to the store.
+fn pull(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
+    let store = Store::open_or_create_with(fs, path, Algorithm::Sha256)?;
+    let tar = layer(1);
+    let (diff_id, blob) = (diff_id(&tar), gzip(&tar));
+    if !store.has_layer(&diff_id) {
+        let size = blob.len() as u64;
+        let open = Box::new(move || Ok(Box::new(std::io::Cursor::new(blob)) as Box<dyn Read + Send>));
+        let source = LayerSource {
+            diff_id,
+            size,
+            compression: Compression::Gzip,
+            open,
+        };
+        import::layers(&store, vec![source], 1, &Quiet)?;
+    }
+    let image = store.put_image(&erofs::<Sha256HashValue>())?;
+    let (config, manifest) = json(&[diff_id]);
+    let config = store.put_config(&config, &[diff_id], &BTreeMap::from([(IMAGE_V1.to_owned(), image)]))?;
+    let manifest = store.put_manifest(&manifest, &config, &[diff_id])?;
+    store.tag("os", &manifest)?;
+    store.name_image("os", &image)?;
+    store.publish()
+}
+
+/// Takes the content of every object and leaves its size, as a power cut before the first sync may.
+fn lose_objects(path: &Path) {
+    for folder in std::fs::read_dir(path.join("objects")).into_iter().flatten() {
+        for object in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = object.unwrap().path();
+            let size = std::fs::metadata(&path).unwrap().len();
+            std::fs::write(&path, vec![0; usize::try_from(size).unwrap()]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_at_any_step_leaves_nothing_named_that_is_not_there_and_the_next_run_succeeds() {
+    let cut_after = |operations: usize, loss: Loss| {
+        let folder = tempfile::tempdir().unwrap();
+        let (base, stash) = (folder.path().join("base"), folder.path().join("stash"));
+        std::fs::create_dir(&base).unwrap();
+        std::fs::create_dir(&stash).unwrap();
+        let path = base.join("composefs");
+        let fs = Arc::new(CrashFs::new(&base, &stash).cut_after(operations));
+        let finished = pull(fs.clone(), &path).is_ok();
+        fs.lose(loss);
+        if !fs.log().iter().any(|line| line.starts_with("sync-all")) {
+            lose_objects(&path);
+        }
+        if let Ok(store) = Store::open(&path) {
+            let found = findings(&store);
+            let named: Vec<_> = found.iter().filter(|f| !f.path.starts_with("objects/")).collect();
+            assert!(named.is_empty(), "after {operations}, {loss:?}: {named:?}");
+            assert!(!finished || store.tags().unwrap().contains_key("os"));
+        }
+        pull(Arc::new(RealFs), &path).unwrap_or_else(|e| panic!("after {operations}, {loss:?}: {e}"));
+        let store = Store::open(&path).unwrap();
+        assert_eq!(findings(&store), [], "after {operations}, {loss:?}");
+        assert!(store.tags().unwrap().contains_key("os") && store.image_names().unwrap().contains_key("os"));
+        gc::run(&store, &gc::Roots::default(), &no_objects).unwrap();
+        assert!(!path.join("cfs-update/unsynced").exists());
+        finished
+    };
+    let steps = (0..200).find(|n| cut_after(*n, Loss::Content)).unwrap();
+    assert!(steps > 20, "only {steps} steps");
+    for n in 0..steps {
+        cut_after(n, Loss::Names);
+    }
 }

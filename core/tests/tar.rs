@@ -383,3 +383,39 @@ proptest! {
         prop_assert_eq!(heads_in(&tar, usize::MAX), heads_in(&tar, piece));
     }
 }
+
+#[test]
+fn archives_of_gnu_tar_in_every_format_are_understood() {
+    let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/tar");
+    let time = Mtime {
+        sec: 1_700_000_000,
+        nsec: 0,
+    };
+    for (name, paths) in [
+        ("gnu-sparse.tar", &["f", "l", "d/", "d/g", "sp"][..]),
+        ("pax-sparse-0.0.tar", &["sp"]),
+        ("pax-sparse-0.1.tar", &["sp"]),
+        ("pax-sparse-1.0.tar", &["sp", "f"]),
+        ("pax-xattrs.tar", &["f"]),
+        ("ustar.tar", &["f", "l", "d/", "d/g"]),
+        ("v7.tar", &["f", "d/", "d/g"]),
+    ] {
+        let heads = heads(&std::fs::read(seeds.join(name)).unwrap());
+        let found: Vec<_> = heads.iter().map(|head| String::from_utf8_lossy(&head.path)).collect();
+        assert_eq!(found, paths, "{name}");
+        for head in heads {
+            assert_eq!((head.meta.uid, head.meta.gid, head.meta.mtime), (0, 0, time), "{name}");
+            let (kind, size) = match &*head.path {
+                b"f" => (Kind::Regular, 3),
+                b"d/g" => (Kind::Regular, 1),
+                b"sp" => (Kind::Regular, 20000),
+                b"l" => (Kind::Symlink(b"f"[..].into()), 0),
+                _ => (Kind::Directory, 0),
+            };
+            assert_eq!((&head.kind, head.size()), (&kind, size), "{name}");
+            assert_eq!(head.sparse.is_some(), &*head.path == b"sp", "{name}");
+            let xattrs = if name == "pax-xattrs.tar" { 1 } else { 0 };
+            assert_eq!(head.meta.xattrs.len(), xattrs, "{name}");
+        }
+    }
+}
