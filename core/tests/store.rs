@@ -582,3 +582,25 @@ fn a_power_cut_at_any_step_leaves_nothing_named_that_is_not_there_and_the_next_r
         cut_after(n, Loss::Names);
     }
 }
+
+#[test]
+fn a_layer_that_lost_an_object_is_fetched_again_and_mended() {
+    let sample = sample(Algorithm::Sha256);
+    let store = Store::open(&sample.path).unwrap();
+    let objects = store
+        .entries(&sample.layers[0])
+        .unwrap()
+        .filter_map(|entry| match entry.unwrap().item {
+            Item::Regular(Content::Object { id, .. }) => Some(id),
+            _ => None,
+        });
+    let objects: Vec<_> = objects.collect();
+    // One is gone, one has another size.
+    std::fs::remove_file(store.object_path(&objects[0])).unwrap();
+    std::fs::write(store.object_path(&objects[2]), "cut").unwrap();
+    assert!(!store.has_layer(&sample.layers[0]) && store.has_layer(&sample.layers[1]));
+    assert_eq!(import(&store, &layer(1)), sample.layers[0]);
+    store.publish().unwrap();
+    assert!(store.has_layer(&sample.layers[0]));
+    assert_eq!(findings(&store), []);
+}

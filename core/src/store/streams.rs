@@ -163,12 +163,15 @@ impl Store {
     }
 
     /// Whether the layer is here, so that it need not be fetched: published, imported by this run, or completed by an
-    /// interrupted run and found whole.
+    /// interrupted run and found whole. A layer that lacks an object is not here: fetching it again mends it.
     pub fn has_layer(&self, diff_id: &DiffId) -> bool {
         let here = self.stream(&layer_name(diff_id)).ok().flatten();
         let opened = here.and_then(|id| Reader::new(self.open_object(&id).ok()?, self.algorithm).ok());
         match opened {
-            Some(reader) => reader.content_type() == ContentType::LAYER,
+            Some(reader) => {
+                let mut needed = reader.object_refs().iter().chain(reader.names().values());
+                reader.content_type() == ContentType::LAYER && needed.all(|id| self.has_object(id))
+            }
             None => self.is_suspect() && self.resume_layer(diff_id).unwrap_or(false),
         }
     }
