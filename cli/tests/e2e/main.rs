@@ -4,6 +4,7 @@
 
 mod commands;
 mod common;
+mod etc;
 mod faults;
 mod measure;
 mod mount;

@@ -130,6 +130,7 @@ pub fn compress(tar: &[u8], how: How) -> Vec<u8> {
 pub struct Image {
     pub layers: Vec<(Vec<u8>, How, String)>,
     pub version: String,
+    created: String,
 }
 
 /// A finished one: its blobs, and the bytes of its manifest.
@@ -143,7 +144,14 @@ impl Image {
         Self {
             layers: Vec::new(),
             version: version.to_owned(),
+            created: "2026-01-01T00:00:00Z".to_owned(),
         }
+    }
+
+    /// When the config says that it was made.
+    pub fn created(mut self, time: &str) -> Self {
+        self.created = time.to_owned();
+        self
     }
 
     pub fn layer(mut self, layer: Layer, how: How) -> Self {
@@ -171,7 +179,7 @@ impl Image {
             other => other,
         };
         let config = json!({
-            "created": "2026-01-01T00:00:00Z", "architecture": architecture, "os": "linux",
+            "created": self.created, "architecture": architecture, "os": "linux",
             "config": {"Labels": {"containers.bootc": "1", "org.opencontainers.image.version": self.version}},
             "rootfs": {"type": "layers", "diff_ids": self.layers.iter().map(|l| l.2.clone()).collect::<Vec<_>>()},
         })
