@@ -76,6 +76,15 @@ fn add(tar: Tar, path: &str, kind: u8, link: &str, content: &[u8], attributes: &
 
 /// What the crates say: the digest, or their error.
 fn theirs<H: FsVerityHashValue>(layers: &[Vec<u8>], boot: bool) -> Result<String, String> {
+    their_image::<H>(layers, boot, FormatVersion::V1).map(|(_, digest)| digest)
+}
+
+/// The image that the crates make, and its digest.
+fn their_image<H: FsVerityHashValue>(
+    layers: &[Vec<u8>],
+    boot: bool,
+    version: FormatVersion,
+) -> Result<(Box<[u8]>, String), String> {
     let folder = tempfile::tempdir().unwrap();
     let config = RepositoryConfig::new(H::ALGORITHM).set_insecure();
     let path = folder.path().join("repo");
@@ -103,7 +112,8 @@ fn theirs<H: FsVerityHashValue>(layers: &[Vec<u8>], boot: bool) -> Result<String
     if boot {
         tree.transform_for_boot(&repo).map_err(|e| format!("{e:#}"))?;
     }
-    Ok(tree.compute_image_id(FormatVersion::V1).to_hex())
+    let (image, id) = tree.compute_image_bytes(version);
+    Ok((image, id.to_hex()))
 }
 
 fn our_tree(store: &Store, layers: &[Vec<u8>], boot: bool) -> cfs_core::Result<Tree> {
@@ -265,6 +275,45 @@ fn a_small_os_image_has_the_digest_that_composefs_rs_computes() {
         two = add(two, "dev/sda", b'6', "", b"", &a);
         two = add(two, &format!("usr/lib/{}", "n".repeat(200)), b'0', "", b"", &a);
         assert_same(&[one.finish(), two.finish()]);
+    }
+}
+
+/// Format 2 has no nanoseconds, so the layers have none.
+#[test]
+fn images_of_composefs_rs_in_all_its_formats_read_back_as_the_tree_of_the_layers() {
+    let a = Attributes::default();
+    let special = Attributes {
+        mode: 0o4755,
+        owner: 100_000,
+        mtime: (5, 0),
+        xattrs: vec![("security.capability", vec![1, 2, 3])],
+    };
+    let mut tar = Tar::new();
+    for name in ["usr/", "boot/", "sysroot/", "usr/many/"] {
+        tar = add(tar, name, b'5', "", b"", &a);
+    }
+    for at in 0..300_u32 {
+        let attributes = if at % 7 == 0 { &special } else { &a };
+        tar = add(
+            tar,
+            &format!("usr/many/file-{at}"),
+            b'0',
+            "",
+            &vec![b'x'; at as usize],
+            attributes,
+        );
+    }
+    tar = add(tar, "usr/hard", b'1', "usr/many/file-299", b"", &a);
+    tar = add(tar, "link", b'2', "usr/many", b"", &a);
+    tar = add(tar, "null", b'3', "", b"", &special);
+    tar = add(tar, "pipe", b'6', "", b"", &a);
+    let layers = [policy(add(tar, "etc/", b'5', "", b"", &a)).finish()];
+    let wanted = ours(&layers, Algorithm::Sha512, true).unwrap();
+    for version in [FormatVersion::V1, FormatVersion::V2] {
+        let (image, _) = their_image::<Sha512HashValue>(&layers, true, version).unwrap();
+        let tree = cfs_core::image::reader::read(&image).unwrap();
+        let again = writer::build(&tree, Versions::V1).unwrap();
+        assert_eq!(image::digest(&again, Algorithm::Sha512).to_hex(), wanted, "{version:?}");
     }
 }
 

@@ -83,8 +83,9 @@ impl Raw {
             return Err("DIGEST is neither - nor 64 hex digits (128 for SHA-512)".into());
         }
         for (byte, digits) in raw.0.iter_mut().zip(text.chunks_exact(2)) {
-            let value = hex_value(digits[0]).zip(hex_value(digits[1]));
-            let (high, low) = value.ok_or("DIGEST has something that is no hex digit")?;
+            let (Some(high), Some(low)) = (hex_value(digits[0]), hex_value(digits[1])) else {
+                return Err("DIGEST has something that is no hex digit".into());
+            };
             *byte = high << 4 | low;
         }
         Ok(raw)
@@ -136,11 +137,19 @@ pub fn unescape(text: &[u8]) -> Result<Cow<'_, [u8]>, Refused> {
 }
 
 const fn hex_value(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        b'A'..=b'F' => Some(digit - b'A' + 10),
-        _ => None,
+    const VALUES: [u8; 256] = {
+        let mut values = [u8::MAX; 256];
+        let mut value = 0;
+        while value < 16 {
+            values[b"0123456789abcdef"[value as usize] as usize] = value;
+            values[b"0123456789ABCDEF"[value as usize] as usize] = value;
+            value += 1;
+        }
+        values
+    };
+    match VALUES[digit as usize] {
+        u8::MAX => None,
+        value => Some(value),
     }
 }
 
