@@ -60,9 +60,20 @@ impl History {
         Ok(history)
     }
 
-    /// Adds an event, durable when this returns.
+    /// Adds an event, durable when this returns. A history that cannot be read at all is put aside, as
+    /// `history.jsonl.broken`: it must not fail an update that is done.
     pub fn append(fs: &dyn Fs, layout: &Layout, event: &Event) -> Result<()> {
-        let mut lines = lines(layout)?;
+        let mut lines = match lines(layout) {
+            Ok(lines) => lines,
+            Err(_) => {
+                let aside = layout.state().join("history.jsonl.broken");
+                if fs::is_dir(&aside) {
+                    fs.remove_dir_all(&aside)?;
+                }
+                fs.rename(&layout.state().join("history.jsonl"), &aside)?;
+                Vec::new()
+            }
+        };
         lines.push(serde_json::to_vec(event).unwrap_or_default());
         let surplus = lines.len().saturating_sub(HISTORY_LINES);
         let mut bytes = Vec::new();

@@ -610,6 +610,13 @@ fn history_keeps_its_newest_events_and_skips_what_it_cannot_read() {
     );
     assert_eq!(history.events[0], event(2));
     assert_eq!(history.events.last(), Some(&event(5000)));
+    for _ in 0..2 {
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir_all(path.join("not a file")).unwrap();
+        assert!(History::load(layout).is_err());
+        History::append(&RealFs, layout, &event(6000)).unwrap();
+        assert_eq!(History::load(layout).unwrap().events, [event(6000)]);
+    }
 }
 
 #[test]
