@@ -311,7 +311,7 @@ fn images_of_composefs_rs_in_all_its_formats_read_back_as_the_tree_of_the_layers
     let wanted = ours(&layers, Algorithm::Sha512, true).unwrap();
     for version in [FormatVersion::V1, FormatVersion::V2] {
         let (image, _) = their_image::<Sha512HashValue>(&layers, true, version).unwrap();
-        let tree = cfs_core::image::reader::read(&image).unwrap();
+        let tree = image::reader::read(&image).unwrap();
         let again = writer::build(&tree, Versions::V1).unwrap();
         assert_eq!(image::digest(&again, Algorithm::Sha512).to_hex(), wanted, "{version:?}");
     }
