@@ -5,6 +5,7 @@
 
 pub mod dump;
 mod format;
+mod inode;
 mod inodes;
 mod pool;
 pub mod reader;

@@ -100,6 +100,13 @@ pub fn prefix(key: &[u8]) -> (u8, usize) {
 }
 
 impl Pool {
+    /// Makes room for the attributes of this many files with content elsewhere.
+    pub fn reserve(&mut self, files: usize) {
+        self.bytes.reserve(files * 104);
+        self.attributes.reserve(files * 2);
+        self.index.reserve(files * 2, |_| 0);
+    }
+
     /// The number of an attribute; counts its use.
     pub fn attribute(&mut self, key: &[u8], value: &[u8]) -> Result<u32> {
         let key = self.key(key)?;

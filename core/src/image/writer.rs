@@ -12,7 +12,8 @@ use super::format::{
     self, BLOCK, EROFS_MAGIC, FEATURE_COMPAT, FLAG_HAS_ACL, HEADER_MAGIC, HEADER_VERSION, INODES_START, LAYOUT_CHUNKS,
     LAYOUT_INLINE, LAYOUT_PLAIN, NULL_CHUNK, SLOT, SUPER_OFFSET, chunk_bits, file_type,
 };
-use super::inodes::{Body, Inode, Inodes};
+use super::inode::{Body, Inode};
+use super::inodes::Inodes;
 use crate::error::{Error, Result};
 use crate::tree::Tree;
 
