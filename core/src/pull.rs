@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::ids::{DiffId, ManifestDigest, ObjectId};
-use crate::image::{self, Versions, writer};
+use crate::image::{Versions, writer};
 use crate::manifest::Platform;
 use crate::monitor::{Event, Monitor, Stage};
 use crate::registry::{self, Registry};
@@ -191,24 +191,6 @@ impl Built {
             source: self.source,
         }))
     }
-}
-
-/// The digest that the image of a reference has, and nothing else: `scratch` is an empty repository that the caller
-/// throws away.
-pub fn digest(
-    scratch: &Store,
-    registry: &Registry,
-    platform: &Platform,
-    variant: Variant,
-    threads: usize,
-    monitor: &dyn Monitor,
-) -> Result<ObjectId> {
-    monitor.event(Event::Stage(Stage::Resolve));
-    let image = registry.image(platform, monitor)?;
-    let imported = import(scratch, registry, image, threads, monitor)?;
-    let mut tree = imported.tree(scratch)?;
-    transform(scratch, &mut tree, variant)?;
-    Ok(image::digest(&writer::build(&tree, Versions::V1)?, scratch.algorithm()))
 }
 
 /// A container image that is in the store.
