@@ -2,7 +2,7 @@
 # `make bench`: builds the program as it ships and the peer cfsctl, makes the image to measure with, and runs
 # testdata/bench.py in a mount namespace of its own, where the peers' Debian 13 root is set up. Root only.
 #
-#   BENCH_RUNS=5 BENCH_ONLY=regexp testdata/bench.sh
+#   BENCH_RUNS=5 BENCH_ONLY=regexp BENCH_PROGRAM=another-build testdata/bench.sh
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/.."
@@ -10,7 +10,7 @@ out=$PWD/target/bench
 mkdir -p "$out"
 [ "$(id -u)" = 0 ] || { echo 'bench.sh: needs root, for the peers (podman, a Debian 13 root with skopeo)' >&2; exit 1; }
 
-cargo build --locked --release --package cfs-update
+[ -n "${BENCH_PROGRAM:-}" ] || cargo build --locked --release --package cfs-update
 if [ ! -x "$out/cfsctl/bin/cfsctl" ]; then
     cargo install --locked composefs-ctl --version 0.9.4 --root "$out/cfsctl" --target-dir "$out/build"
 fi
