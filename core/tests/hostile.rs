@@ -143,3 +143,11 @@ fn every_image_cut_short_is_refused() {
         );
     }
 }
+
+/// Found by the fuzz target: such an inode is long only for a size that it does not have.
+#[test]
+fn a_socket_of_terabytes_makes_the_same_image_again() {
+    properties::any_dump(
+        b"/ 0 40755 2 0 0 0 6.0 - - -\n/s 4398046511104 140604 1 0 0 0 6.0 - - -\n/p 7 10600 1 0 0 0 6.0 - - -\n",
+    );
+}

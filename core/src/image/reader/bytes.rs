@@ -21,7 +21,7 @@ pub struct Image<'a> {
     pub bytes: &'a [u8],
     pub version: u32,
     pub root: u64,
-    build_time: Mtime,
+    pub build_time: Mtime,
     inodes: u64,
     pub attributes: u64,
 }
@@ -87,6 +87,7 @@ impl<'a> Image<'a> {
         let extended = format & 1 != 0;
         let mut inode = Inode {
             nid,
+            extended,
             layout: format >> 1,
             mode: self.u16(at(4))?,
             nlink: self.u16(at(6))?.into(),
@@ -142,6 +143,7 @@ pub fn little(bytes: &[u8]) -> u64 {
 #[derive(Clone, Copy)]
 pub struct Inode {
     pub nid: u64,
+    pub extended: bool,
     pub layout: u16,
     pub mode: u16,
     pub nlink: u32,

@@ -268,8 +268,13 @@ impl<'a> Reader<'a> {
                 size = inode.size;
                 self.content(inode)?
             }
-            kind::CHAR | kind::BLOCK => Data::Device(inode.union),
-            kind::FIFO | kind::SOCKET => Data::Nothing,
+            kind::CHAR | kind::BLOCK | kind::FIFO | kind::SOCKET => {
+                size = self.size_of_special(inode);
+                match inode.kind() {
+                    kind::CHAR | kind::BLOCK => Data::Device(inode.union),
+                    _ => Data::Nothing,
+                }
+            }
             _ => return Err(inode.error("its type is unknown")),
         };
         Ok(Node {
@@ -282,6 +287,20 @@ impl<'a> Reader<'a> {
             xattrs: self.builder.kept_xattrs(&own)?,
             data,
         })
+    }
+
+    /// A dump may say a size of a device, pipe or socket; of that an image keeps only whether it is too large for a
+    /// short inode.
+    fn size_of_special(&self, inode: &Inode) -> u64 {
+        let small = [inode.uid, inode.gid, inode.nlink]
+            .iter()
+            .all(|n| *n <= u32::from(u16::MAX));
+        let fits = small && inode.mtime == self.image.build_time;
+        if inode.extended && fits && self.image.version < 2 {
+            1 << 32
+        } else {
+            0
+        }
     }
 
     fn content(&mut self, inode: &Inode) -> Result<Data> {
