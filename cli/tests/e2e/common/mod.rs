@@ -108,7 +108,9 @@ impl Cfs {
                 std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
             }
             let copy = dir.join("cfs-update");
-            fs::copy(&cfs.program, &copy).unwrap();
+            // Not by ourselves: a child that another test starts meanwhile would hold the copy open for writing, and
+            // nothing that is can be run.
+            tool("cp", [&cfs.program, &copy]);
             cfs.program = copy;
             cfs.user = Some(NOBODY);
         }
