@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::layout::{How, Image, Layer, base, blob_path, compress, digest, noise, small};
 use crate::common::registry::{Registry, Silent};
-use crate::common::{Cfs, Ran, finish, is_root, list, name, scratch, tool};
+use crate::common::{Cfs, Ran, is_root, list, name, scratch, tool};
 
 /// Nothing that a user, a boot loader or another tool would take for a deployment or an image.
 #[track_caller]
@@ -428,10 +428,10 @@ fn what_a_killed_run_left_behind_is_collected() {
     cfs.run(["switch", &reference]).expect(0);
     let before = list_objects(&cfs);
     let silent = Silent::start();
-    let child = cfs.spawn(["switch", &silent.reference("os:1")]);
-    let held = silent.asked();
-    drop(held);
-    let _ = finish(child);
+    let mut child = cfs.spawn(["switch", &silent.reference("os:1")]);
+    let _held = silent.asked();
+    child.kill().unwrap();
+    child.wait().unwrap();
     let dry = cfs.run(["gc", "--dry-run"]).expect(0);
     assert!(!dry.stderr.contains("panicked"));
     cfs.run(["gc"]).expect(0);

@@ -258,11 +258,6 @@ pub fn name(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }
 
-/// A child's output once it has ended.
-pub fn finish(child: Child) -> Ran {
-    Ran::new(child.wait_with_output().unwrap())
-}
-
 /// Runs a tool of the machine, which has to succeed.
 #[track_caller]
 pub fn tool<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>) -> String {
