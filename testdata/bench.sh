@@ -26,6 +26,8 @@ unshare --mount sh -c '
     set -eu
     out=$1 port=$2 here=$3
     mkdir -p "$out/work" "$out/peers/bench"
+    # podman unpacks layers in a root of its own making, for which / has to be a mount point.
+    mount --bind "$out/peers" "$out/peers"
     mount --bind "$out" "$out/peers/bench"
     mount -t proc proc "$out/peers/proc"
     mount --rbind /dev "$out/peers/dev"
