@@ -38,7 +38,7 @@ fn source(argument: &str) -> Result<LayerSource<'static>> {
     };
     let open = move || {
         let file = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
-        Ok(Box::new(file) as Box<_>)
+        Ok(Box::new(std::io::BufReader::with_capacity(1 << 16, file)) as Box<_>)
     };
     Ok(LayerSource {
         diff_id,

@@ -6,7 +6,6 @@ mod tars;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::io::Read;
 use std::sync::Arc;
 
 use cfs_core::ids::Algorithm;
@@ -126,7 +125,7 @@ fn our_tree(store: &Store, layers: &[Vec<u8>], boot: bool) -> cfs_core::Result<T
                 diff_id: id,
                 size: blob.len() as u64,
                 compression: Compression::None,
-                open: Box::new(move || Ok(Box::new(std::io::Cursor::new(blob)) as Box<dyn Read + Send>)),
+                open: Box::new(move || Ok(Box::new(std::io::Cursor::new(blob)) as Box<dyn std::io::BufRead + Send>)),
             };
             import::layers(store, vec![source], 1, &Quiet)?;
         }

@@ -4,7 +4,7 @@
 
 mod tars;
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,7 @@ fn source(diff_id: DiffId, compression: Compression, blob: Vec<u8>) -> LayerSour
         diff_id,
         size: blob.len() as u64,
         compression,
-        open: Box::new(move || Ok(Box::new(io::Cursor::new(blob)) as Box<dyn Read + Send>)),
+        open: Box::new(move || Ok(Box::new(io::Cursor::new(blob)) as Box<dyn BufRead + Send>)),
     }
 }
 
@@ -420,7 +420,9 @@ fn an_error_of_the_blob_keeps_its_kind() {
         diff_id: diff_id(&tar),
         size: blob.len() as u64,
         compression: Compression::Gzip,
-        open: Box::new(move || Ok(Box::new(io::Cursor::new(blob[..half].to_vec()).chain(Broken("https://r/b"))) as _)),
+        open: Box::new(move || {
+            Ok(Box::new(io::Cursor::new(blob[..half].to_vec()).chain(io::BufReader::new(Broken("https://r/b")))) as _)
+        }),
     };
     let error = import::layers(&store, vec![failing], 0, &Quiet).unwrap_err();
     assert_eq!(error.kind(), Kind::Network);
@@ -567,7 +569,9 @@ fn child_that_is_killed() {
         diff_id: diff_id(&half),
         size: 1,
         compression: Compression::None,
-        open: Box::new(move || Ok(Box::new(io::Cursor::new(half[..1 << 20].to_vec()).chain(Forever)) as _)),
+        open: Box::new(move || {
+            Ok(Box::new(io::Cursor::new(half[..1 << 20].to_vec()).chain(io::BufReader::new(Forever))) as _)
+        }),
     };
     import::layers(&store, vec![source], 0, &Quiet).unwrap();
 }

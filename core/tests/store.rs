@@ -5,7 +5,7 @@
 mod tars;
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ fn import(store: &Store, tar: &[u8]) -> DiffId {
         diff_id,
         size: blob.len() as u64,
         compression: Compression::Gzip,
-        open: Box::new(move || Ok(Box::new(std::io::Cursor::new(blob)) as Box<dyn Read + Send>)),
+        open: Box::new(move || Ok(Box::new(std::io::Cursor::new(blob)) as Box<dyn BufRead + Send>)),
     };
     import::layers(store, vec![source], 0, &Quiet).unwrap();
     diff_id
@@ -519,7 +519,7 @@ fn pull(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     let (diff_id, blob) = (diff_id(&tar), gzip(&tar));
     if !store.has_layer(&diff_id) {
         let size = blob.len() as u64;
-        let open = Box::new(move || Ok(Box::new(std::io::Cursor::new(blob)) as Box<dyn Read + Send>));
+        let open = Box::new(move || Ok(Box::new(std::io::Cursor::new(blob)) as Box<dyn BufRead + Send>));
         let source = LayerSource {
             diff_id,
             size,

@@ -1,19 +1,17 @@
 //! Layers to objects in one pass: fetch, decompress, hash, parse, hash, write.
 //!
-//! Each layer has two threads: one reads and decompresses the blob and hashes the tar, the other parses it, computes
-//! fs-verity digests and writes objects. They are connected by a few buffers that go round, so that memory is bounded
+//! Each layer has two threads: one reads, hashes and decompresses the blob, the other parses the tar, hashes it and its
+//! files in one go and writes objects. They are connected by a few buffers that go round, so that memory is bounded
 //! whatever the layer holds. Layers run side by side, the largest first.
 //!
 //! Invariant: a layer whose blob or tar is not what its digests say gets no stream. Objects of its files may stay: they
 //! are what their own names say, nothing refers to them, and garbage collection removes them.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-
-use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::ids::DiffId;
@@ -26,15 +24,13 @@ use crate::store::layer::{Importer, Pieces};
 /// Bytes of a buffer between the two threads of a layer, and how many there are.
 const BUFFER: usize = 256 << 10;
 const BUFFERS: usize = 4;
-/// Bytes read from a blob at a time.
-const INPUT: usize = 64 << 10;
 /// Layers at a time at most unless asked otherwise: each takes about 12 MiB, of which a zstd window is 8.
 const MAX_THREADS: usize = 4;
 /// Bytes between two progress events of a layer.
 const REPORT: u64 = 1 << 20;
 
 /// Opens a blob when its turn has come.
-pub type Open<'a> = Box<dyn FnOnce() -> Result<Box<dyn Read + Send + 'a>> + Send + 'a>;
+pub type Open<'a> = Box<dyn FnOnce() -> Result<Box<dyn BufRead + Send + 'a>> + Send + 'a>;
 
 /// One layer to import.
 pub struct LayerSource<'a> {
@@ -204,7 +200,7 @@ impl Pieces for Inlet {
     }
 }
 
-/// Reads and decompresses a blob into buffers, hashes the tar, and compares with the diff_id at the end.
+/// Reads and decompresses a blob into buffers.
 fn decode(source: LayerSource<'_>, out: &mut Outlet<'_>, monitor: &dyn Monitor) -> Result<()> {
     let diff_id = source.diff_id;
     let mut blob = Blob {
@@ -213,73 +209,110 @@ fn decode(source: LayerSource<'_>, out: &mut Outlet<'_>, monitor: &dyn Monitor) 
         monitor,
         unreported: 0,
     };
-    let mut hash = Sha256::new();
-    let mut input = vec![0; INPUT];
-    let mut filled = 0;
-    while filled < PEEK {
-        match blob.read(&mut input[filled..])? {
-            0 => break,
-            n => filled += n,
-        }
-    }
     let broken = |e: io::Error| layer_fault(&diff_id, e);
-    let mut decompressor = Decompressor::new(source.compression, &input[..filled.min(PEEK)]).map_err(broken)?;
-    let mut buffer = out.buffer()?;
-    let mut written = 0;
-    while filled > 0 {
-        let mut rest = &input[..filled];
-        loop {
-            let n = decompressor.run(&mut rest, &mut buffer[written..]).map_err(broken)?;
-            hash.update(&buffer[written..written + n]);
-            written += n;
-            if written == BUFFER {
-                out.send(buffer)?;
-                (buffer, written) = (out.buffer()?, 0);
-            } else if rest.is_empty() || n == 0 {
-                break;
-            }
-        }
-        filled = blob.read(&mut input)?;
-    }
+    let first = blob.first()?;
+    let mut decompressor = Decompressor::new(source.compression, &first).map_err(broken)?;
+    let mut filling = Filling {
+        buffer: out.buffer()?,
+        written: 0,
+    };
+    let mut decompress = |input: &[u8]| filling.decompress(&mut decompressor, input, out, &broken);
+    decompress(&first)?;
+    while blob.piece(&mut decompress)? {}
     decompressor.finish().map_err(broken)?;
-    let found = DiffId::from_hash(hash.finalize().into());
-    if found != diff_id {
-        return Err(Error::Mismatch {
-            what: "layer".into(),
-            expected: diff_id.to_string(),
-            found: found.to_string(),
-        });
-    }
-    if written > 0 {
-        buffer.truncate(written);
-        out.send(buffer)?;
-    }
+    filling.end(out)?;
     blob.report();
     Ok(())
 }
 
+/// The buffer that is being filled.
+struct Filling {
+    buffer: Vec<u8>,
+    written: usize,
+}
+
+impl Filling {
+    fn decompress(
+        &mut self,
+        decompressor: &mut Decompressor,
+        mut input: &[u8],
+        out: &Outlet<'_>,
+        broken: &dyn Fn(io::Error) -> Error,
+    ) -> Result<()> {
+        loop {
+            let n = decompressor
+                .run(&mut input, &mut self.buffer[self.written..])
+                .map_err(broken)?;
+            self.written += n;
+            if self.written == BUFFER {
+                out.send(std::mem::replace(&mut self.buffer, out.buffer()?))?;
+                self.written = 0;
+            } else if input.is_empty() || n == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn end(mut self, out: &Outlet<'_>) -> Result<()> {
+        self.buffer.truncate(self.written);
+        if self.written > 0 {
+            out.send(self.buffer)
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// A blob that tells the monitor how much of it was read.
 struct Blob<'a> {
-    reader: Box<dyn Read + Send + 'a>,
+    reader: Box<dyn BufRead + Send + 'a>,
     diff_id: DiffId,
     monitor: &'a dyn Monitor,
     unreported: u64,
 }
 
 impl Blob<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        loop {
-            match self.reader.read(buffer) {
-                Ok(n) => {
-                    self.unreported += n as u64;
-                    if self.unreported >= REPORT {
-                        self.report();
-                    }
-                    return Ok(n);
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(read_error(&self.diff_id, e)),
+    /// The first [`PEEK`] bytes, where there are that many.
+    fn first(&mut self) -> Result<Vec<u8>> {
+        let mut first = Vec::with_capacity(PEEK);
+        while first.len() < PEEK {
+            let piece = self.fill()?;
+            let take = piece.len().min(PEEK - first.len());
+            if take == 0 {
+                break;
             }
+            first.extend_from_slice(&piece[..take]);
+            self.consume(take);
+        }
+        Ok(first)
+    }
+
+    /// Hands on the next bytes where they lie; `false` at the end, which is reached only by a blob that is right.
+    fn piece(&mut self, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+        let piece = self.fill()?;
+        let length = piece.len();
+        if length > 0 {
+            each(piece)?;
+            self.consume(length);
+        }
+        Ok(length > 0)
+    }
+
+    fn fill(&mut self) -> Result<&[u8]> {
+        while let Err(error) = self.reader.fill_buf() {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(read_error(&self.diff_id, error));
+            }
+        }
+        // What was read is still there: asking again costs nothing.
+        self.reader.fill_buf().map_err(|e| read_error(&self.diff_id, e))
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.reader.consume(amount);
+        self.unreported += amount as u64;
+        if self.unreported >= REPORT {
+            self.report();
         }
     }
 

@@ -1,7 +1,8 @@
 //! One layer's tar to objects and a stream, as its bytes come.
 //!
-//! Invariant: each byte of the tar goes either literally or as an object into the stream, so that the tar can be
-//! rebuilt; a file is never whole in memory unless it is smaller than [`GATHER`].
+//! Invariant: each byte of the tar goes into the tar's hash and, either literally or as an object, into the stream, so
+//! that the tar can be rebuilt; a file is never whole in memory unless it is smaller than [`GATHER`]. A tar that is not
+//! the one that was wanted gets no stream.
 
 use std::io::{Seek, SeekFrom, Write};
 
@@ -13,6 +14,7 @@ use crate::splitstream::{ContentType, Writer};
 use crate::store::Store;
 use crate::store::entries::{layer_error, sparse_name, write_error};
 use crate::sys::objects::Temporary;
+use crate::sys::sha256;
 use crate::sys::verity::Hasher;
 
 /// Files of up to this many bytes are gathered, so that one that is here already is not written again.
@@ -41,6 +43,7 @@ pub(super) struct Importer<'a, P> {
     parser: Parser,
     stream: Writer<Temporary<'a>>,
     hasher: Hasher,
+    tar: sha256::Stream,
     gathered: Vec<u8>,
     sparse: usize,
     stored: u64,
@@ -59,6 +62,7 @@ impl<'a, P: Pieces> Importer<'a, P> {
             parser: Parser::new(),
             stream: stream.map_err(|e| write_error(store, e))?,
             hasher: Hasher::new(store.algorithm),
+            tar: sha256::Stream::default(),
             gathered: Vec::new(),
             sparse: 0,
             stored: 0,
@@ -66,8 +70,7 @@ impl<'a, P: Pieces> Importer<'a, P> {
         })
     }
 
-    /// Takes the whole tar; the stream's object is the result. The pieces' last answer says whether the tar was the
-    /// right one, so nothing of a wrong one gets a stream.
+    /// Takes the whole tar; the stream's object is the result.
     pub(super) fn run(mut self) -> Result<ObjectId> {
         loop {
             let mut input = &self.pieces.current()[self.at..];
@@ -75,6 +78,7 @@ impl<'a, P: Pieces> Importer<'a, P> {
             let step = self.parser.step(&mut input);
             let consumed = before - input.len();
             let raw = &self.pieces.current()[self.at..self.at + consumed];
+            self.tar.update(raw);
             self.stream.literal(raw).map_err(|e| write_error(self.store, e))?;
             self.at += consumed;
             match step.map_err(|fault| layer_error(&self.diff_id, fault))? {
@@ -99,6 +103,7 @@ impl<'a, P: Pieces> Importer<'a, P> {
     fn keep_rest(&mut self) -> Result<()> {
         loop {
             let raw = &self.pieces.current()[self.at..];
+            self.tar.update(raw);
             self.stream.literal(raw).map_err(|e| write_error(self.store, e))?;
             if !self.advance()? {
                 return Ok(());
@@ -107,6 +112,14 @@ impl<'a, P: Pieces> Importer<'a, P> {
     }
 
     fn finish(self) -> Result<ObjectId> {
+        let found = DiffId::from_hash(self.tar.finish());
+        if found != self.diff_id {
+            return Err(Error::Mismatch {
+                what: "layer".into(),
+                expected: self.diff_id.to_string(),
+                found: found.to_string(),
+            });
+        }
         let store = self.store;
         let fail = |e| write_error(store, e);
         let mut file = self.stream.finish().map_err(fail)?;
@@ -155,7 +168,7 @@ impl<'a, P: Pieces> Importer<'a, P> {
         if !here {
             let mut gathered = std::mem::take(&mut self.gathered);
             gathered.clear();
-            let taken = self.take(size, |_, bytes| {
+            let taken = self.hash(size, |_, bytes| {
                 gathered.extend_from_slice(bytes);
                 Ok(())
             });
@@ -163,11 +176,12 @@ impl<'a, P: Pieces> Importer<'a, P> {
             taken?;
         }
         let data = if here {
-            &self.pieces.current()[self.at..self.at + wanted]
+            let data = &self.pieces.current()[self.at..self.at + wanted];
+            self.hasher.update_with(&mut self.tar, data);
+            data
         } else {
             &self.gathered
         };
-        self.hasher.update(data);
         let id = self.hasher.finish();
         let new = self.store.objects.put(&id, data)?;
         if here {
@@ -179,18 +193,14 @@ impl<'a, P: Pieces> Importer<'a, P> {
 
     /// A file whose digest alone is wanted.
     fn hashed_file(&mut self, size: u64) -> Result<ObjectId> {
-        self.take(size, |this, bytes| {
-            this.hasher.update(bytes);
-            Ok(())
-        })?;
+        self.hash(size, |_, _| Ok(()))?;
         self.count(true);
         Ok(self.hasher.finish())
     }
 
     fn large_file(&mut self, size: u64) -> Result<ObjectId> {
         let mut temporary = self.store.objects.temporary()?;
-        self.take(size, |this, bytes| {
-            this.hasher.update(bytes);
+        self.hash(size, |this, bytes| {
             temporary.write_all(bytes).map_err(|e| write_error(this.store, e))
         })?;
         self.keep(temporary, size)
@@ -262,6 +272,21 @@ impl<'a, P: Pieces> Importer<'a, P> {
 
     /// Hands the next `size` bytes of the tar on, in the pieces in which they come.
     fn take(&mut self, size: u64, mut each: impl FnMut(&mut Borrowed<'_, 'a>, &[u8]) -> Result<()>) -> Result<()> {
+        self.pieces(size, |this, bytes| {
+            this.tar.update(bytes);
+            each(this, bytes)
+        })
+    }
+
+    /// Like [`Importer::take`], for the content of one file: it goes into the hasher, too.
+    fn hash(&mut self, size: u64, mut each: impl FnMut(&mut Borrowed<'_, 'a>, &[u8]) -> Result<()>) -> Result<()> {
+        self.pieces(size, |this, bytes| {
+            this.hasher.update_with(this.tar, bytes);
+            each(this, bytes)
+        })
+    }
+
+    fn pieces(&mut self, size: u64, mut each: impl FnMut(&mut Borrowed<'_, 'a>, &[u8]) -> Result<()>) -> Result<()> {
         let mut left = size;
         while left > 0 {
             let here = self.pieces.current().len() - self.at;
@@ -276,6 +301,7 @@ impl<'a, P: Pieces> Importer<'a, P> {
                 store: self.store,
                 stream: &mut self.stream,
                 hasher: &mut self.hasher,
+                tar: &mut self.tar,
             };
             each(&mut this, &self.pieces.current()[self.at..self.at + take])?;
             self.at += take;
@@ -312,4 +338,5 @@ struct Borrowed<'b, 'a> {
     store: &'a Store,
     stream: &'b mut Writer<Temporary<'a>>,
     hasher: &'b mut Hasher,
+    tar: &'b mut sha256::Stream,
 }

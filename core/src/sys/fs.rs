@@ -44,6 +44,9 @@ pub trait Fs: Debug + Send + Sync {
     }
 }
 
+/// Bytes written at a time.
+const WRITE: usize = 256 << 10;
+
 /// The machine's own file system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealFs;
@@ -60,13 +63,14 @@ impl Fs for RealFs {
 
     fn create(&self, path: &Path, mode: u32, content: &mut dyn Read) -> Result<u64> {
         let fail = |e| Error::io("write", path, e);
-        let mut file = std::fs::File::options()
+        let file = std::fs::File::options()
             .write(true)
             .create_new(true)
             .mode(mode)
             .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
             .open(path)
             .map_err(fail)?;
+        let mut file = io::BufWriter::with_capacity(WRITE, file);
         let written = io::copy(content, &mut file).map_err(fail)?;
         file.flush().map_err(fail)?;
         set_mode(path, mode)?;
@@ -171,7 +175,9 @@ pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
         Err(e) => return Err(fail(e)),
     };
-    let mut content = Vec::new();
+    let size = file.metadata().map_or(0, |metadata| metadata.len()).min(limit);
+    // One byte more, so that the end is found without growing.
+    let mut content = Vec::with_capacity(usize::try_from(size).map_or(0, |size| size + 1));
     file.take(limit + 1).read_to_end(&mut content).map_err(fail)?;
     if content.len() as u64 > limit {
         return Err(fail(io::Error::other(format!("larger than {limit} bytes"))));

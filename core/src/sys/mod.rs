@@ -10,5 +10,5 @@ pub mod mount;
 pub mod objects;
 pub mod process;
 pub mod secret;
-mod sha256;
+pub mod sha256;
 pub mod verity;

@@ -1,9 +1,15 @@
-//! Two SHA-256 hashes at a time, for fs-verity's blocks.
+//! SHA-256 two at a time: fs-verity's blocks beside each other, or a stream beside the blocks of a file in it.
 //!
 //! The processor's SHA instructions take several cycles each and can start one every other cycle, so one hash alone
-//! leaves them idle half the time. Blocks of a file are hashed independently: two of them fill the gaps. Where the
-//! instructions are missing, [`hash_pair`] says so and the caller hashes one block after the other.
+//! leaves them idle half the time. Blocks of a file are hashed independently: two of them fill the gaps. A file in a tar
+//! is hashed twice, as part of the tar and as an object: there the second hash fills the gaps of the first, and both
+//! share the message schedule. Where the instructions are missing, the functions say so and the caller hashes one after
+//! the other.
 
+use sha2::block_api::compress256;
+
+#[cfg(target_arch = "x86_64")]
+use x86::hash_beside;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::hash_pair;
 
@@ -13,8 +19,89 @@ pub(super) fn hash_pair(_: [&[u8; 4096]; 2]) -> Option<[[u8; 32]; 2]> {
     None
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+fn hash_beside(_: &mut [u32; 8], _: &[u8; 4096]) -> Option<[u8; 32]> {
+    None
+}
+
+/// The state of an empty message (FIPS 180-4, 5.3.3).
+const START: [u32; 8] = [
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
+    0x5be0_cd19,
+];
+
+/// The SHA-256 of bytes as they come; memory is one chunk of 64 bytes.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    state: [u32; 8],
+    length: u64,
+    /// The last, incomplete chunk: the first `length % 64` bytes.
+    partial: [u8; 64],
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        Self {
+            state: START,
+            length: 0,
+            partial: [0; 64],
+        }
+    }
+}
+
+impl Stream {
+    fn filled(&self) -> usize {
+        (self.length % 64) as usize
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, mut data: &[u8]) {
+        let filled = self.filled();
+        self.length += data.len() as u64;
+        if filled > 0 {
+            let take = data.len().min(64 - filled);
+            self.partial[filled..filled + take].copy_from_slice(&data[..take]);
+            data = &data[take..];
+            if filled + take < 64 {
+                return;
+            }
+            compress256(&mut self.state, &[self.partial]);
+        }
+        let (chunks, rest) = data.as_chunks::<64>();
+        compress256(&mut self.state, chunks);
+        self.partial[..rest.len()].copy_from_slice(rest);
+    }
+
+    /// Takes a block and returns the block's own SHA-256; `None`, and nothing is taken, where that is not to be had
+    /// at once: the stream is not at a multiple of 64 bytes, or the processor lacks the instructions.
+    pub(super) fn update_beside(&mut self, block: &[u8; 4096]) -> Option<[u8; 32]> {
+        if self.filled() > 0 {
+            return None;
+        }
+        let digest = hash_beside(&mut self.state, block)?;
+        self.length += block.len() as u64;
+        Some(digest)
+    }
+
+    /// The digest of everything that was taken.
+    pub fn finish(mut self) -> [u8; 32] {
+        let bits = self.length.wrapping_mul(8);
+        let filled = self.filled();
+        let zeros = (55 + 64 - filled) % 64;
+        self.update(&[&[0x80][..], &[0; 63][..zeros], &bits.to_be_bytes()].concat());
+        bytes(self.state)
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use super::bytes;
     use std::arch::x86_64::{
         __m128i, _mm_add_epi32, _mm_alignr_epi8, _mm_extract_epi32, _mm_loadu_si128, _mm_set_epi32, _mm_set_epi64x,
         _mm_setr_epi32, _mm_sha256msg1_epu32, _mm_sha256msg2_epu32, _mm_sha256rnds2_epu32, _mm_shuffle_epi8,
@@ -37,32 +124,53 @@ mod x86 {
     /// A hash's state in the order of the instructions: A B E F and C D G H, from the highest word down.
     type State = (__m128i, __m128i);
 
+    /// The end mark and the length, in bits, of a message of 4096 bytes.
+    const END: [u8; 64] = {
+        let mut end = [0; 64];
+        end[0] = 0x80;
+        end[62] = 0x80;
+        end
+    };
+
+    fn able() -> bool {
+        is_x86_feature_detected!("sha") && is_x86_feature_detected!("ssse3") && is_x86_feature_detected!("sse4.1")
+    }
+
     /// The SHA-256 of each of two blocks; `None` where this processor cannot do it.
     #[allow(unsafe_code, reason = "calls what needs the instructions that were looked for")]
     pub(in crate::sys) fn hash_pair(blocks: [&[u8; 4096]; 2]) -> Option<[[u8; 32]; 2]> {
-        let able =
-            is_x86_feature_detected!("sha") && is_x86_feature_detected!("ssse3") && is_x86_feature_detected!("sse4.1");
         // SAFETY: the processor has the features that the function is compiled for; sse2 is part of x86-64.
-        able.then(|| unsafe { pair(blocks) })
+        able().then(|| unsafe { pair(blocks) })
+    }
+
+    /// Takes a block into a stream's state and returns the block's own SHA-256; `None`, and the state is as it was,
+    /// where this processor cannot do it.
+    #[allow(unsafe_code, reason = "calls what needs the instructions that were looked for")]
+    pub(super) fn hash_beside(stream: &mut [u32; 8], block: &[u8; 4096]) -> Option<[u8; 32]> {
+        // SAFETY: as above.
+        able().then(|| unsafe { beside(stream, block) })
     }
 
     #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
     fn pair([a, b]: [&[u8; 4096]; 2]) -> [[u8; 32]; 2] {
-        let word = u32::cast_signed;
-        let start = (
-            _mm_set_epi32(word(0x6a09e667), word(0xbb67ae85), word(0x510e527f), word(0x9b05688c)),
-            _mm_set_epi32(word(0x3c6ef372), word(0xa54ff53a), word(0x1f83d9ab), word(0x5be0cd19)),
-        );
-        let mut states = [start; 2];
+        let mut states = [load(&super::START); 2];
         for (a, b) in a.as_chunks::<64>().0.iter().zip(b.as_chunks::<64>().0) {
             states = compress(states, [words(a), words(b)]);
         }
-        // The end mark, and the length of 4096 bytes in bits.
-        let mut last = [0; 64];
-        last[0] = 0x80;
-        last[56..].copy_from_slice(&(4096_u64 * 8).to_be_bytes());
-        states = compress(states, [words(&last); 2]);
-        [bytes(states[0]), bytes(states[1])]
+        states = compress(states, [words(&END); 2]);
+        states.map(|state| bytes(store(state)))
+    }
+
+    #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
+    fn beside(stream: &mut [u32; 8], block: &[u8; 4096]) -> [u8; 32] {
+        let mut states = [load(stream), load(&super::START)];
+        for chunk in block.as_chunks::<64>().0 {
+            states = compress_shared(states, words(chunk));
+        }
+        *stream = store(states[0]);
+        // The stream's half of this is thrown away: alone, the other half would take as long.
+        let [_, block] = compress_shared(states, words(&END));
+        bytes(store(block))
     }
 
     /// The sixteen big-endian words of a chunk.
@@ -101,11 +209,34 @@ mod x86 {
             }
             let now = round.min(3);
             let constants = constants(round);
-            p = rounds(p, _mm_add_epi32(x[now], constants));
-            q = rounds(q, _mm_add_epi32(y[now], constants));
+            let (x, y) = (_mm_add_epi32(x[now], constants), _mm_add_epi32(y[now], constants));
+            p = rounds(p, x, _mm_shuffle_epi32(x, 0x0e));
+            q = rounds(q, y, _mm_shuffle_epi32(y, 0x0e));
         }
-        let sum = |s: State, t: State| (_mm_add_epi32(s.0, t.0), _mm_add_epi32(s.1, t.1));
         [sum(a, p), sum(b, q)]
+    }
+
+    /// One chunk into both states: the message schedule is computed once.
+    #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
+    #[inline]
+    fn compress_shared([a, b]: [State; 2], mut x: [__m128i; 4]) -> [State; 2] {
+        let (mut p, mut q) = (a, b);
+        for round in 0..16 {
+            if round >= 4 {
+                x = [x[1], x[2], x[3], schedule(x)];
+            }
+            let words = _mm_add_epi32(x[round.min(3)], constants(round));
+            let high = _mm_shuffle_epi32(words, 0x0e);
+            p = rounds(p, words, high);
+            q = rounds(q, words, high);
+        }
+        [sum(a, p), sum(b, q)]
+    }
+
+    #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
+    #[inline]
+    fn sum(s: State, t: State) -> State {
+        (_mm_add_epi32(s.0, t.0), _mm_add_epi32(s.1, t.1))
     }
 
     #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
@@ -115,12 +246,12 @@ mod x86 {
         _mm_setr_epi32(word(0), word(1), word(2), word(3))
     }
 
-    /// Four rounds.
+    /// Four rounds; `high` is the upper half of `words`.
     #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
     #[inline]
-    fn rounds((abef, cdgh): State, words: __m128i) -> State {
+    fn rounds((abef, cdgh): State, words: __m128i, high: __m128i) -> State {
         let cdgh_next = _mm_sha256rnds2_epu32(cdgh, abef, words);
-        let abef_next = _mm_sha256rnds2_epu32(abef, cdgh_next, _mm_shuffle_epi32(words, 0x0e));
+        let abef_next = _mm_sha256rnds2_epu32(abef, cdgh_next, high);
         (abef_next, cdgh_next)
     }
 
@@ -132,10 +263,18 @@ mod x86 {
         _mm_sha256msg2_epu32(sum, d)
     }
 
+    /// A state as the instructions want it.
     #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
     #[inline]
-    fn bytes((abef, cdgh): State) -> [u8; 32] {
-        let words = [
+    fn load(state: &[u32; 8]) -> State {
+        let [a, b, c, d, e, f, g, h] = state.map(u32::cast_signed);
+        (_mm_set_epi32(a, b, e, f), _mm_set_epi32(c, d, g, h))
+    }
+
+    #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
+    #[inline]
+    fn store((abef, cdgh): State) -> [u32; 8] {
+        [
             _mm_extract_epi32(abef, 3),
             _mm_extract_epi32(abef, 2),
             _mm_extract_epi32(cdgh, 3),
@@ -144,13 +283,18 @@ mod x86 {
             _mm_extract_epi32(abef, 0),
             _mm_extract_epi32(cdgh, 1),
             _mm_extract_epi32(cdgh, 0),
-        ];
-        let mut digest = [0; 32];
-        for (to, word) in digest.chunks_exact_mut(4).zip(words) {
-            to.copy_from_slice(&word.to_be_bytes());
-        }
-        digest
+        ]
+        .map(i32::cast_unsigned)
     }
+}
+
+/// The digest that a final state is.
+fn bytes(state: [u32; 8]) -> [u8; 32] {
+    let mut digest = [0; 32];
+    for (to, word) in digest.chunks_exact_mut(4).zip(state) {
+        to.copy_from_slice(&word.to_be_bytes());
+    }
+    digest
 }
 
 #[cfg(test)]
@@ -176,6 +320,37 @@ mod tests {
             };
             let alone = [a, b].map(|block| <[u8; 32]>::from(Sha256::digest(block)));
             assert_eq!(pair, alone, "{seed}");
+        }
+    }
+
+    #[test]
+    fn a_stream_hashes_alike_however_it_is_cut_and_whatever_goes_beside() {
+        let data: Vec<u8> = (0..40_000_u32)
+            .map(|i| i.wrapping_mul(i >> 3).to_le_bytes()[0])
+            .collect();
+        for end in [0, 1, 55, 56, 63, 64, 119, 120, 4096, 39_999, 40_000] {
+            for piece in [1, 63, 64, 65, 4096, 5000] {
+                let mut stream = Stream::default();
+                data[..end].chunks(piece).for_each(|piece| stream.update(piece));
+                assert_eq!(
+                    stream.finish(),
+                    <[u8; 32]>::from(Sha256::digest(&data[..end])),
+                    "{end} {piece}"
+                );
+            }
+        }
+        let blocks = data.as_chunks::<4096>().0;
+        for before in [0, 64, 512, 13] {
+            let mut stream = Stream::default();
+            stream.update(&data[..before]);
+            for block in blocks {
+                match stream.update_beside(block) {
+                    Some(alone) => assert_eq!(alone, <[u8; 32]>::from(Sha256::digest(block))),
+                    None => stream.update(block),
+                }
+            }
+            let whole = [&data[..before], blocks.as_flattened()].concat();
+            assert_eq!(stream.finish(), <[u8; 32]>::from(Sha256::digest(&whole)), "{before}");
         }
     }
 }

@@ -20,6 +20,9 @@ use crate::sys::sha256;
 /// The Merkle tree's block size in bytes.
 pub const BLOCK: usize = 4096;
 
+/// Without optimization the instructions become function calls, and two at a time slower than one.
+const TWO_AT_A_TIME: bool = !cfg!(debug_assertions) || cfg!(test);
+
 /// The digest of one block, zero-padded to the longest algorithm.
 type Hash = [u8; 64];
 
@@ -62,8 +65,7 @@ impl Hasher {
             self.filled = 0;
             self.push(0, &hash);
         }
-        // Without optimization the instructions become function calls, and two at a time slower than one.
-        if self.algorithm == Algorithm::Sha256 && !cfg!(debug_assertions) {
+        if self.algorithm == Algorithm::Sha256 && TWO_AT_A_TIME {
             data = self.update_pairs(data);
         }
         let mut blocks = data.chunks_exact(BLOCK);
@@ -76,6 +78,27 @@ impl Hasher {
         self.filled = rest.len();
     }
 
+    /// Takes the next bytes of a file that are the next bytes of a stream, too: of the tar that the file is in.
+    pub fn update_with(&mut self, stream: &mut sha256::Stream, mut data: &[u8]) {
+        if self.algorithm == Algorithm::Sha256 && TWO_AT_A_TIME {
+            // What completes a block that the bytes before began.
+            let (begun, rest) = data.split_at(data.len().min((BLOCK - self.filled) % BLOCK));
+            stream.update(begun);
+            self.update(begun);
+            data = rest;
+            for block in data.as_chunks::<BLOCK>().0 {
+                let Some(hash) = stream.update_beside(block) else {
+                    break;
+                };
+                self.push(0, &padded(&hash));
+                self.size += BLOCK as u64;
+                data = &data[BLOCK..];
+            }
+        }
+        stream.update(data);
+        self.update(data);
+    }
+
     /// Takes whole blocks two at a time, where the processor can; returns what is left.
     fn update_pairs<'d>(&mut self, data: &'d [u8]) -> &'d [u8] {
         let (blocks, _) = data.as_chunks::<BLOCK>();
@@ -85,9 +108,7 @@ impl Hasher {
                 return &data[2 * BLOCK * done..];
             };
             for hash in hashes {
-                let mut padded = [0; 64];
-                padded[..32].copy_from_slice(&hash);
-                self.push(0, &padded);
+                self.push(0, &padded(&hash));
             }
         }
         &data[2 * BLOCK * pairs.len()..]
@@ -162,6 +183,12 @@ impl Hasher {
             level += 1;
         }
     }
+}
+
+fn padded(hash: &[u8; 32]) -> Hash {
+    let mut padded = [0; 64];
+    padded[..32].copy_from_slice(hash);
+    padded
 }
 
 fn block_hash(algorithm: Algorithm, block: &[u8]) -> Hash {
@@ -340,6 +367,32 @@ mod tests {
         let mut hasher = Hasher::new(algorithm);
         data.chunks(piece).for_each(|chunk| hasher.update(chunk));
         hasher.finish()
+    }
+
+    #[test]
+    fn a_file_within_a_stream_is_hashed_like_each_alone_however_it_is_cut() {
+        let data: Vec<u8> = (0..50_000_u32).map(|i| (i * i >> 9).to_le_bytes()[0]).collect();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            for (before, size, piece) in [
+                (0, 50_000, 50_000),
+                (512, 12_288, 5000),
+                (512, 40_000, 4096),
+                (13, 9000, 8192),
+            ] {
+                let mut stream = sha256::Stream::default();
+                stream.update(&data[..before]);
+                let mut hasher = Hasher::new(algorithm);
+                let file = &data[before..][..size - before];
+                file.chunks(piece)
+                    .for_each(|piece| hasher.update_with(&mut stream, piece));
+                assert_eq!(hasher.finish(), hash(algorithm, file), "{before} {size} {piece}");
+                assert_eq!(
+                    stream.finish(),
+                    <[u8; 32]>::from(Sha256::digest(&data[..size])),
+                    "{before} {size} {piece}"
+                );
+            }
+        }
     }
 
     #[test]

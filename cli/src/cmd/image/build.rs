@@ -123,20 +123,25 @@ impl Build {
         if let Some(objects) = &options.objects {
             objects.sync()?;
         }
-        let to_stdout = self.output.as_deref() == Some(Path::new("-"));
-        if self.print_digest_only {
-            // Nothing is written.
-        } else if to_stdout {
+        let output = self.output.filter(|_| !self.print_digest_only);
+        if output.as_deref() == Some(Path::new("-")) {
             context.ui.finish(true);
             return output::write(&image);
-        } else if let Some(path) = &self.output {
-            fs::replace(&RealFs, &absolute(path)?, 0o644, &image)?;
         }
+        let digest = std::thread::scope(|scope| -> Result<_> {
+            let digest = scope.spawn(|| image::digest(&image, algorithm));
+            if let Some(path) = &output {
+                fs::replace(&RealFs, &absolute(path)?, 0o644, &image)?;
+            }
+            digest
+                .join()
+                .map_err(|_| anyhow::anyhow!("the digest's thread panicked"))
+        })?;
         context.show(&Built {
-            digest: image::digest(&image, algorithm).to_string(),
+            digest: digest.to_string(),
             algorithm: algorithm.name(),
             bytes: image.len(),
-            output: self.output.filter(|_| !self.print_digest_only),
+            output,
             show: self.print_digest || self.print_digest_only,
         })
     }
