@@ -2,6 +2,9 @@
 //!
 //! The modules are listed in the order in which the data flows; none imports one that is listed below it
 //! (`tests/layering.rs` checks that). What lives where, and which promise it keeps: `docs/architecture.md`.
+//!
+//! The feature `update` (default) is the whole way; without it there is what the initramfs program needs to mount the end
+//! of it, and no dependency that talks to a network.
 
 #![cfg_attr(
     test,
@@ -13,25 +16,40 @@ pub mod ids;
 pub mod monitor;
 pub mod sys;
 pub mod reference;
+#[cfg(feature = "update")]
 pub mod manifest;
+#[cfg(feature = "update")]
 pub mod registry;
+#[cfg(feature = "update")]
 pub mod layers;
+#[cfg(feature = "update")]
 pub mod splitstream;
+#[cfg(feature = "update")]
 pub mod store;
+#[cfg(feature = "update")]
 pub mod tree;
+#[cfg(feature = "update")]
 pub mod image;
 pub mod synced;
+#[cfg(feature = "update")]
 pub mod pull;
 pub mod signature;
 pub mod deployment;
+#[cfg(feature = "update")]
 pub mod etc;
 pub mod boot;
+#[cfg(feature = "update")]
 pub mod bootable;
 pub mod plan;
+#[cfg(feature = "update")]
 pub mod sysroot;
+#[cfg(feature = "update")]
 pub mod deploy;
+#[cfg(feature = "update")]
 pub mod update;
+#[cfg(feature = "update")]
 pub mod rollback;
+#[cfg(feature = "update")]
 pub mod upkeep;
 pub mod testing;
 

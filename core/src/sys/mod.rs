@@ -4,10 +4,13 @@
 
 pub mod dir;
 pub mod fs;
+pub mod kernel_log;
 pub mod lock;
 mod loop_device;
 pub mod mount;
+pub mod mount_tree;
 pub mod objects;
+pub mod power;
 pub mod process;
 pub mod secret;
 pub mod sha256;

@@ -3,11 +3,11 @@
 //! Invariant: where a digest is demanded, the kernel has measured exactly the open file that is mounted, before it is
 //! mounted; no path is looked up twice in between. What cannot be proven is refused, and nothing stays mounted then.
 
-use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
@@ -61,12 +61,20 @@ pub struct MountOptions<'a> {
 /// is no composefs image and for what the kernel refuses.
 pub fn mount_composefs(options: &MountOptions<'_>, target: &Path) -> Result<()> {
     let image = File::open(options.image).map_err(|e| Error::io("open", options.image, e))?;
+    mount_file(&image, options, target)
+}
+
+/// As [`mount_composefs`], from a file that is open; its path in the options is for messages.
+///
+/// # Errors
+/// As [`mount_composefs`].
+pub fn mount_file(image: &File, options: &MountOptions<'_>, target: &Path) -> Result<()> {
     let refuse = |why: String| Error::Image {
         image: options.image.display().to_string(),
         why,
     };
-    let has_acl = header(&image, options.image)?;
-    let measured = verity::measure(&image)?;
+    let has_acl = header(image, options.image)?;
+    let measured = verity::measure(image)?;
     if let Some(expected) = options.digest {
         prove(options.image, expected, measured)?;
     }
@@ -75,7 +83,7 @@ pub fn mount_composefs(options: &MountOptions<'_>, target: &Path) -> Result<()> 
         Verity::Try if measured.is_none() => Verity::Off,
         other => other,
     };
-    let erofs = mount_erofs(&image, has_acl).map_err(|e| refuse(explain("mount its EROFS part", &e)))?;
+    let erofs = mount_erofs(image, has_acl).map_err(|e| refuse(explain_erofs(&e)))?;
     let overlay = Overlay {
         source: options
             .name
@@ -85,7 +93,7 @@ pub fn mount_composefs(options: &MountOptions<'_>, target: &Path) -> Result<()> 
     };
     overlay
         .mount(&erofs, target)
-        .map_err(|e| refuse(format!("{} on {}", explain("mount it", &e), target.display())))
+        .map_err(|e| refuse(explain_overlay(target, check, &e)))
 }
 
 /// Takes the mount on `target` away.
@@ -123,23 +131,90 @@ fn prove(path: &Path, expected: ObjectId, measured: Option<ObjectId>) -> Result<
     })
 }
 
-fn explain(what: &str, error: &Errno) -> String {
-    let hint = match *error {
+/// The kernel's answer to an attempt to mount, and what it wrote into the mount's log.
+#[derive(Debug)]
+pub(super) struct Refused {
+    errno: Errno,
+    log: String,
+}
+
+impl From<Errno> for Refused {
+    fn from(errno: Errno) -> Self {
+        Self {
+            errno,
+            log: String::new(),
+        }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.errno)?;
+        if !self.log.is_empty() {
+            write!(f, " ({})", self.log)?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds to a refusal what the kernel has to say about this mount.
+pub(super) fn with_log<T>(context: &OwnedFd, result: Result<T, Errno>) -> Result<T, Refused> {
+    result.map_err(|errno| {
+        let mut lines = Vec::new();
+        let mut buffer = [0; 512];
+        // One message a read; the end is an error.
+        while let Ok(length) = rustix::io::read(context, &mut buffer) {
+            if length == 0 || lines.len() == 16 {
+                break;
+            }
+            let line = String::from_utf8_lossy(&buffer[..length]);
+            lines.push(line.trim().trim_start_matches(['e', 'w', 'i']).trim().to_owned());
+        }
+        Refused {
+            errno,
+            log: lines.join("; "),
+        }
+    })
+}
+
+fn explain_erofs(refused: &Refused) -> String {
+    let hint = match refused.errno {
         Errno::PERM | Errno::ACCESS => "; mounting needs root",
-        Errno::NODEV => "; this kernel has no EROFS or no overlayfs (modules erofs, overlay)",
+        Errno::NODEV => "; this kernel has no EROFS: load or build in its module erofs (CONFIG_EROFS_FS)",
+        Errno::NOTBLK | Errno::NXIO | Errno::NOENT => {
+            "; this kernel mounts EROFS from a block device only (CONFIG_EROFS_FS_BACKED_BY_FILE, Linux 6.12) and has no \
+             loop device: load its module loop"
+        }
         _ => "",
     };
-    format!("cannot {what}: {error}{hint}")
+    format!("cannot mount its EROFS part: {refused}{hint}")
+}
+
+fn explain_overlay(target: &Path, check: Verity, refused: &Refused) -> String {
+    let hint = match (refused.errno, check) {
+        (Errno::PERM | Errno::ACCESS, _) => "; mounting needs root",
+        (Errno::NODEV, _) => "; this kernel has no overlayfs: load or build in its module overlay (CONFIG_OVERLAY_FS)",
+        (Errno::INVAL, Verity::Require) => {
+            "; overlayfs must know data-only layers (Linux 6.5) and verity=require (Linux 6.6): this kernel may be older"
+        }
+        _ => "",
+    };
+    format!("cannot mount it on {}: {refused}{hint}", target.display())
 }
 
 /// The EROFS part, mounted nowhere yet.
-fn mount_erofs(image: &File, has_acl: bool) -> Result<OwnedFd, Errno> {
+fn mount_erofs(image: &File, has_acl: bool) -> Result<OwnedFd, Refused> {
     let path = format!("/proc/self/fd/{}", image.as_raw_fd());
     match erofs_from(Path::new(&path), has_acl) {
-        Err(Errno::NOTBLK) => {
-            let device = LoopDevice::attach(image).map_err(|e| match e {
-                Error::Io { source, .. } => Errno::from_io_error(&source).unwrap_or(Errno::IO),
-                _ => Errno::IO,
+        Err(Refused {
+            errno: Errno::NOTBLK, ..
+        }) => {
+            let device = LoopDevice::attach(image).map_err(|e| match &e {
+                Error::Io { source, .. } => Refused {
+                    errno: Errno::from_io_error(source).unwrap_or(Errno::IO),
+                    log: e.to_string(),
+                },
+                _ => Errno::IO.into(),
             })?;
             erofs_from(device.path(), has_acl)
         }
@@ -147,20 +222,23 @@ fn mount_erofs(image: &File, has_acl: bool) -> Result<OwnedFd, Errno> {
     }
 }
 
-fn erofs_from(source: &Path, has_acl: bool) -> Result<OwnedFd, Errno> {
+fn erofs_from(source: &Path, has_acl: bool) -> Result<OwnedFd, Refused> {
     let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(&context, "source", source)?;
-    fsconfig_set_flag(&context, "ro")?;
-    if !has_acl {
-        // Unknown to a kernel built without ACLs, where there are none anyway.
-        let _ = fsconfig_set_flag(&context, "noacl");
-    }
-    fsconfig_create(&context)?;
-    fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_RDONLY,
-    )
+    let configured = || {
+        fsconfig_set_string(&context, "source", source)?;
+        fsconfig_set_flag(&context, "ro")?;
+        if !has_acl {
+            // Unknown to a kernel built without ACLs, where there are none anyway.
+            let _ = fsconfig_set_flag(&context, "noacl");
+        }
+        fsconfig_create(&context)?;
+        fsmount(
+            &context,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::MOUNT_ATTR_RDONLY,
+        )
+    };
+    with_log(&context, configured())
 }
 
 struct Overlay<'a> {
@@ -172,37 +250,51 @@ struct Overlay<'a> {
 impl Overlay<'_> {
     /// The newest interface that the kernel has: layers by descriptor (6.15), layers by path (6.8), one option string
     /// with data-only layers (6.5), one without (older).
-    fn mount(&self, erofs: &OwnedFd, target: &Path) -> Result<(), Errno> {
+    fn mount(&self, erofs: &OwnedFd, target: &Path) -> Result<(), Refused> {
+        const OLDER: [Errno; 5] = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NODEV, Errno::BADF];
         match self.context(|context| fsconfig_set_fd(context, "lowerdir+", erofs)) {
-            Ok(overlay) => return attach(&overlay, target),
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NODEV | Errno::BADF) => {}
+            Ok(overlay) => return Ok(attach(&overlay, target)?),
+            Err(e) if OLDER.contains(&e.errno) => {}
             Err(e) => return Err(e),
         }
         let place = Attached::new(erofs)?;
         match self.context(|context| fsconfig_set_string(context, "lowerdir+", place.path())) {
-            Ok(overlay) => attach(&overlay, target),
-            Err(Errno::INVAL | Errno::NOSYS) => self.mount_old(place.path(), target),
+            Ok(overlay) => Ok(attach(&overlay, target)?),
+            Err(e) if matches!(e.errno, Errno::INVAL | Errno::NOSYS) => {
+                // The old interface has no log: what the new one said is what there is to tell.
+                self.mount_old(place.path(), target)
+                    .map_err(|errno| Refused { errno, log: e.log })
+            }
             Err(e) => Err(e),
         }
     }
 
-    fn context(&self, lower: impl FnOnce(&OwnedFd) -> Result<(), Errno>) -> Result<OwnedFd, Errno> {
+    fn context(&self, lower: impl FnOnce(&OwnedFd) -> Result<(), Errno>) -> Result<OwnedFd, Refused> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_set_string(&context, "source", self.source.as_str())?;
-        fsconfig_set_string(&context, "metacopy", "on")?;
-        fsconfig_set_string(&context, "redirect_dir", "on")?;
+        let configured = self.configure(&context, lower);
+        with_log(&context, configured)
+    }
+
+    fn configure(
+        &self,
+        context: &OwnedFd,
+        lower: impl FnOnce(&OwnedFd) -> Result<(), Errno>,
+    ) -> Result<OwnedFd, Errno> {
+        fsconfig_set_string(context, "source", self.source.as_str())?;
+        fsconfig_set_string(context, "metacopy", "on")?;
+        fsconfig_set_string(context, "redirect_dir", "on")?;
         match self.check {
-            Verity::Require => fsconfig_set_string(&context, "verity", "require")?,
-            Verity::Try => drop(fsconfig_set_string(&context, "verity", "require")),
+            Verity::Require => fsconfig_set_string(context, "verity", "require")?,
+            Verity::Try => drop(fsconfig_set_string(context, "verity", "require")),
             Verity::Off => {}
         }
-        lower(&context)?;
+        lower(context)?;
         for objects in self.objects {
-            fsconfig_set_string(&context, "datadir+", *objects)?;
+            fsconfig_set_string(context, "datadir+", *objects)?;
         }
-        fsconfig_create(&context)?;
+        fsconfig_create(context)?;
         fsmount(
-            &context,
+            context,
             FsMountFlags::FSMOUNT_CLOEXEC,
             MountAttrFlags::MOUNT_ATTR_RDONLY,
         )
@@ -243,7 +335,7 @@ impl Overlay<'_> {
 }
 
 /// A path inside an overlayfs option string: what separates layers and options is escaped.
-fn escape(path: &Path) -> Vec<u8> {
+pub(super) fn escape(path: &Path) -> Vec<u8> {
     let mut escaped = Vec::new();
     for byte in path.as_os_str().as_bytes() {
         if matches!(byte, b'\\' | b':' | b',') {
@@ -263,11 +355,13 @@ struct Attached(PathBuf);
 
 impl Attached {
     fn new(mount: &OwnedFd) -> Result<Self, Errno> {
-        let mut name = OsString::from_vec(b"/tmp/.cfs-update-".to_vec());
-        name.push(std::process::id().to_string());
-        let path = PathBuf::from(name);
-        rustix::fs::mkdir(&path, rustix::fs::Mode::RWXU)?;
-        let place = Self(path);
+        let name = format!(".cfs-update-{}", std::process::id());
+        // An initramfs has the first, a container perhaps only the second.
+        let make = |folder: &str| {
+            let path = Path::new(folder).join(&name);
+            rustix::fs::mkdir(&path, rustix::fs::Mode::RWXU).map(|()| Self(path))
+        };
+        let place = make("/run").or_else(|_| make("/tmp"))?;
         attach(mount, &place.0)?;
         Ok(place)
     }

@@ -346,6 +346,29 @@ pub fn measure(file: &File) -> Result<Option<ObjectId>> {
     ))
 }
 
+/// Where [`measure`] gives `None`: what is missing, for a person.
+pub fn why_unmeasured(file: &File) -> &'static str {
+    let mut arg = DigestArg {
+        algorithm: 0,
+        size: 64,
+        digest: [0; 64],
+    };
+    // What a kernel with fs-verity shows of it, by file system.
+    let signs = [
+        "/sys/fs/ext4/features/verity",
+        "/sys/fs/btrfs/features/verity",
+        "/sys/fs/f2fs/features/verity",
+        "/proc/sys/fs/verity",
+    ];
+    match measure_once(file, &mut arg) {
+        Err(Errno::NODATA) => "it was never enabled for this file",
+        _ if !signs.iter().any(|sign| super::fs::exists(sign.as_ref())) => {
+            "this kernel has no fs-verity (CONFIG_FS_VERITY)"
+        }
+        _ => "its file system has no fs-verity",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

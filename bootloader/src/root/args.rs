@@ -1,0 +1,155 @@
+//! The program's own arguments. Few and fixed, so they are read here; the initramfs carries no parser for them.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What `--help` prints.
+pub const USAGE: &str = "\
+Usage: cfs-update-root [OPTIONS]
+
+Replaces the physical root at SYSROOT by the root of the deployment that the kernel command line names.
+Runs in the initramfs, as root, once the physical root is mounted.
+
+  --sysroot DIR      where the physical root is mounted [/sysroot]
+  --target DIR       where the new root goes [in place of SYSROOT]; /run/nextroot for a soft reboot
+  --cmdline FILE     the kernel command line [/proc/cmdline]
+  --config FILE      [/usr/lib/composefs/setup-root-conf.toml]
+  --keys DIR         folder with trusted.d and revoked.d; may repeat [/etc/cfs-update/keys, /usr/lib/cfs-update/keys]
+  --run DIR          for the staging place and systemd's note about the device [/run]
+  --kmsg FILE        where refusals are written beside standard error [/dev/kmsg]
+  --efivars DIR      [/sys/firmware/efi/efivars]
+  --on-failure WHAT  exit, or reboot: where the boot loader counts this entry's tries and one is used up by it [exit]
+  --dry-run          check everything, mount nothing, print what would be done
+  --help, --version
+";
+
+/// What to do after a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// Say so and exit; whoever started us decides.
+    Exit,
+    /// Reboot where that lets another entry boot.
+    Reboot,
+}
+
+/// One run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    pub sysroot: PathBuf,
+    pub target: PathBuf,
+    pub cmdline: PathBuf,
+    pub config: PathBuf,
+    pub keys: Vec<PathBuf>,
+    pub run: PathBuf,
+    pub kmsg: PathBuf,
+    pub efivars: PathBuf,
+    pub on_failure: OnFailure,
+    pub dry_run: bool,
+}
+
+/// What was asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    Run(Options),
+    Say(String),
+}
+
+/// Reads the arguments; the text of an error says which one is wrong.
+pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String> {
+    let mut options = Options {
+        sysroot: "/sysroot".into(),
+        target: PathBuf::new(),
+        cmdline: "/proc/cmdline".into(),
+        config: "/usr/lib/composefs/setup-root-conf.toml".into(),
+        keys: Vec::new(),
+        run: "/run".into(),
+        kmsg: "/dev/kmsg".into(),
+        efivars: "/sys/firmware/efi/efivars".into(),
+        on_failure: OnFailure::Exit,
+        dry_run: false,
+    };
+    let mut arguments = arguments;
+    while let Some(argument) = arguments.next() {
+        let name = argument.to_str().unwrap_or_default();
+        match name {
+            "--help" | "-h" => return Ok(Action::Say(USAGE.into())),
+            "--version" | "-V" => {
+                return Ok(Action::Say(
+                    concat!("cfs-update-root ", env!("CARGO_PKG_VERSION"), "\n").into(),
+                ));
+            }
+            "--dry-run" => {
+                options.dry_run = true;
+                continue;
+            }
+            _ => {}
+        }
+        let value = arguments.next();
+        let value = || value.clone().ok_or_else(|| format!("{name} wants a value"));
+        match name {
+            "--sysroot" => options.sysroot = value()?.into(),
+            "--target" => options.target = value()?.into(),
+            "--cmdline" => options.cmdline = value()?.into(),
+            "--config" => options.config = value()?.into(),
+            "--keys" => options.keys.push(value()?.into()),
+            "--run" => options.run = value()?.into(),
+            "--kmsg" => options.kmsg = value()?.into(),
+            "--efivars" => options.efivars = value()?.into(),
+            "--on-failure" => {
+                options.on_failure = match value()?.to_str() {
+                    Some("exit") => OnFailure::Exit,
+                    Some("reboot") => OnFailure::Reboot,
+                    _ => return Err("--on-failure is exit or reboot".into()),
+                }
+            }
+            _ => return Err(format!("{} is no argument of this program", argument.display())),
+        }
+    }
+    if options.keys.is_empty() {
+        options.keys = vec!["/etc/cfs-update/keys".into(), "/usr/lib/cfs-update/keys".into()];
+    }
+    if options.target.as_os_str().is_empty() {
+        options.target.clone_from(&options.sysroot);
+    }
+    Ok(Action::Run(options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(arguments: &[&str]) -> Result<Action, String> {
+        parse(arguments.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn the_initramfs_needs_no_argument() {
+        let Ok(Action::Run(options)) = read(&[]) else { panic!() };
+        assert_eq!(options.sysroot, PathBuf::from("/sysroot"));
+        assert_eq!(options.target, options.sysroot);
+        assert_eq!(options.cmdline, PathBuf::from("/proc/cmdline"));
+        assert_eq!(options.keys.len(), 2);
+        assert_eq!(options.on_failure, OnFailure::Exit);
+    }
+
+    #[test]
+    fn the_target_is_the_sysroot_unless_it_is_given() {
+        let Ok(Action::Run(options)) = read(&["--sysroot", "/s", "--keys", "/k", "--on-failure", "reboot"]) else {
+            panic!()
+        };
+        assert_eq!((options.target, options.keys), ("/s".into(), vec!["/k".into()]));
+        assert_eq!(options.on_failure, OnFailure::Reboot);
+        let Ok(Action::Run(options)) = read(&["--target", "/run/nextroot"]) else {
+            panic!()
+        };
+        assert_eq!(options.sysroot, PathBuf::from("/sysroot"));
+        assert_eq!(options.target, PathBuf::from("/run/nextroot"));
+    }
+
+    #[test]
+    fn a_wrong_argument_is_named() {
+        assert!(read(&["--sysrot", "/s"]).unwrap_err().contains("--sysrot"));
+        assert!(read(&["--sysroot"]).unwrap_err().contains("--sysroot"));
+        assert!(read(&["--on-failure", "panic"]).unwrap_err().contains("exit or reboot"));
+    }
+}

@@ -1,0 +1,112 @@
+//! After a refusal: whether a reboot lets another entry boot.
+//!
+//! The boot loader takes one try off an entry before it boots it and says so in the EFI variable `LoaderBootCountPath`
+//! (systemd-boot). Where it does, a reboot is the way on: the next try, or the next entry once all are used up. Where it
+//! does not, or where this entry is booted though its tries are used up, nothing else can boot, and a reboot would only
+//! hide from the console what is wrong; so a machine with one deployment does not loop.
+
+use std::path::Path;
+use std::time::Duration;
+
+use cfs_bootloader::counter::CountedName;
+use cfs_core::boot::Tries;
+use cfs_core::sys::{fs, power};
+
+use crate::console::Console;
+
+/// systemd's vendor id follows the name.
+const VARIABLE: &str = "LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+const VARIABLE_LIMIT: u64 = 4096;
+/// So that a person can read what is wrong.
+const PAUSE: Duration = Duration::from_secs(10);
+/// As many as `cfs-update` gives a new entry, at most.
+const MOST_TRIES: u32 = 3;
+
+/// What the boot loader's counting allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Another try, or another entry.
+    Reboot,
+    /// Stay, with the reason on the console.
+    Stay(&'static str),
+}
+
+/// Reboots, or returns at once.
+pub fn act(efivars: &Path, console: &Console) {
+    let variable = fs::read(&efivars.join(VARIABLE), VARIABLE_LIMIT).ok().flatten();
+    let path = variable.as_deref().and_then(text);
+    match way(path.as_deref()) {
+        Way::Stay(why) => console.problem(&format!("no reboot: {why}")),
+        Way::Reboot => {
+            console.problem(
+                "rebooting in 10 seconds: the boot loader goes on to another entry when the tries are used up",
+            );
+            std::thread::sleep(PAUSE);
+            if let Err(e) = power::reboot() {
+                console.problem(&e.to_string());
+            }
+        }
+    }
+}
+
+/// By the path of the entry as it was renamed for this boot.
+pub fn way(path: Option<&str>) -> Way {
+    let Some(path) = path else {
+        return Way::Stay("the boot loader does not count the tries of this entry");
+    };
+    let name = path.rsplit(['\\', '/']).next().unwrap_or(path);
+    match CountedName::parse(name).tries() {
+        Tries::Left { .. } => Way::Reboot,
+        Tries::Bad { done } if done <= MOST_TRIES => Way::Reboot,
+        Tries::Bad { .. } => {
+            Way::Stay("the tries of this entry were used up before, and there was no other one to boot")
+        }
+        Tries::Good => Way::Stay("the boot loader does not count the tries of this entry"),
+    }
+}
+
+/// The string of an EFI variable: four bytes of attributes, then UTF-16 up to a zero.
+fn text(variable: &[u8]) -> Option<String> {
+    let (units, _) = variable.get(4..)?.as_chunks::<2>();
+    let units = units
+        .iter()
+        .map(|pair| u16::from_le_bytes(*pair))
+        .take_while(|&unit| unit != 0);
+    String::from_utf16(&units.collect::<Vec<_>>()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counted_entry_reboots_until_its_tries_were_used_up_before() {
+        let way = |counter: &str| {
+            way(Some(&format!(
+                "\\loader\\entries\\cfs-000007-0123456789ab{counter}.conf"
+            )))
+        };
+        assert_eq!(way("+02-01"), Way::Reboot);
+        assert_eq!(way("+01-02"), Way::Reboot);
+        // The last try: the boot loader now prefers every other entry.
+        assert_eq!(way("+00-03"), Way::Reboot);
+        // It had none left and was taken all the same.
+        assert!(matches!(way("+00-04"), Way::Stay(_)));
+        assert!(matches!(way("+0-4"), Way::Stay(_)));
+        assert!(matches!(way(""), Way::Stay(_)));
+    }
+
+    #[test]
+    fn without_a_counting_boot_loader_the_message_stays_on_the_console() {
+        assert!(matches!(way(None), Way::Stay(_)));
+    }
+
+    #[test]
+    fn the_variable_is_utf_16_behind_its_attributes() {
+        let mut variable = vec![7, 0, 0, 0];
+        variable.extend("\\a+1-2.conf".encode_utf16().flat_map(u16::to_le_bytes));
+        variable.extend([0, 0]);
+        assert_eq!(text(&variable).as_deref(), Some("\\a+1-2.conf"));
+        assert_eq!(text(&[7, 0]), None);
+    }
+}
