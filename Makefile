@@ -13,6 +13,9 @@ TEST_PACKAGES := gcc libc6-dev make pkg-config mmdebstrap docker-registry skopeo
     debian-archive-keyring util-linux fsverity strace
 FUZZ_PACKAGES := g++
 BENCH_PACKAGES := python3
+# A virtual machine, its firmware, and disk images made without loop devices.
+VM_PACKAGES := qemu-system-x86 ovmf mtools dosfstools fdisk e2fsprogs btrfs-progs python3 docker-registry skopeo mmdebstrap \
+    debian-archive-keyring zstd binutils
 DENY_VERSION := 0.20.2
 
 .PHONY: help
@@ -22,6 +25,7 @@ help:
 	@echo 'make lint          format, clippy, documentation, dependency checks'
 	@echo 'make fuzz          each fuzz target for FUZZ_SECONDS (60)'
 	@echo 'make bench         speed and memory beside skopeo, podman and cfsctl'
+	@echo 'make test-vm       the program in a virtual machine (minutes; VM_SCENARIOS=store for a part)'
 	@echo 'make install-deps  what make test would install'
 
 .PHONY: build
@@ -84,3 +88,12 @@ fuzz:
 bench: install-deps
 	$(call install,$(BENCH_PACKAGES))
 	sh testdata/bench.sh
+
+# Needs no KVM. CFS_PROGRAM names another build of the program.
+VM_SCENARIOS ?=
+.PHONY: test-vm test-vm-store
+test-vm: build
+	$(call install,$(VM_PACKAGES))
+	python3 testdata/vm/run.py $(VM_SCENARIOS)
+test-vm-store:
+	$(MAKE) --no-print-directory test-vm VM_SCENARIOS=store

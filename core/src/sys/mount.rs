@@ -29,7 +29,7 @@ const HAS_ACL: u32 = 1;
 /// How much overlayfs checks the objects' fs-verity digests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verity {
-    /// Every object must have the digest that the image names.
+    /// The image must have fs-verity, and every object the digest that the image names.
     Require,
     /// As `Require` where the image itself has fs-verity and the kernel can; unchecked otherwise.
     #[default]
@@ -75,8 +75,10 @@ pub fn mount_file(image: &File, options: &MountOptions<'_>, target: &Path) -> Re
     };
     let has_acl = header(image, options.image)?;
     let measured = verity::measure(image)?;
-    if let Some(expected) = options.digest {
-        prove(options.image, expected, measured)?;
+    match (options.digest, options.verity) {
+        (Some(expected), _) => prove(options.image, expected, measured)?,
+        (None, Verity::Require) if measured.is_none() => return Err(unproven(options.image)),
+        _ => {}
     }
     let check = match options.verity {
         _ if options.digest.is_some() => Verity::Require,
@@ -94,6 +96,16 @@ pub fn mount_file(image: &File, options: &MountOptions<'_>, target: &Path) -> Re
     overlay
         .mount(&erofs, target)
         .map_err(|e| refuse(explain_overlay(target, check, &e)))
+}
+
+/// The kernel would mount it all the same, and then fail each time a file is opened.
+fn unproven(path: &Path) -> Error {
+    Error::Trust {
+        what: path.display().to_string(),
+        why: "it has no fs-verity digest, so its files cannot be checked; it was not mounted. Use a file system with \
+              fs-verity (ext4 -O verity, btrfs), or mount it with --verity try"
+            .into(),
+    }
 }
 
 /// Takes the mount on `target` away.
@@ -479,6 +491,23 @@ mod tests {
         overlay.mount_old(place.path(), &target).unwrap();
         check_content(&target);
         unmount(&target).unwrap();
+    }
+
+    #[test]
+    fn an_image_without_fs_verity_is_not_mounted_where_it_is_required() {
+        let (_keep, objects, target, image) = fixture("unproven");
+        let sealed = File::open(&image).unwrap();
+        if verity::enable(&sealed, crate::ids::Algorithm::Sha256).unwrap() {
+            println!("not checked: this file system has fs-verity");
+            return;
+        }
+        let paths: &[&Path] = &[&objects];
+        let required = MountOptions {
+            verity: Verity::Require,
+            ..options(&image, paths)
+        };
+        let refusal = mount_composefs(&required, &target).unwrap_err();
+        assert_eq!(refusal.kind(), crate::Kind::Trust, "{refusal}");
     }
 
     #[test]

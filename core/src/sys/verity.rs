@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_file_within_a_stream_is_hashed_like_each_alone_however_it_is_cut() {
-        let data: Vec<u8> = (0..50_000_u32).map(|i| (i * i >> 9).to_le_bytes()[0]).collect();
+        let data: Vec<u8> = (0..50_000_u32).map(|i| ((i * i) >> 9).to_le_bytes()[0]).collect();
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             for (before, size, piece) in [
                 (0, 50_000, 50_000),

@@ -83,9 +83,12 @@ impl Mount {
         let id = find(&store, &self.image)?;
         let (image, name, own) = (store.object_path(&id), id.to_hex(), store.objects());
         let objects: Vec<&Path> = std::iter::once(own.as_path()).chain(given).collect();
+        // Required, an image of the store has to be the one that its name says.
+        let digest = self.digest.or((verity == Verity::Require).then_some(id));
         options = MountOptions {
             image: &image,
             objects: &objects,
+            digest,
             name: Some(&name),
             ..options
         };
