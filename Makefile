@@ -26,11 +26,28 @@ help:
 	@echo 'make fuzz          each fuzz target for FUZZ_SECONDS (60)'
 	@echo 'make bench         speed and memory beside skopeo, podman and cfsctl'
 	@echo 'make test-vm       the program in a virtual machine (minutes; VM_SCENARIOS=store for a part)'
+	@echo 'make release       the programs as they ship'
+	@echo 'make install       what belongs on a machine or into an image, below DESTDIR'
 	@echo 'make install-deps  what make test would install'
 
 .PHONY: build
 build:
 	$(CARGO) build --locked --workspace
+
+# Everything that belongs on a machine or into an image: `make install DESTDIR=…`. BUILT: where the built programs are.
+BUILT ?= target/release
+.PHONY: release install
+release:
+	$(CARGO) build --locked --release --package cfs-update
+	$(CARGO) build --locked --release --package cfs-bootloader --no-default-features --bin cfs-update-root
+install:
+	install -D -m 755 $(BUILT)/cfs-update $(DESTDIR)/usr/bin/cfs-update
+	install -D -m 755 $(BUILT)/cfs-update-root $(DESTDIR)/usr/lib/cfs-update/cfs-update-root
+	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system cli/systemd/*.service cli/systemd/*.timer bootloader/initramfs/*.service
+	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system-preset cli/systemd/90-cfs-update.preset
+	install -d $(DESTDIR)/usr/lib/cfs-update/health.d
+	install -D -m 755 -t $(DESTDIR)/usr/lib/dracut/modules.d/90cfs-update bootloader/initramfs/dracut/90cfs-update/*
+	install -D -m 644 -t $(DESTDIR)/usr/lib/dracut/dracut.conf.d bootloader/initramfs/dracut/50-cfs-update.conf
 
 .PHONY: demo
 demo:

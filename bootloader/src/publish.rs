@@ -7,10 +7,12 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use cfs_core::boot::{KernelDigest, KernelFiles};
+use cfs_core::boot::{KernelDigest, KernelFiles, Mark};
 use cfs_core::error::{Error, Result};
 use cfs_core::sys::fs::{self, Fs};
 use sha2::{Digest, Sha256};
+
+use crate::counter::CountedName;
 
 /// What the name of a file begins with until it is complete.
 pub const TEMPORARY: &str = ".#";
@@ -104,6 +106,28 @@ pub fn entry(fs: &dyn Fs, folder: &Path, name: &str, content: &[u8]) -> Result<(
         let _ = fs.remove_file(&temporary(folder, name));
     }
     done
+}
+
+/// Renames an entry to what its counter is after `mark`; durable when this returns.
+///
+/// Where there is one under the new name already (a power cut between the two halves of a rename on FAT may leave
+/// both), that one stays and the counted one goes: both have the same content.
+pub fn mark(fs: &dyn Fs, folder: &Path, file: &str, mark: Mark) -> Result<String> {
+    let counted = CountedName::parse(file);
+    let marked = match mark {
+        Mark::Good => counted.good(),
+        Mark::Bad => counted.bad(),
+    }
+    .to_string();
+    if marked != file {
+        if fs::exists(&folder.join(&marked)) {
+            fs.remove_file(&folder.join(file))?;
+        } else {
+            fs.rename(&folder.join(file), &folder.join(&marked))?;
+        }
+    }
+    fs.sync_dir(folder)?;
+    Ok(marked)
 }
 
 struct Tee<'a> {

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cfs_core::boot::{
-    BootEntry, Bootloader, Caps, Entries, Finding, KernelDigest, KernelFiles, NewEntry, PreparedEntry, Removal, Room,
-    StagedEntry, cmdline,
+    BootEntry, Bootloader, Caps, Entries, Finding, KernelDigest, KernelFiles, Mark, NewEntry, PreparedEntry, Removal,
+    Room, StagedEntry, cmdline,
 };
 use cfs_core::error::{Error, Result};
 use cfs_core::ids::DeploymentId;
@@ -189,6 +189,10 @@ impl Bootloader for SdBoot {
 
     fn remove(&self, plan: &Removal) -> Result<()> {
         upkeep::remove(&*self.fs, &self.boot.path, plan)
+    }
+
+    fn mark(&self, entry: &BootEntry, mark: Mark) -> Result<String> {
+        publish::mark(&*self.fs, &entries_folder(&self.boot.path), &entry.file, mark)
     }
 
     fn check(&self) -> Result<Vec<Finding>> {

@@ -151,6 +151,14 @@ pub enum Command {
     Unpin(cmd::pin::Unpin),
     Delete(cmd::pin::Delete),
     #[command(subcommand)]
+    Etc(cmd::etc::Etc),
+    #[command(subcommand)]
+    Health(cmd::health::Health),
+    #[command(subcommand)]
+    Auto(cmd::auto::Auto),
+    #[command(hide = true)]
+    Finalize(cmd::finalize::Finalize),
+    #[command(subcommand)]
     Image(cmd::image::Image),
     #[command(subcommand)]
     Key(cmd::key::Key),

@@ -54,6 +54,44 @@ pub struct Status {
     pub host_type: Option<&'static str>,
     pub usr_overlay: Option<()>,
     pub read_only: bool,
+    pub cfs_update: System,
+}
+
+/// What bootc has no field for and belongs to no deployment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct System {
+    /// Images that are not installed again by themselves, oldest first.
+    pub failed_images: Vec<FailedImage>,
+    /// What the checks of the last boot said; `None` before the first.
+    pub health: Option<Health>,
+    /// What automatic updates do: `off`, `stage` or `apply`.
+    pub automatic_updates: &'static str,
+    /// State that cannot be read, each with what to do.
+    pub problems: Vec<String>,
+}
+
+/// An image that did not stay.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailedImage {
+    pub image_digest: String,
+    pub time: String,
+    pub why: String,
+    /// The administrator went back from it: only automatic updates leave it alone.
+    pub by_administrator: bool,
+}
+
+/// The health of one boot.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// `good` or `bad`.
+    pub result: &'static str,
+    pub deployment: Option<String>,
+    pub time: String,
+    pub checks: Vec<cfs_core::health::Ran>,
+    pub notes: Vec<String>,
 }
 
 /// One deployment.
@@ -136,6 +174,7 @@ impl Host {
                 host_type: Some("bootcHost"),
                 usr_overlay: None,
                 read_only: false,
+                cfs_update: System::default(),
             },
         }
     }
@@ -148,6 +187,7 @@ impl Report for Host {
             booted,
             rollback,
             other_deployments,
+            cfs_update,
             ..
         } = &self.status;
         let mut text = String::new();
@@ -170,7 +210,38 @@ impl Report for Host {
         if self.status.rollback_queued {
             text.push_str("\nA rollback is queued: the rollback deployment boots next\n");
         }
-        text
+        text + &cfs_update.human()
+    }
+}
+
+impl System {
+    /// What is worth a line; nothing where all is well.
+    fn human(&self) -> String {
+        let mut lines = Vec::new();
+        for FailedImage {
+            image_digest,
+            time,
+            why,
+            by_administrator,
+        } in &self.failed_images
+        {
+            let left_alone = if *by_administrator {
+                "left alone by automatic updates"
+            } else {
+                "failed"
+            };
+            lines.push(format!("Image {image_digest} {left_alone}, {time}: {why}"));
+        }
+        if let Some(health) = &self.health {
+            lines.extend(health.notes.iter().cloned());
+            for ran in &health.checks {
+                if let cfs_core::health::Outcome::Failed { why } = &ran.outcome {
+                    lines.push(format!("Health check {} failed, {}: {why}", ran.check, health.time));
+                }
+            }
+        }
+        lines.extend(self.problems.iter().map(|problem| format!("Problem: {problem}")));
+        lines.iter().map(|line| format!("\n{line}\n")).collect()
     }
 }
 

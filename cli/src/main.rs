@@ -15,6 +15,7 @@ mod args;
 mod cmd;
 mod host;
 mod output;
+mod reboot;
 mod settings;
 mod ui;
 

@@ -4,6 +4,7 @@
 //! the /etc of the deployment that runs is only read. A power cut leaves a leftover that means nothing.
 
 use std::io::Read;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 
@@ -11,7 +12,7 @@ use crate::bootable::Bootable;
 use crate::deployment::{Deployment, Origin};
 use crate::error::Result;
 use crate::etc::{self, Conflict, FolderSource, Listing, Report, Rules, Source, TreeSource};
-use crate::ids::ObjectId;
+use crate::ids::{DeploymentId, ObjectId};
 use crate::image::reader;
 use crate::monitor::{Event, Monitor};
 use crate::pull::{IMAGE_LIMIT, Image};
@@ -126,6 +127,45 @@ fn write_etc(
     let plan = etc::plan(&old, here.listing(), new.listing(), Rules { ownership });
     let report = etc::apply(&plan, &here, &new, to)?;
     Ok((tell("/etc", report, monitor), plan.conflicts))
+}
+
+/// Merges the administrator's /etc once more into a deployment that waits to be booted, and swaps the result in. What
+/// was in its /etc before came from such a merge, too.
+pub(crate) fn merge_etc(
+    sysroot: &Sysroot,
+    id: &DeploymentId,
+    current: &Known,
+    monitor: &dyn Monitor,
+) -> Result<Vec<Conflict>> {
+    let (fs, deployments) = (sysroot.fs(), &sysroot.deployments);
+    let tree = image_tree(sysroot, id)?;
+    let draft = deployments.begin_etc(fs, id)?;
+    let (report, conflicts) = write_etc(sysroot, &tree, Some(current), draft.path(), monitor)?;
+    draft.commit_etc(fs)?;
+    deployments.update(fs, id, |origin| origin.etc_unprivileged = !report.complete())?;
+    Ok(conflicts)
+}
+
+/// What differs in a deployment's /etc from what its image has there.
+///
+/// # Errors
+/// Where its record, image or /etc cannot be read.
+pub fn etc_changes(sysroot: &Sysroot, known: &Known) -> Result<Vec<(PathBuf, etc::Change)>> {
+    let algorithm = sysroot.store.algorithm();
+    let tree = image_tree(sysroot, &known.id)?;
+    let open = |id: &ObjectId| open_object(sysroot, id);
+    let image = TreeSource::new(&tree, "etc", algorithm, &open)?;
+    let here = FolderSource::scan(&sysroot.layout().etc(&known.id), algorithm)?;
+    let ownership = !known.origin().is_some_and(|origin| origin.etc_unprivileged);
+    Ok(etc::diff(image.listing(), here.listing(), Rules { ownership }))
+}
+
+/// Files in a deployment's /etc that were written after `since`, by path relative to it.
+pub(crate) fn etc_written_since(sysroot: &Sysroot, id: &DeploymentId, since: Timestamp) -> Result<Vec<PathBuf>> {
+    let here = FolderSource::scan(&sysroot.layout().etc(id), sysroot.store.algorithm())?;
+    let nodes = here.listing().iter();
+    let late = nodes.filter(|(_, node)| !node.is_dir() && node.meta.mtime.sec > since.as_second());
+    Ok(late.map(|(path, _)| path.to_path_buf()).collect())
 }
 
 /// What the image brings in /var, the first time only.

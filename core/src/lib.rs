@@ -46,6 +46,10 @@ pub mod sysroot;
 #[cfg(feature = "update")]
 pub mod deploy;
 #[cfg(feature = "update")]
+pub mod finalize;
+#[cfg(feature = "update")]
+pub mod health;
+#[cfg(feature = "update")]
 pub mod update;
 #[cfg(feature = "update")]
 pub mod rollback;

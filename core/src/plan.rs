@@ -7,6 +7,7 @@
 
 use std::cmp::Reverse;
 
+use crate::boot::BootEntry;
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 
@@ -79,6 +80,29 @@ pub fn superseded(all: &[Standing], keep: usize) -> Vec<DeploymentId> {
         }
     }
     gone
+}
+
+/// Whether user space alone can be restarted from one deployment into another; else why the machine has to be rebooted.
+pub fn soft_reboot(running: &BootEntry, next: &BootEntry) -> Result<(), String> {
+    if running.id == next.id {
+        return Err("the deployment that boots next runs already".into());
+    }
+    if running.kernel.is_none() || running.kernel != next.kernel {
+        return Err("kernel or initrd differ from those that run, and a soft reboot keeps them".into());
+    }
+    let own = |entry: &BootEntry| -> Vec<String> {
+        let names_image = |option: &str| option.starts_with("composefs=") || option.starts_with("composefs.digest=");
+        entry
+            .options
+            .iter()
+            .filter(|option| !names_image(option))
+            .cloned()
+            .collect()
+    };
+    match own(running) == own(next) {
+        true => Ok(()),
+        false => Err("kernel arguments differ from those that the machine was booted with".into()),
+    }
 }
 
 /// Records that never got a boot entry, as an interrupted update leaves them: what `gc` removes.

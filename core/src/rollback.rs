@@ -3,13 +3,15 @@
 //! Invariant: a rollback adds an entry with a higher generation and changes none. At every instant the old entry or
 //! the new one is the one that boots next, and both are complete.
 
+use jiff::Timestamp;
+
 use crate::boot::{NewEntry, Tries};
-use crate::deployment::{Deployment, Staged};
+use crate::deployment::{Deployment, Failed, FailedDigests, Staged};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 use crate::plan;
 use crate::sysroot::{Known, Sysroot};
-use crate::update::{append, next_generation, remove};
+use crate::update::{next_generation, remove};
 
 /// What a rollback did.
 #[derive(Clone, Debug)]
@@ -44,6 +46,7 @@ pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
     {
         Staged::clear(sysroot.fs(), sysroot.layout())?;
     }
+    leave_alone(sysroot, &known, instead_of, target)?;
     Ok(Done {
         id: target,
         instead_of,
@@ -51,6 +54,28 @@ pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
         entry,
         generation,
     })
+}
+
+/// Tells automatic updates not to install again what the administrator went back from, and that he wants the other.
+fn leave_alone(sysroot: &Sysroot, known: &[Known], left: Option<DeploymentId>, target: DeploymentId) -> Result<()> {
+    let origin = |id: DeploymentId| known.iter().find(|k| k.id == id).and_then(Known::origin);
+    let mut failed = FailedDigests::load(sysroot.layout())?;
+    if let Some(origin) = origin(target) {
+        failed.remove(&origin.manifest);
+    }
+    if let Some((id, origin)) = left.and_then(|id| Some((id, origin(id)?)))
+        && failed.get(&origin.manifest).is_none()
+    {
+        failed.add(Failed {
+            digest: origin.manifest,
+            top: origin.top,
+            id: Some(id),
+            time: Timestamp::now(),
+            why: "the administrator went back from it".into(),
+            by_admin: true,
+        });
+    }
+    failed.save(sysroot.fs(), sysroot.layout())
 }
 
 /// A new entry, above all others, for a deployment that has one already; then the older ones of it go.
@@ -72,7 +97,7 @@ fn activate(sysroot: &Sysroot, known: &[Known], id: DeploymentId) -> Result<(Str
         .deployments
         .update(sysroot.fs(), &id, |origin| origin.generation = Some(generation))?;
     bootloader.remove(&bootloader.plan_cleanup()?)?;
-    append(sysroot, "rollback", &id, deployment.origin())?;
+    sysroot.remember("rollback", &id, deployment.origin(), "done")?;
     Ok((entry.file, generation))
 }
 

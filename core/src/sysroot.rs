@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::boot::{BootEntry, Bootloader, Entries, Tries};
-use crate::deployment::{Choice, Deployment, Deployments, Layout, Record, Roles, Staged, select};
+use crate::deployment::{
+    Choice, Deployment, Deployments, Event, History, Layout, Origin, Record, Roles, Staged, select,
+};
 use crate::error::{Error, Result};
 use crate::ids::{Algorithm, DeploymentId, ManifestDigest};
 use crate::manifest::Platform;
@@ -117,6 +119,11 @@ impl Sysroot {
         })
     }
 
+    /// The deployment that runs, where SYSROOT is that of the running system and one does.
+    pub fn booted(&self) -> Option<DeploymentId> {
+        self.options.booted
+    }
+
     /// The store.
     pub fn store(&self) -> &Store {
         &self.store
@@ -143,6 +150,19 @@ impl Sysroot {
     /// The machine's key, made where there is none.
     pub(crate) fn key(&self) -> Result<SigningKey> {
         SigningKey::load_or_generate(self.fs(), &self.layout().keys())
+    }
+
+    /// Writes a line of history.
+    pub(crate) fn remember(&self, event: &str, id: &DeploymentId, origin: &Origin, result: &str) -> Result<()> {
+        let past = Event {
+            time: jiff::Timestamp::now(),
+            event: event.into(),
+            id: Some(*id),
+            digest: Some(origin.manifest),
+            reference: Some(origin.reference.clone()),
+            result: result.into(),
+        };
+        History::append(self.fs(), self.layout(), &past)
     }
 
     /// Whose signatures count.
@@ -244,7 +264,7 @@ impl Sysroot {
 
 impl Known {
     /// Its record, where it can be read.
-    pub fn origin(&self) -> Option<&crate::deployment::Origin> {
+    pub fn origin(&self) -> Option<&Origin> {
         self.record.as_ref().ok().map(Record::origin)
     }
 

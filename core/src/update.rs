@@ -10,9 +10,10 @@ use jiff::Timestamp;
 use crate::boot::{Bootloader, NewEntry};
 use crate::bootable::{self, Bootable};
 use crate::deploy;
-use crate::deployment::{Deployment, Event as Past, History, Origin, Staged};
+use crate::deployment::{Deployment, Failed, FailedDigests, Staged};
 use crate::error::{Error, Result};
 use crate::etc;
+use crate::health;
 use crate::ids::{DeploymentId, ManifestDigest};
 use crate::monitor::{Event, Monitor, Stage};
 use crate::plan;
@@ -27,6 +28,10 @@ use crate::sysroot::{Known, Sysroot};
 pub struct Wishes {
     /// Take an older image of the same name, too.
     pub allow_downgrade: bool,
+    /// Take an image that failed here before, too.
+    pub retry: bool,
+    /// Nobody is there: what the administrator went back from is left alone as well.
+    pub automatic: bool,
 }
 
 /// What an update did.
@@ -41,6 +46,8 @@ pub enum Outcome {
         /// Its manifest.
         manifest: ManifestDigest,
     },
+    /// What the reference leads to failed here before; nothing was done.
+    FailedBefore(Failed),
 }
 
 /// A new deployment.
@@ -88,6 +95,9 @@ pub fn switch(sysroot: &Sysroot, reference: &Reference, wishes: Wishes, monitor:
     if let Some(next) = next(&known).filter(same) {
         return Ok(unchanged(next, image.digest));
     }
+    if let Some(failed) = failed_before(sysroot, &known, &image.digest, wishes)? {
+        return Ok(Outcome::FailedBefore(failed));
+    }
     follow(sysroot, &registry, image, &known, wishes, monitor)
 }
 
@@ -105,7 +115,13 @@ pub fn upgrade(sysroot: &Sysroot, wishes: Wishes, monitor: &dyn Monitor) -> Resu
     {
         return Ok(unchanged(followed, manifest));
     }
+    if let Some(failed) = failed_before(sysroot, &known, &top, wishes)? {
+        return Ok(Outcome::FailedBefore(failed));
+    }
     let image = registry.image(&sysroot.options.platform, monitor)?;
+    if let Some(failed) = failed_before(sysroot, &known, &image.digest, wishes)? {
+        return Ok(Outcome::FailedBefore(failed));
+    }
     if followed.manifest() == Some(image.digest) && followed.standing.bootable {
         let top = image.top;
         sysroot
@@ -132,6 +148,21 @@ pub fn check(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<News> {
 
 fn unchanged(known: &Known, manifest: ManifestDigest) -> Outcome {
     Outcome::Unchanged { id: known.id, manifest }
+}
+
+/// The failure of what is to be installed, where that was not asked for all the same.
+fn failed_before(
+    sysroot: &Sysroot,
+    known: &[Known],
+    digest: &ManifestDigest,
+    wishes: Wishes,
+) -> Result<Option<Failed>> {
+    health::settle(sysroot, known)?;
+    let counts = |failed: &&Failed| !wishes.retry && (wishes.automatic || !failed.by_admin);
+    Ok(FailedDigests::load(sysroot.layout())?
+        .of(digest)
+        .filter(counts)
+        .cloned())
 }
 
 /// What boots next.
@@ -184,6 +215,7 @@ fn follow(
     let entry = activate(sysroot, &deployment, &bootable, generation, known)?;
     let removed = let_go(sysroot, monitor)?;
     note(sysroot, &deployment, current)?;
+    forget_failure(sysroot, &deployment.origin().manifest)?;
     Ok(Outcome::Staged(Done {
         id,
         manifest: deployment.origin().manifest,
@@ -305,18 +337,14 @@ fn note(sysroot: &Sysroot, deployment: &Deployment, current: Option<&Known>) -> 
     let mut staged = Staged::new(*deployment.id(), now);
     staged.merge_from = current.map(|k| k.id).filter(|id| id != deployment.id());
     staged.save(sysroot.fs(), sysroot.layout())?;
-    append(sysroot, "deploy", deployment.id(), deployment.origin())
+    sysroot.remember("deploy", deployment.id(), deployment.origin(), "done")
 }
 
-/// One line of history.
-pub(crate) fn append(sysroot: &Sysroot, event: &str, id: &DeploymentId, origin: &Origin) -> Result<()> {
-    let past = Past {
-        time: Timestamp::now(),
-        event: event.into(),
-        id: Some(*id),
-        digest: Some(origin.manifest),
-        reference: Some(origin.reference.clone()),
-        result: "done".into(),
-    };
-    History::append(sysroot.fs(), sysroot.layout(), &past)
+/// It is tried again, or was asked for by name: what is known of it is out of date.
+fn forget_failure(sysroot: &Sysroot, manifest: &ManifestDigest) -> Result<()> {
+    let mut failed = FailedDigests::load(sysroot.layout())?;
+    if failed.remove(manifest) {
+        failed.save(sysroot.fs(), sysroot.layout())?;
+    }
+    Ok(())
 }

@@ -1,8 +1,12 @@
 //! One file per subcommand: its arguments, and a short `run` that calls one verb of the library and shows the result.
 
+pub mod auto;
 pub mod completions;
+pub mod etc;
+pub mod finalize;
 pub mod fsck;
 pub mod gc;
+pub mod health;
 pub mod image;
 pub mod key;
 pub mod man;
@@ -15,16 +19,15 @@ pub mod upgrade;
 mod sysroot;
 mod updated;
 
-use std::ffi::OsStr;
-use std::io;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use cfs_core::sys::process;
-use cfs_core::{Error, registry};
+use cfs_core::registry;
+use cfs_core::sysroot::Sysroot;
 
 use crate::args::{Args, BootDir, Command, Global};
 use crate::output::{Output, Report};
+use crate::reboot::Apply;
 use crate::settings::{Environment, Settings};
 use crate::ui::Ui;
 
@@ -36,7 +39,7 @@ pub struct Context {
     pub environment: Environment,
     sysroot: Option<PathBuf>,
     boot: BootDir,
-    config_root: PathBuf,
+    pub config_root: PathBuf,
 }
 
 impl Context {
@@ -73,13 +76,13 @@ impl Context {
         }
     }
 
-    /// Prints a result; then reboots, if that was asked for.
-    pub fn finish<T: Report>(&self, report: &T, reboot: bool) -> Result<()> {
+    /// Prints a result; then boots into it, if that was asked for.
+    pub fn finish<T: Report>(&self, report: &T, apply: Option<Apply>, sysroot: Sysroot) -> Result<()> {
         self.show(report)?;
-        if reboot {
-            restart()?;
+        match apply {
+            Some(apply) => apply.run(sysroot, &self.ui),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// For registries, as settings and environment say.
@@ -118,19 +121,13 @@ fn with_context(command: Command, context: &Context) -> Result<()> {
         Command::Delete(command) => command.run(context),
         Command::Image(command) => command.run(context),
         Command::Key(command) => command.run(context),
+        Command::Etc(command) => command.run(context),
+        Command::Health(command) => command.run(context),
+        Command::Auto(command) => command.run(context),
+        Command::Finalize(command) => command.run(context),
         Command::Gc(command) => command.run(context),
         Command::Fsck(command) => command.run(context),
     }
-}
-
-/// Asks the service manager to reboot in the ordinary way, so that services stop and shutdown jobs run.
-fn restart() -> Result<()> {
-    let output = process::run(OsStr::new("systemctl"), &["reboot".into()], b"")?;
-    if output.success() {
-        return Ok(());
-    }
-    let why = format!("{}; what was staged boots with the next reboot", output.last_line());
-    Err(Error::io("run", "systemctl reboot", io::Error::other(why)).into())
 }
 
 fn log_directives(global: &Global) -> String {

@@ -7,13 +7,14 @@ use serde::Serialize;
 use super::Context;
 use crate::args::BootDir;
 use crate::output::Report;
+use crate::reboot::Apply;
 
 /// Make the previous deployment boot next
 #[derive(Debug, clap::Args)]
 pub struct Rollback {
-    /// Reboot into it
-    #[arg(long)]
-    apply: bool,
+    /// Boot into it: reboot the machine, or with --apply=soft restart user space alone
+    #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "reboot")]
+    apply: Option<Apply>,
     #[command(flatten)]
     boot: BootDir,
 }
@@ -51,7 +52,7 @@ impl Report for RolledBack {
 
 impl Rollback {
     pub fn run(self, context: &Context) -> Result<()> {
-        context.check_apply(self.apply)?;
+        context.check_apply(self.apply.is_some())?;
         let sysroot = context.open(&self.boot, "rollback")?;
         let done = rollback::rollback(&sysroot)?;
         let report = RolledBack {
@@ -61,6 +62,6 @@ impl Rollback {
             boot_entry: done.entry,
             generation: done.generation,
         };
-        context.finish(&report, self.apply)
+        context.finish(&report, self.apply, sysroot)
     }
 }

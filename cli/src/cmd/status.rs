@@ -2,14 +2,15 @@
 
 use anyhow::Result;
 use cfs_core::boot::{Tries, cmdline};
-use cfs_core::deployment::{BootType, Origin, Staged};
+use cfs_core::deployment::{BootType, FailedDigests, Layout, Origin, Staged};
+use cfs_core::health::HealthReport;
 use cfs_core::ids::DeploymentId;
 use cfs_core::plan;
 use cfs_core::sysroot::{Known, Sysroot};
 
 use super::Context;
 use crate::args::BootDir;
-use crate::host::{Composefs, Entry, Host, Image, ImageReference, Ours};
+use crate::host::{Composefs, Entry, FailedImage, Health, Host, Image, ImageReference, Ours, System};
 
 /// Show deployments: booted, staged, kept; their versions, signatures and tries
 ///
@@ -29,8 +30,19 @@ pub struct Status {
 impl Status {
     pub fn run(self, context: &Context) -> Result<()> {
         let mut host = match context.has_repository()? {
-            true => host(&context.look(&self.boot)?)?,
+            true => {
+                let sysroot = context.look(&self.boot)?;
+                let mut host = host(&sysroot)?;
+                host.status.cfs_update = system(sysroot.deployments().layout());
+                host
+            }
             false => Host::new(None),
+        };
+        let auto = &context.settings.auto;
+        host.status.cfs_update.automatic_updates = match (auto.enabled, auto.apply) {
+            (false, _) => "off",
+            (true, false) => "stage",
+            (true, true) => "apply",
         };
         if self.booted {
             host.status.staged = None;
@@ -103,6 +115,45 @@ fn host(sysroot: &Sysroot) -> Result<Host> {
         }
     }
     Ok(host)
+}
+
+/// What is remembered beside the deployments. What cannot be read is a problem, and no failure.
+fn system(layout: &Layout) -> System {
+    let mut system = System::default();
+    let time = |time: jiff::Timestamp| time.round(jiff::Unit::Second).unwrap_or(time).to_string();
+    match FailedDigests::load(layout) {
+        Ok(failed) => {
+            let images = failed.iter().map(|failed| FailedImage {
+                image_digest: failed.digest.to_string(),
+                time: time(failed.time),
+                why: failed.why.clone(),
+                by_administrator: failed.by_admin,
+            });
+            system.failed_images = images.collect();
+        }
+        Err(e) => system.problems.push(e.to_string()),
+    }
+    match HealthReport::load(layout) {
+        Ok(report) => {
+            system.health = report.map(|report| Health {
+                result: if report.is_good() { "good" } else { "bad" },
+                deployment: report.id.map(|id| id.to_string()),
+                time: time(report.time),
+                checks: report.checks,
+                notes: report.notes,
+            });
+        }
+        Err(e) => system.problems.push(e.to_string()),
+    }
+    match Staged::load(layout) {
+        Ok(staged) => {
+            let failed = staged.and_then(|staged| staged.finalize_failed);
+            let note = |why| format!("the last merge of /etc failed: {why}");
+            system.problems.extend(failed.map(note));
+        }
+        Err(e) => system.problems.push(e.to_string()),
+    }
+    system
 }
 
 fn entry(sysroot: &Sysroot, known: &Known, index: usize) -> Entry {

@@ -10,18 +10,22 @@ use cfs_core::update::{self, Wishes};
 use super::Context;
 use super::updated::Updated;
 use crate::args::{BootDir, NewStore};
+use crate::reboot::Apply;
 
 /// Follow another image from the next boot on
 #[derive(Debug, clap::Args)]
 pub struct Switch {
     /// Image: quay.io/org/os:41, docker://…, oci:DIR[:TAG], each also with @sha256:…
     image: String,
-    /// Reboot into it
-    #[arg(long)]
-    apply: bool,
+    /// Boot into it: reboot the machine, or with --apply=soft restart user space alone
+    #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "reboot")]
+    apply: Option<Apply>,
     /// Take an image that is older than the present one of the same name
     #[arg(long)]
     allow_downgrade: bool,
+    /// Take an image that failed here before
+    #[arg(long)]
+    retry: bool,
     #[command(flatten)]
     store: NewStore,
     #[command(flatten)]
@@ -31,13 +35,15 @@ pub struct Switch {
 impl Switch {
     pub fn run(self, context: &Context) -> Result<()> {
         let reference = reference(&self.image)?;
-        context.check_apply(self.apply)?;
+        context.check_apply(self.apply.is_some())?;
         let sysroot = context.open_with(&self.boot, self.store.algorithm(), "switch")?;
         let wishes = Wishes {
             allow_downgrade: self.allow_downgrade,
+            retry: self.retry,
+            automatic: false,
         };
         let outcome = update::switch(&sysroot, &reference, wishes, &context.ui)?;
-        context.finish(&Updated::from(outcome), self.apply)
+        context.finish(&Updated::of(outcome)?, self.apply, sysroot)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cfs_bootloader::esp::{self, Place};
 use cfs_bootloader::{Kind, cmdline};
@@ -18,6 +19,8 @@ use super::Context;
 use crate::args::BootDir;
 
 const PROC_LIMIT: u64 = 16 << 20;
+/// How long another run is waited for, where that is done at all.
+const WAIT: Duration = Duration::from_secs(60);
 
 /// A place to work on.
 struct Target {
@@ -37,6 +40,17 @@ impl Context {
             });
         }
         Sysroot::open(self.options(boot, None)?, purpose)
+    }
+
+    /// Like [`Context::open`], but waits for another run to end: for what a boot or a shutdown does, which nobody repeats.
+    pub fn open_waiting(&self, boot: &BootDir, purpose: &str) -> Result<Sysroot> {
+        let deadline = Instant::now() + WAIT;
+        loop {
+            match self.open(boot, purpose) {
+                Err(Error::Busy { .. }) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(200)),
+                opened => return opened,
+            }
+        }
     }
 
     /// For changes; a repository that is yet to be made gets this algorithm, an existing one must have it.

@@ -1,7 +1,9 @@
 //! What `switch` and `upgrade` say at their end.
 
+use cfs_core::deployment::Failed;
 use cfs_core::etc::{self, What};
 use cfs_core::update::{Done, Outcome};
+use cfs_core::{Error, Result};
 use serde::Serialize;
 
 use crate::output::Report;
@@ -31,11 +33,23 @@ struct Staged {
 /// Something in /etc that both sides changed.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Conflict {
+pub struct Conflict {
     path: String,
     what: &'static str,
     /// Where the image's version is.
     kept_as: Option<String>,
+}
+
+impl Conflict {
+    /// In one line.
+    pub fn human(&self) -> String {
+        let Self { path, what, kept_as } = self;
+        let other = kept_as
+            .as_ref()
+            .map(|path| format!(", the image's version is {path}"))
+            .unwrap_or_default();
+        format!("{path}: {what}{other}")
+    }
 }
 
 impl From<&etc::Conflict> for Conflict {
@@ -53,9 +67,14 @@ impl From<&etc::Conflict> for Conflict {
     }
 }
 
-impl From<Outcome> for Updated {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
+impl Updated {
+    /// What came of an update.
+    ///
+    /// # Errors
+    /// [`Error::Deployment`] where the image failed here before.
+    pub fn of(outcome: Outcome) -> Result<Self> {
+        Ok(match outcome {
+            Outcome::FailedBefore(failed) => return Err(failed_before(&failed)),
             Outcome::Staged(done) => {
                 let Done {
                     id,
@@ -86,14 +105,24 @@ impl From<Outcome> for Updated {
                 image_digest: manifest.to_string(),
                 staged: None,
             },
-        }
+        })
     }
-}
 
-impl Updated {
     /// Whether something was staged.
     pub fn is_new(&self) -> bool {
         self.staged.is_some()
+    }
+}
+
+/// Says what is known of an image that is not installed again by itself.
+pub fn failed_before(failed: &Failed) -> Error {
+    Error::Deployment {
+        id: failed.digest.to_string(),
+        why: format!(
+            "this image was deployed here and did not stay, at {}: {}; `--retry` takes it all the same",
+            failed.time.round(jiff::Unit::Second).unwrap_or(failed.time),
+            failed.why
+        ),
     }
 }
 
@@ -111,12 +140,8 @@ impl Report for Updated {
         let mut line = |label: &str, value: &str| text.push_str(&format!("{label:>16}: {value}\n"));
         line("Deployment", &self.deployment);
         line("Boot entry", &staged.boot_entry);
-        for Conflict { path, what, kept_as } in &staged.etc_conflicts {
-            let other = kept_as
-                .as_ref()
-                .map(|path| format!(", the image's version is {path}"))
-                .unwrap_or_default();
-            line("/etc conflict", &format!("{path}: {what}{other}"));
+        for conflict in &staged.etc_conflicts {
+            line("/etc conflict", &conflict.human());
         }
         for id in &staged.removed {
             line("Removed", id);

@@ -9,6 +9,7 @@ use super::Context;
 use super::updated::Updated;
 use crate::args::BootDir;
 use crate::output::Report;
+use crate::reboot::Apply;
 
 /// Take the newest version of the followed image from the next boot on
 ///
@@ -16,14 +17,17 @@ use crate::output::Report;
 #[derive(Debug, clap::Args)]
 pub struct Upgrade {
     /// Only ask whether there is a newer one: exit code 0 = there is, 77 = there is none
-    #[arg(long, conflicts_with_all = ["apply", "allow_downgrade"])]
+    #[arg(long, conflicts_with_all = ["apply", "allow_downgrade", "retry"])]
     check: bool,
-    /// Reboot into it
-    #[arg(long)]
-    apply: bool,
+    /// Boot into it: reboot the machine, or with --apply=soft restart user space alone
+    #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "reboot")]
+    apply: Option<Apply>,
     /// Take an image that is older than the present one
     #[arg(long)]
     allow_downgrade: bool,
+    /// Take an image that failed here before
+    #[arg(long)]
+    retry: bool,
     #[command(flatten)]
     boot: BootDir,
 }
@@ -47,14 +51,16 @@ impl Upgrade {
         if self.check {
             return self.check(context);
         }
-        context.check_apply(self.apply)?;
+        context.check_apply(self.apply.is_some())?;
         let sysroot = context.open(&self.boot, "upgrade")?;
         let wishes = Wishes {
             allow_downgrade: self.allow_downgrade,
+            retry: self.retry,
+            automatic: false,
         };
-        let updated = Updated::from(update::upgrade(&sysroot, wishes, &context.ui)?);
+        let updated = Updated::of(update::upgrade(&sysroot, wishes, &context.ui)?)?;
         if updated.is_new() {
-            return context.finish(&updated, self.apply);
+            return context.finish(&updated, self.apply, sysroot);
         }
         context.show_document(&updated)?;
         Err(Error::Nothing(updated.human().trim_end().into()).into())

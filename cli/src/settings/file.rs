@@ -16,6 +16,8 @@ pub struct File {
     store: Store,
     deployments: Deployments,
     boot: Boot,
+    health: Health,
+    auto: Auto,
     #[serde(skip)]
     text: String,
 }
@@ -47,6 +49,21 @@ struct Deployments {
 struct Boot {
     dir: Option<Spanned<PathBuf>>,
     tries: Option<Spanned<u32>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Health {
+    timeout: Option<Spanned<u64>>,
+    attempts: Option<Spanned<u32>>,
+    pause: Option<Spanned<u64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Auto {
+    enabled: Option<bool>,
+    apply: Option<bool>,
 }
 
 /// Reads one file's text; on failure says what is wrong, with the line.
@@ -109,6 +126,12 @@ impl File {
             }
             settings.boot.dir = Some(dir.into_inner());
         }
+        let health = &mut settings.health;
+        seconds(self.health.timeout, "timeout", &mut health.timeout)?;
+        seconds(self.health.pause, "pause", &mut health.pause)?;
+        set(text, self.health.attempts, 1..=100, "attempts", &mut health.attempts)?;
+        settings.auto.enabled = self.auto.enabled.unwrap_or(settings.auto.enabled);
+        settings.auto.apply = self.auto.apply.unwrap_or(settings.auto.apply);
         Ok(())
     }
 }
@@ -154,7 +177,8 @@ mod tests {
         let settings = settings(
             "[registry]\nretries = 1\nconnect-timeout = 2\nread-timeout = 3\ninsecure = [\"a:5000\"]\n\
              [store]\nalgorithm = \"fsverity-sha512-12\"\nthreads = 4\n\
-             [deployments]\nkeep = 5\n[boot]\ndir = \"/efi\"\ntries = 6\n",
+             [deployments]\nkeep = 5\n[boot]\ndir = \"/efi\"\ntries = 6\n\
+             [health]\ntimeout = 7\nattempts = 8\npause = 9\n[auto]\nenabled = false\napply = true\n",
         )
         .unwrap();
         assert_eq!(settings.registry.retries, 1);
@@ -166,6 +190,10 @@ mod tests {
         assert_eq!(settings.deployments.keep, 5);
         assert_eq!(settings.boot.dir, Some("/efi".into()));
         assert_eq!(settings.boot.tries, 6);
+        assert_eq!(settings.health.timeout, Duration::from_secs(7));
+        assert_eq!(settings.health.attempts, 8);
+        assert_eq!(settings.health.pause, Duration::from_secs(9));
+        assert_eq!((settings.auto.enabled, settings.auto.apply), (false, true));
     }
 
     #[test]
@@ -179,6 +207,8 @@ mod tests {
             ("[registry]\nread-timeout = 0", "line 2"),
             ("[registry]\ninsecure = [\"http://x\"]", "line 2"),
             ("[store]\nalgorithm = \"md5\"", "line 2"),
+            ("[health]\nattempts = 0", "line 2"),
+            ("[auto]\napply = 1", "line 2"),
             ("[strore]\n", "line 1"),
             ("[boot\n", "line 1"),
         ] {

@@ -34,6 +34,8 @@ pub struct Settings {
     pub store: Store,
     pub deployments: Deployments,
     pub boot: Boot,
+    pub health: Health,
+    pub auto: Auto,
 }
 
 /// `[registry]`
@@ -74,6 +76,26 @@ pub struct Boot {
     pub tries: u32,
 }
 
+/// `[health]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// How long one run of a check may take.
+    pub timeout: Duration,
+    /// How often a failing check is run before it counts.
+    pub attempts: u32,
+    /// Between two attempts.
+    pub pause: Duration,
+}
+
+/// `[auto]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Auto {
+    /// Whether the timer does anything.
+    pub enabled: bool,
+    /// Whether it reboots into what it staged.
+    pub apply: bool,
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -89,6 +111,15 @@ impl Default for Settings {
             },
             deployments: Deployments { keep: 2 },
             boot: Boot { dir: None, tries: 3 },
+            health: Health {
+                timeout: Duration::from_secs(120),
+                attempts: 3,
+                pause: Duration::from_secs(5),
+            },
+            auto: Auto {
+                enabled: true,
+                apply: false,
+            },
         }
     }
 }

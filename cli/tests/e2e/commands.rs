@@ -1,6 +1,7 @@
 //! Every command on small images: what it prints, in which form, and its exit code.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -402,4 +403,72 @@ fn progress_is_json_lines_where_asked_for_and_boot_may_be_elsewhere() {
     assert_eq!(status["status"]["staged"]["cfsUpdate"]["bootsNext"], true);
     assert!(!cfs.sysroot().join("boot").exists());
     cfs.run(["--boot", "/no/such/boot", "status"]).expect(1);
+}
+
+#[test]
+fn without_a_running_deployment_health_and_finalize_have_nothing_to_mark() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let failing = dir.path().join("config/etc/cfs-update/health.d/10-bad");
+    fs::create_dir_all(failing.parent().unwrap()).unwrap();
+    fs::write(&failing, "#!/bin/sh\necho no database\nexit 4\n").unwrap();
+    fs::set_permissions(&failing, fs::Permissions::from_mode(0o755)).unwrap();
+    let settings = dir.path().join("config/etc/cfs-update/config.toml");
+    fs::write(settings, "[health]\nattempts = 2\npause = 1\n[auto]\nenabled = false\n").unwrap();
+    let root = dir.path().join("config");
+    let with = |args: &[&str]| {
+        let mut all = vec!["--config-root", root.to_str().unwrap()];
+        all.extend(args);
+        cfs.run(all)
+    };
+    let entries = cfs.entries().len();
+    let told = with(&["health", "check"]).expect(1).stderr;
+    assert!(told.contains("10-bad: exit code 4: no database"), "{told}");
+    let bad = with(&["health", "check", "--json"]).expect(1).json();
+    assert_eq!(
+        (&bad["result"], &bad["checks"][0]["attempts"]),
+        (&json!("bad"), &json!(2))
+    );
+    fs::remove_file(&failing).unwrap();
+    let good = with(&["health", "check", "--json"]).expect(0).json();
+    assert_eq!(good["result"], "good");
+    for command in [&["health", "good"][..], &["health", "bad"]] {
+        let told = with(command).expect(1).stderr;
+        assert!(told.contains("no deployment of this sysroot runs"), "{told}");
+    }
+    with(&["health", "check", "--apply"]).expect(2);
+    assert!(with(&["auto", "run"]).expect(77).stderr.contains("enabled = false"));
+    assert_eq!(with(&["auto", "status", "--json"]).expect(0).json()["enabled"], false);
+    assert_eq!(cfs.run(["auto", "run"]).expect(77).stdout, "");
+    let merged = cfs.run(["finalize", "--json"]).expect(0).json();
+    assert!(merged["deployment"].is_string(), "an update waits: {merged}");
+    assert_eq!(cfs.entries().len(), entries);
+    let status = cfs.status();
+    assert_eq!(status["status"]["cfsUpdate"]["health"]["result"], "good");
+    cfs.fsck();
+}
+
+#[test]
+fn etc_diff_shows_what_was_changed_here() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    assert_eq!(cfs.run(["etc", "diff"]).expect(0).stdout, "");
+    let next = cfs.run(["etc", "diff", "--json"]).expect(0).json()["deployment"].clone();
+    let etc = cfs
+        .sysroot()
+        .join("state/deploy")
+        .join(next.as_str().unwrap())
+        .join("etc");
+    fs::write(etc.join("app.conf"), "mine").unwrap();
+    fs::write(etc.join("app.conf.cfs-new"), "theirs").unwrap();
+    let told = cfs.run(["etc", "diff", "0"]).expect(0).stdout;
+    assert!(
+        told.starts_with("~ /etc/app.conf\n+ /etc/app.conf.cfs-new (the image's version"),
+        "{told}"
+    );
+    assert_eq!(
+        cfs.run(["etc", "diff", "1"]).expect(0).stdout,
+        "",
+        "the other one is as it was"
+    );
 }

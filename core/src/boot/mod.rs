@@ -83,6 +83,10 @@ pub trait Bootloader: Debug + Send + Sync {
     /// Carries a plan out: entries first, synced, then kernel files that still no entry names.
     fn remove(&self, plan: &Removal) -> Result<()>;
 
+    /// Says of an entry of ours that it booted well, or that it must not be booted any more; durable when this returns.
+    /// Returns its new file name. Nothing but its counter changes; marking twice is success.
+    fn mark(&self, entry: &BootEntry, mark: Mark) -> Result<String>;
+
     /// Reads everything that entries refer to and names what is broken.
     fn check(&self) -> Result<Vec<Finding>>;
 }
@@ -282,6 +286,15 @@ pub enum Tries {
         /// How often it was tried.
         done: u32,
     },
+}
+
+/// What a boot showed of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// It booted well: its tries are counted no longer.
+    Good,
+    /// It did not: no try is left.
+    Bad,
 }
 
 /// An entry of ours.

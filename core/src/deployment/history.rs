@@ -97,6 +97,9 @@ fn lines(layout: &Layout) -> Result<Vec<Vec<u8>>> {
 pub struct Failed {
     /// The manifest that is not installed again by itself.
     pub digest: ManifestDigest,
+    /// What the tag led to then: an index, or the manifest itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top: Option<ManifestDigest>,
     /// The deployment that it became.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<DeploymentId>,
@@ -104,6 +107,9 @@ pub struct Failed {
     pub time: Timestamp,
     /// Why, for people.
     pub why: String,
+    /// It did not fail: the administrator went back from it. Automatic updates leave it alone, he may have it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_admin: bool,
 }
 
 /// The list of failed images.
@@ -162,6 +168,12 @@ impl FailedDigests {
         let before = self.failed.len();
         self.failed.retain(|failed| failed.digest != *digest);
         self.failed.len() != before
+    }
+
+    /// The failure of what a tag leads to: of the manifest, or of the index that it was chosen from.
+    pub fn of(&self, digest: &ManifestDigest) -> Option<&Failed> {
+        let mut all = self.failed.iter();
+        all.find(|failed| failed.digest == *digest || failed.top == Some(*digest))
     }
 
     /// The failure of a digest.

@@ -32,6 +32,12 @@ pub struct Staged {
     /// The deployment whose /etc is merged into it once more at shutdown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge_from: Option<DeploymentId>,
+    /// When that merge was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finalized: Option<Timestamp>,
+    /// Why it could not be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finalize_failed: Option<String>,
 }
 
 impl Staged {
@@ -44,6 +50,8 @@ impl Staged {
             boot_id: None,
             download_only: false,
             merge_from: None,
+            finalized: None,
+            finalize_failed: None,
         }
     }
 

@@ -629,6 +629,8 @@ fn a_failed_image_is_remembered_until_the_admin_wants_it() {
         id: None,
         time: Timestamp::UNIX_EPOCH,
         why: why.into(),
+        top: None,
+        by_admin: false,
     };
     let mut list = FailedDigests::load(layout).unwrap();
     list.add(failed("first"));

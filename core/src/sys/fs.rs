@@ -154,6 +154,15 @@ pub fn replace(fs: &dyn Fs, path: &Path, mode: u32, content: &[u8]) -> Result<()
     fs.sync_dir(folder)
 }
 
+/// Whether this user may run `path`: a file, links followed, that can be executed.
+///
+/// # Errors
+/// A path that cannot be looked at.
+pub fn is_executable(path: &Path) -> Result<bool> {
+    let found = std::fs::metadata(path).map_err(|e| Error::io("look at", path, e))?;
+    Ok(found.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok())
+}
+
 /// The folder that `path` is in.
 pub fn parent(path: &Path) -> Result<&Path> {
     path.parent().filter(|p| !p.as_os_str().is_empty()).ok_or_else(|| {

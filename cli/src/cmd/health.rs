@@ -1,0 +1,251 @@
+//! `health check`, `health good`, `health bad`: what a boot shows of a deployment.
+
+use std::path::Path;
+
+use anyhow::Result;
+use cfs_core::boot::Mark;
+use cfs_core::deployment::Staged;
+use cfs_core::health::{self, HealthReport, Limits, Outcome, Ran, Verdict};
+use cfs_core::monitor::{Event, Monitor};
+use cfs_core::sys::fs;
+use cfs_core::sysroot::Sysroot;
+use cfs_core::{Error, finalize};
+use serde::Serialize;
+
+use super::Context;
+use crate::args::BootDir;
+use crate::output::Report;
+use crate::reboot;
+
+/// systemd's own program for marking entries, and the variable by which systemd-boot says that it counts this one.
+const BLESS_BOOT: &str = "usr/lib/systemd/systemd-bless-boot";
+const COUNTED: &str = "sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+
+/// Whether this boot is good
+#[derive(Debug, clap::Subcommand)]
+pub enum Health {
+    Check(Check),
+    Good(Good),
+    Bad(Bad),
+}
+
+/// Run the health checks and mark the running deployment as they say
+///
+/// Exit code 1 if a required check fails.
+#[derive(Debug, clap::Args)]
+pub struct Check {
+    /// Reboot where that leads to the last good deployment
+    #[arg(long)]
+    apply: bool,
+    #[command(flatten)]
+    boot: BootDir,
+}
+
+/// Mark the running deployment as good: its tries are counted no longer
+#[derive(Debug, clap::Args)]
+pub struct Good {
+    #[command(flatten)]
+    boot: BootDir,
+}
+
+/// Mark the running deployment as bad: another one boots next, and its image is not installed again by itself
+#[derive(Debug, clap::Args)]
+pub struct Bad {
+    /// Why, for `status`
+    #[arg(long, value_name = "TEXT", default_value = "marked as bad by the administrator")]
+    reason: String,
+    /// Reboot into the other one
+    #[arg(long)]
+    apply: bool,
+    #[command(flatten)]
+    boot: BootDir,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Checked {
+    /// `good`, `bad` or `unknown`, where no deployment of ours runs.
+    result: &'static str,
+    verdict: String,
+    checks: Vec<Ran>,
+    notes: Vec<String>,
+}
+
+impl Report for Checked {
+    fn human(&self) -> String {
+        let notes = self.notes.iter().map(|note| format!("Note: {note}\n"));
+        notes.collect::<String>() + &format!("This boot is {}: {}\n", self.result, self.verdict)
+    }
+}
+
+impl Health {
+    pub fn run(self, context: &Context) -> Result<()> {
+        match self {
+            Self::Check(command) => command.run(context),
+            Self::Good(command) => command.run(context),
+            Self::Bad(command) => command.run(context),
+        }
+    }
+}
+
+impl Check {
+    fn run(self, context: &Context) -> Result<()> {
+        context.check_apply(self.apply)?;
+        let set = &context.settings.health;
+        let limits = Limits {
+            time: set.timeout,
+            attempts: set.attempts,
+            pause: set.pause,
+        };
+        let checks = health::find(&context.config_root)?;
+        let ran = health::run(&checks, limits, &mut |ran| context.ui.event(event(ran)));
+        if !context.has_repository()? {
+            return conclude(context, &HealthReport::new(None, None, ran), &Verdict::NotOurs);
+        }
+        let sysroot = context.open_waiting(&self.boot, "health check")?;
+        let mut report = HealthReport::new(sysroot.booted(), boot_id()?, ran);
+        report.notes = arrived(&sysroot)?;
+        let verdict = health::judge(&sysroot, &report, marks_itself(&context.config_root));
+        drop(sysroot);
+        let verdict = verdict?;
+        let shown = conclude(context, &report, &verdict);
+        if self.apply && matches!(verdict, Verdict::GoBack { .. }) {
+            reboot::restart(false)?;
+        }
+        shown
+    }
+}
+
+impl Good {
+    fn run(self, context: &Context) -> Result<()> {
+        let sysroot = context.open_waiting(&self.boot, "health good")?;
+        let known = sysroot.known()?;
+        let running = known.iter().find(|k| k.standing.booted);
+        let entry = running.and_then(|k| k.entry.as_ref()).ok_or_else(nothing_runs)?;
+        let entry = sysroot.bootloader().mark(entry, Mark::Good)?;
+        let report = HealthReport::new(sysroot.booted(), boot_id()?, Vec::new());
+        conclude(
+            context,
+            &report,
+            &Verdict::Good {
+                entry,
+                by_systemd: false,
+            },
+        )
+    }
+}
+
+impl Bad {
+    fn run(self, context: &Context) -> Result<()> {
+        context.check_apply(self.apply)?;
+        let sysroot = context.open_waiting(&self.boot, "health bad")?;
+        let known = sysroot.known()?;
+        let id = sysroot.booted().ok_or_else(nothing_runs)?;
+        let verdict = health::condemn(&sysroot, &known, id, &self.reason)?;
+        drop(sysroot);
+        let Verdict::GoBack { to, .. } = &verdict else {
+            let why = "no other deployment could boot, so it stays as it is";
+            let id = id.short();
+            return Err(Error::Deployment { id, why: why.into() }.into());
+        };
+        context.show(&Checked {
+            result: "bad",
+            verdict: format!("deployment {to} boots next"),
+            checks: Vec::new(),
+            notes: Vec::new(),
+        })?;
+        if self.apply {
+            reboot::restart(true)?;
+        }
+        Ok(())
+    }
+}
+
+fn nothing_runs() -> Error {
+    Error::Deployment {
+        id: "booted".into(),
+        why: "no deployment of this sysroot runs, so there is none to be marked".into(),
+    }
+}
+
+/// One line for the journal.
+fn event(ran: &Ran) -> Event {
+    let name = &ran.check;
+    let kind = if ran.required { "" } else { " (wanted)" };
+    match &ran.outcome {
+        Outcome::Passed => Event::Note(format!("check {name}{kind}: passed")),
+        Outcome::Failed { why } => {
+            let attempts = ran.attempts;
+            Event::Warning(format!("check {name}{kind}: failed, {attempts} times: {why}"))
+        }
+        Outcome::Skipped { why } => Event::Warning(format!("check {name}{kind}: not run: {why}")),
+    }
+}
+
+/// The update has arrived: what is to be said of the way, once; the staged note has done its work.
+fn arrived(sysroot: &Sysroot) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    if let Some(missed) = finalize::missed(sysroot)? {
+        let files: Vec<_> = missed.files.iter().map(|f| format!("/etc/{}", f.display())).collect();
+        notes.push(format!(
+            "/etc was not merged again when the machine went down{}; look at {} in {}",
+            missed.why.map(|why| format!(" ({why})")).unwrap_or_default(),
+            if files.is_empty() {
+                "what changed".into()
+            } else {
+                files.join(", ")
+            },
+            sysroot.deployments().layout().etc(&missed.from).display()
+        ));
+    }
+    let layout = sysroot.deployments().layout();
+    let runs = |staged: Staged| sysroot.booted() == Some(staged.id);
+    if Staged::load(layout)?.is_some_and(runs) {
+        Staged::clear(&fs::RealFs, layout)?;
+    }
+    Ok(notes)
+}
+
+/// Shows what was found; a bad boot is a failure.
+fn conclude(context: &Context, report: &HealthReport, verdict: &Verdict) -> Result<()> {
+    let (result, text) = match verdict {
+        Verdict::NotOurs => match report.failure() {
+            None => (
+                "good",
+                "no deployment of this sysroot runs, so there was none to be marked".into(),
+            ),
+            Some(why) => ("bad", why),
+        },
+        Verdict::StillGood => ("good", "as it was before".into()),
+        Verdict::Good { entry, by_systemd } => match by_systemd {
+            true => ("good", format!("systemd-bless-boot marks {entry}")),
+            false => ("good", format!("its entry is {entry} now")),
+        },
+        Verdict::GoBack { to, why } => ("bad", format!("{why}; deployment {to} boots next")),
+        Verdict::Alone { why } => ("bad", format!("{why}; no other deployment could boot, so it stays")),
+        Verdict::NoLongerGood { why } => ("bad", format!("{why}; it was good before, so it stays")),
+    };
+    let checked = Checked {
+        result,
+        verdict: text,
+        checks: report.checks.clone(),
+        notes: report.notes.clone(),
+    };
+    if result == "good" {
+        return context.show(&checked);
+    }
+    context.show_document(&checked)?;
+    let id = report.id.map_or_else(|| "this boot".into(), |id| id.short());
+    let why = checked.verdict;
+    Err(Error::Deployment { id, why }.into())
+}
+
+/// Whether systemd-bless-boot will mark the entry, once all that have a say are heard.
+fn marks_itself(root: &Path) -> bool {
+    fs::exists(&root.join(BLESS_BOOT)) && fs::exists(&root.join(COUNTED))
+}
+
+fn boot_id() -> Result<Option<String>> {
+    let text = fs::read_text(Path::new("/proc/sys/kernel/random/boot_id"), 100)?;
+    Ok(text.map(|text| text.trim().to_owned()))
+}

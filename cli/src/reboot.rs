@@ -1,0 +1,96 @@
+//! Booting into what was staged.
+//!
+//! A reboot goes through the service manager, so that services stop, shutdown jobs run (the last merge of /etc is one)
+//! and whoever holds an inhibitor lock is asked. A soft reboot keeps kernel and hardware as they are: it is offered only
+//! where the next deployment has the same kernel, initrd and kernel arguments.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+
+use anyhow::Result;
+use cfs_core::boot::cmdline;
+use cfs_core::monitor::Monitor;
+use cfs_core::sys::fs::{self, Fs, RealFs};
+use cfs_core::sys::process;
+use cfs_core::sysroot::Sysroot;
+use cfs_core::{Error, finalize, plan};
+use clap::ValueEnum;
+
+/// Mounts a deployment; the one in the initramfs is the same program.
+const ROOT_PROGRAM: &str = "/usr/lib/cfs-update/cfs-update-root";
+/// Where systemd looks for the root to go on with (systemd-soft-reboot.service(8)).
+const NEXT_ROOT: &str = "/run/nextroot";
+const RUN: &str = "/run/cfs-update";
+
+/// How `--apply` boots into the update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Apply {
+    /// Reboot the machine
+    Reboot,
+    /// Restart only user space, where kernel, initrd and kernel arguments are the same
+    Soft,
+}
+
+impl Apply {
+    /// Boots into what boots next, in this way.
+    pub fn run(self, sysroot: Sysroot, monitor: &dyn Monitor) -> Result<()> {
+        if self == Self::Reboot {
+            drop(sysroot);
+            return restart(true);
+        }
+        prepare_soft(&sysroot, monitor)?;
+        drop(sysroot);
+        systemctl(&["soft-reboot", "--check-inhibitors=yes"])
+    }
+}
+
+/// Asks the service manager to reboot; `inhibitors`: who holds a lock against it is respected.
+pub fn restart(inhibitors: bool) -> Result<()> {
+    let check = if inhibitors { "yes" } else { "no" };
+    systemctl(&["reboot", &format!("--check-inhibitors={check}")])
+}
+
+fn systemctl(arguments: &[&str]) -> Result<()> {
+    let words: Vec<_> = arguments.iter().map(Into::into).collect();
+    let output = process::run(OsStr::new("systemctl"), &words, b"")?;
+    if output.success() {
+        return Ok(());
+    }
+    let why = format!(
+        "systemctl {} said: {}; what was staged boots with the next reboot",
+        arguments[0],
+        output.last_line()
+    );
+    Err(Error::io("run", "systemctl", io::Error::other(why)).into())
+}
+
+/// Whether a soft reboot is prepared: then its /etc is mounted already, and may not be exchanged any more.
+pub fn soft_reboot_waits() -> Result<bool> {
+    let mounts = fs::read_text(Path::new("/proc/self/mountinfo"), 16 << 20)?.unwrap_or_default();
+    Ok(mounts.lines().any(|line| line.split(' ').nth(4) == Some(NEXT_ROOT)))
+}
+
+fn prepare_soft(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<()> {
+    let known = sysroot.known()?;
+    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let next = plan::next_to_boot(&standing).map(|d| d.id);
+    let entry = |id| known.iter().find(|k| Some(k.id) == id).and_then(|k| k.entry.as_ref());
+    let (Some(old), Some(new)) = (entry(sysroot.booted()), entry(next)) else {
+        let why = "no deployment of ours runs, so there is nothing that a soft reboot could keep; use --apply";
+        return Err(Error::Usage(why.into()).into());
+    };
+    plan::soft_reboot(old, new).map_err(|why| Error::Usage(format!("{why}; use --apply")))?;
+    finalize::finalize(sysroot, monitor)?;
+    RealFs.create_dir(Path::new(RUN), 0o755)?;
+    let line = Path::new(RUN).join("next-cmdline");
+    fs::replace(&RealFs, &line, 0o644, cmdline::join(&new.options).as_bytes())?;
+    RealFs.create_dir(Path::new(NEXT_ROOT), 0o755)?;
+    let arguments = ["--sysroot", "/sysroot", "--target", NEXT_ROOT, "--cmdline"].map(Into::into);
+    let arguments: Vec<_> = arguments.into_iter().chain([line.into()]).collect();
+    let output = process::run(OsStr::new(ROOT_PROGRAM), &arguments, b"")?;
+    if output.success() {
+        return Ok(());
+    }
+    Err(Error::io("run", ROOT_PROGRAM, io::Error::other(output.last_line())).into())
+}

@@ -1,0 +1,433 @@
+//! Promise 3, shown on the whole library: what a machine does with good, bad and broken updates, boot after boot. Its
+//! boot loader is a model that takes the entry with the highest generation that has tries left and counts in names, as
+//! systemd-boot does; everything else is real.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
+
+#[allow(dead_code, reason = "made for the end-to-end tests")]
+#[path = "e2e/common/mod.rs"]
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cfs_bootloader::Kind;
+use cfs_bootloader::counter::CountedName;
+use cfs_bootloader::esp::{self, Place};
+use cfs_core::boot::Tries;
+use cfs_core::deployment::{FailedDigests, Staged};
+use cfs_core::finalize::{self, Finalized};
+use cfs_core::health::{self, HealthReport, Outcome as Checked, Ran, Verdict};
+use cfs_core::ids::{Algorithm, DeploymentId, ManifestDigest};
+use cfs_core::manifest::Platform;
+use cfs_core::monitor::Quiet;
+use cfs_core::sys::fs::RealFs;
+use cfs_core::sysroot::{Options, Sysroot};
+use cfs_core::update::{self, Done, Outcome, Wishes};
+use cfs_core::{deploy, registry, rollback, upkeep};
+
+use common::layout;
+use common::scratch;
+
+const AUTOMATIC: Wishes = Wishes {
+    allow_downgrade: false,
+    retry: false,
+    automatic: true,
+};
+const RETRY: Wishes = Wishes {
+    allow_downgrade: false,
+    retry: true,
+    automatic: false,
+};
+
+struct Machine {
+    _keep: tempfile::TempDir,
+    root: PathBuf,
+    images: PathBuf,
+    booted: Option<DeploymentId>,
+}
+
+impl Machine {
+    /// Installed with version 1, which was booted and found good.
+    fn new() -> Self {
+        let keep = scratch();
+        let mut machine = Self {
+            root: keep.path().join("root"),
+            images: keep.path().join("images"),
+            _keep: keep,
+            booted: None,
+        };
+        std::fs::create_dir_all(machine.root.join("boot")).unwrap();
+        let reference = machine.release(1);
+        update::switch(&machine.open(), &reference.parse().unwrap(), Wishes::default(), &Quiet).unwrap();
+        machine.boot();
+        assert!(matches!(machine.check(None), Verdict::Good { .. }));
+        machine
+    }
+
+    /// Moves the tag to this version.
+    fn release(&self, version: u32) -> String {
+        layout::small(version, "same kernel", 2, 3000)
+            .finish()
+            .layout(&self.images, "os")
+    }
+
+    fn open(&self) -> Sysroot {
+        let fs = Arc::new(RealFs);
+        let boot = esp::locate(Place::Given(&self.root.join("boot"))).unwrap();
+        let options = Options {
+            root: self.root.clone(),
+            bootloader: cfs_bootloader::open(Kind::default(), boot, fs.clone()),
+            fs,
+            algorithm: Algorithm::Sha256,
+            threads: 1,
+            keep: 2,
+            tries: Some(3),
+            platform: Platform::host(),
+            booted: self.booted,
+            root_argument: Some("LABEL=root".into()),
+            kernel_arguments: Vec::new(),
+            trust: Vec::new(),
+            registry: registry::Options::default(),
+        };
+        Sysroot::open(options, "test").unwrap()
+    }
+
+    fn upgrade(&self, wishes: Wishes) -> Outcome {
+        update::upgrade(&self.open(), wishes, &Quiet).unwrap()
+    }
+
+    fn staged(&self, wishes: Wishes) -> Done {
+        match self.upgrade(wishes) {
+            Outcome::Staged(done) => done,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The boot loader takes an entry and counts.
+    fn boot(&mut self) -> DeploymentId {
+        let sysroot = self.open();
+        let entries = sysroot.bootloader().entries().unwrap();
+        let entry = entries.next_entry().expect("something boots");
+        let folder = self.root.join("boot/loader/entries");
+        let tried = CountedName::parse(&entry.file).tried().to_string();
+        std::fs::rename(folder.join(&entry.file), folder.join(tried)).unwrap();
+        let id = entry.id.unwrap();
+        drop(sysroot);
+        self.booted = Some(id);
+        id
+    }
+
+    /// What the health service does; `failure`: the check fails with this.
+    fn check(&self, failure: Option<&str>) -> Verdict {
+        let outcome = failure.map_or(Checked::Passed, |why| Checked::Failed { why: why.into() });
+        let ran = Ran {
+            check: "/etc/cfs-update/health.d/10-app".into(),
+            required: true,
+            outcome,
+            attempts: 1,
+            seconds: 0,
+        };
+        let report = HealthReport::new(self.booted, None, vec![ran]);
+        health::judge(&self.open(), &report, false).unwrap()
+    }
+
+    fn tries(&self, id: DeploymentId) -> Tries {
+        let known = self.open().known().unwrap();
+        known.iter().find(|k| k.id == id).unwrap().entry.as_ref().unwrap().tries
+    }
+
+    fn failed(&self, manifest: &ManifestDigest) -> Option<(String, bool)> {
+        let sysroot = self.open();
+        let failed = FailedDigests::load(sysroot.deployments().layout()).unwrap();
+        failed.get(manifest).map(|failed| (failed.why.clone(), failed.by_admin))
+    }
+
+    fn etc(&self, id: DeploymentId) -> PathBuf {
+        self.root.join("state/deploy").join(id.to_hex()).join("etc")
+    }
+
+    fn fsck(&self) {
+        let mut findings = Vec::new();
+        let checked = upkeep::fsck(&self.open(), &mut |finding| findings.push(finding)).unwrap();
+        assert_eq!(checked.damaged, 0, "{findings:?}");
+    }
+}
+
+fn why(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::GoBack { why, .. } | Verdict::Alone { why } | Verdict::NoLongerGood { why } => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_good_update_proves_itself_once_and_is_counted_no_longer() {
+    let mut machine = Machine::new();
+    let old = machine.booted.unwrap();
+    machine.release(2);
+    let new = machine.staged(Wishes::default()).id;
+    assert_eq!(machine.tries(new), Tries::Left { left: 3, done: 0 });
+    assert_eq!(machine.boot(), new);
+    assert_eq!(machine.tries(new), Tries::Left { left: 2, done: 1 });
+    assert!(matches!(machine.check(None), Verdict::Good { by_systemd: false, .. }));
+    assert_eq!(machine.tries(new), Tries::Good);
+    assert_eq!(machine.boot(), new);
+    assert_eq!(machine.check(None), Verdict::StillGood);
+    assert_ne!(old, new);
+    machine.fsck();
+}
+
+#[test]
+fn a_bad_update_goes_away_is_remembered_and_comes_back_only_when_it_is_asked_for() {
+    let mut machine = Machine::new();
+    let old = machine.booted.unwrap();
+    machine.release(2);
+    let bad = machine.staged(AUTOMATIC);
+    assert_eq!(machine.boot(), bad.id);
+    let verdict = machine.check(Some("exit code 1: no database"));
+    assert_eq!(
+        verdict,
+        Verdict::GoBack {
+            to: old,
+            why: "health check /etc/cfs-update/health.d/10-app: exit code 1: no database".into()
+        }
+    );
+    assert_eq!(machine.boot(), old, "the last good one boots");
+    assert_eq!(machine.check(None), Verdict::StillGood);
+    assert!(machine.failed(&bad.manifest).unwrap().0.contains("no database"));
+    for wishes in [AUTOMATIC, Wishes::default()] {
+        let Outcome::FailedBefore(failed) = machine.upgrade(wishes) else {
+            panic!("it is not installed again");
+        };
+        assert_eq!(failed.digest, bad.manifest);
+    }
+    assert_eq!(machine.boot(), old);
+
+    machine.release(3);
+    let mended = machine.staged(AUTOMATIC);
+    assert_eq!(machine.boot(), mended.id);
+    assert!(matches!(machine.check(None), Verdict::Good { .. }));
+    machine.release(2);
+    assert!(
+        matches!(machine.upgrade(AUTOMATIC), Outcome::FailedBefore(_)),
+        "it is still remembered"
+    );
+    let again = machine.staged(RETRY);
+    assert_eq!(again.manifest, bad.manifest);
+    assert_eq!(machine.failed(&bad.manifest), None);
+    assert_eq!(machine.boot(), again.id);
+    assert!(matches!(machine.check(None), Verdict::Good { .. }));
+    machine.fsck();
+}
+
+#[test]
+fn an_update_that_never_comes_up_uses_its_tries_up_and_is_remembered_too() {
+    let mut machine = Machine::new();
+    let old = machine.booted.unwrap();
+    machine.release(2);
+    let dead = machine.staged(Wishes::default());
+    for _ in 0..3 {
+        assert_eq!(machine.boot(), dead.id);
+    }
+    assert_eq!(machine.boot(), old);
+    assert_eq!(machine.check(None), Verdict::StillGood);
+    let (why, by_admin) = machine.failed(&dead.manifest).unwrap();
+    assert!(why.contains("tried 3 times") && !by_admin, "{why}");
+    assert!(matches!(machine.upgrade(AUTOMATIC), Outcome::FailedBefore(_)));
+}
+
+#[test]
+fn the_last_try_counts_when_it_is_good() {
+    let mut machine = Machine::new();
+    machine.release(2);
+    let slow = machine.staged(Wishes::default());
+    for _ in 0..3 {
+        assert_eq!(machine.boot(), slow.id);
+    }
+    assert_eq!(machine.tries(slow.id), Tries::Bad { done: 3 });
+    assert!(matches!(machine.check(None), Verdict::Good { .. }));
+    assert_eq!(machine.tries(slow.id), Tries::Good);
+    assert_eq!(machine.failed(&slow.manifest), None);
+    assert_eq!(machine.boot(), slow.id);
+}
+
+#[test]
+fn a_machine_with_one_deployment_stays_and_says_so() {
+    let keep = scratch();
+    let mut machine = Machine {
+        root: keep.path().join("root"),
+        images: keep.path().join("images"),
+        _keep: keep,
+        booted: None,
+    };
+    std::fs::create_dir_all(machine.root.join("boot")).unwrap();
+    let reference = machine.release(1);
+    update::switch(&machine.open(), &reference.parse().unwrap(), Wishes::default(), &Quiet).unwrap();
+    let only = machine.boot();
+    for _ in 0..5 {
+        assert!(matches!(machine.check(Some("exit code 1")), Verdict::Alone { .. }));
+        assert_eq!(machine.boot(), only);
+    }
+}
+
+#[test]
+fn a_deployment_that_was_good_once_is_not_left_because_of_a_bad_day() {
+    let mut machine = Machine::new();
+    machine.release(2);
+    let new = machine.staged(Wishes::default()).id;
+    machine.boot();
+    machine.check(None);
+    assert!(why(machine.check(Some("no network"))).contains("no network"));
+    assert_eq!(machine.tries(new), Tries::Good);
+    assert_eq!(machine.boot(), new);
+}
+
+#[test]
+fn wanted_checks_that_fail_are_told_and_change_nothing() {
+    let machine = Machine::new();
+    let ran = Ran {
+        check: "wanted".into(),
+        required: false,
+        outcome: Checked::Failed { why: "slow".into() },
+        attempts: 3,
+        seconds: 1,
+    };
+    let report = HealthReport::new(machine.booted, None, vec![ran]);
+    let sysroot = machine.open();
+    assert_eq!(health::judge(&sysroot, &report, false).unwrap(), Verdict::StillGood);
+    assert_eq!(
+        HealthReport::load(sysroot.deployments().layout()).unwrap(),
+        Some(report)
+    );
+}
+
+#[test]
+fn a_rollback_does_what_it_says_twice_with_an_update_staged_and_after_a_failed_one() {
+    let mut machine = Machine::new();
+    let one = machine.booted.unwrap();
+    machine.release(2);
+    let two = machine.staged(Wishes::default());
+    // Staged and not booted: the running one boots next again, and the update is not lost.
+    let back = rollback::rollback(&machine.open()).unwrap();
+    assert_eq!((back.id, back.instead_of, back.was_staged), (one, Some(two.id), true));
+    assert!(
+        matches!(machine.upgrade(AUTOMATIC), Outcome::FailedBefore(f) if f.by_admin),
+        "the timer leaves it alone"
+    );
+    assert_eq!(rollback::rollback(&machine.open()).unwrap().id, two.id);
+    assert_eq!(machine.failed(&two.manifest), None, "he wants it after all");
+    assert_eq!(machine.boot(), two.id);
+    machine.check(None);
+    assert_eq!(rollback::rollback(&machine.open()).unwrap().id, one);
+    assert_eq!(machine.boot(), one);
+    assert_eq!(machine.check(None), Verdict::StillGood, "what was good stays good");
+    assert!(matches!(machine.upgrade(AUTOMATIC), Outcome::FailedBefore(_)));
+    let again = machine.staged(Wishes::default());
+    assert_eq!(again.manifest, two.manifest, "the administrator himself may have it");
+
+    machine.boot();
+    machine.check(None);
+    machine.release(3);
+    let bad = machine.staged(Wishes::default());
+    machine.boot();
+    machine.check(Some("bad"));
+    assert_eq!(machine.boot(), two.id);
+    let known = machine.open().known().unwrap();
+    let others: Vec<_> = known.iter().filter(|k| k.id != bad.id).map(|k| k.id).collect();
+    match rollback::rollback(&machine.open()) {
+        Ok(done) => assert!(others.contains(&done.id) && done.id != two.id, "never the bad one"),
+        Err(e) => assert!(e.to_string().contains("no other deployment that could boot"), "{e}"),
+    }
+    machine.fsck();
+}
+
+#[test]
+fn what_is_changed_in_etc_after_staging_is_there_after_the_reboot() {
+    let mut machine = Machine::new();
+    let one = machine.booted.unwrap();
+    machine.release(2);
+    let two = machine.staged(Wishes::default()).id;
+    std::fs::write(machine.etc(one).join("late"), "late").unwrap();
+    std::fs::remove_file(machine.etc(one).join("app.conf")).unwrap();
+    assert!(!machine.etc(two).join("late").exists());
+    let done = finalize::finalize(&machine.open(), &Quiet).unwrap();
+    assert!(matches!(done, Finalized::Merged { id, .. } if id == two), "{done:?}");
+    assert_eq!(std::fs::read_to_string(machine.etc(two).join("late")).unwrap(), "late");
+    assert!(!machine.etc(two).join("app.conf").exists(), "a deletion, too");
+    assert_eq!(machine.boot(), two);
+    assert_eq!(finalize::missed(&machine.open()).unwrap(), None);
+    let done = finalize::finalize(&machine.open(), &Quiet).unwrap();
+    assert_eq!(done, Finalized::Nothing, "the new one's own /etc is never merged over");
+    machine.fsck();
+}
+
+#[test]
+fn a_power_cut_before_the_last_merge_is_told_with_the_files_it_is_about() {
+    let mut machine = Machine::new();
+    let one = machine.booted.unwrap();
+    machine.release(2);
+    let two = machine.staged(Wishes::default()).id;
+    assert_eq!(machine.boot(), two);
+    assert_eq!(
+        finalize::missed(&machine.open()).unwrap(),
+        None,
+        "nothing was changed after staging"
+    );
+    let late = machine.etc(one).join("late");
+    std::fs::write(&late, "late").unwrap();
+    let hour = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+    std::fs::File::options()
+        .write(true)
+        .open(&late)
+        .unwrap()
+        .set_modified(hour)
+        .unwrap();
+    let missed = finalize::missed(&machine.open()).unwrap().unwrap();
+    assert_eq!(
+        (missed.from, missed.files.as_slice(), missed.why),
+        (one, &[PathBuf::from("late")][..], None)
+    );
+}
+
+#[test]
+fn a_last_merge_that_fails_leaves_the_staged_etc_and_is_told_after_the_boot() {
+    let mut machine = Machine::new();
+    let one = machine.booted.unwrap();
+    machine.release(2);
+    let two = machine.staged(Wishes::default()).id;
+    let before = std::fs::read_to_string(machine.etc(two).join("app.conf")).unwrap();
+    // Its image is needed for the merge.
+    let image = machine.root.join("composefs/objects").join(object(two));
+    std::fs::rename(&image, image.with_extension("away")).unwrap();
+    finalize::finalize(&machine.open(), &Quiet).unwrap_err();
+    std::fs::rename(image.with_extension("away"), &image).unwrap();
+    assert_eq!(
+        std::fs::read_to_string(machine.etc(two).join("app.conf")).unwrap(),
+        before
+    );
+    let staged = Staged::load(machine.open().deployments().layout()).unwrap().unwrap();
+    assert!(staged.finalize_failed.is_some() && staged.finalized.is_none());
+    assert_eq!(machine.boot(), two);
+    let missed = finalize::missed(&machine.open()).unwrap().unwrap();
+    assert_eq!(missed.from, one);
+    assert!(missed.why.is_some());
+}
+
+fn object(id: DeploymentId) -> PathBuf {
+    let hex = id.to_hex();
+    Path::new(&hex[..2]).join(&hex[2..])
+}
+
+#[test]
+fn what_differs_in_etc_is_listed() {
+    let machine = Machine::new();
+    let id = machine.booted.unwrap();
+    std::fs::write(machine.etc(id).join("mine"), "x").unwrap();
+    std::fs::write(machine.etc(id).join("app.conf"), "changed").unwrap();
+    let sysroot = machine.open();
+    let known = sysroot.known().unwrap();
+    let changes = deploy::etc_changes(&sysroot, &known[0]).unwrap();
+    let paths: Vec<_> = changes.iter().map(|(path, _)| path.to_str().unwrap()).collect();
+    assert_eq!(paths, ["app.conf", "mine"]);
+}

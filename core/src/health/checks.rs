@@ -1,0 +1,153 @@
+//! Finding the checks and running them.
+//!
+//! Ours are in `usr/lib/cfs-update/health.d` and `etc/cfs-update/health.d`: one in /etc replaces the one of the same name
+//! in /usr, a link to /dev/null or an empty file masks it. Those of greenboot are run where they are
+//! (`{etc,usr/lib}/greenboot/check/{required,wanted}.d`), so that its checks work unchanged.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::report::{Outcome, Ran};
+use crate::error::Result;
+use crate::sys::fs;
+use crate::sys::process::{self, Ended};
+
+/// A program that says whether this boot is good: exit code 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// Where it is, as the running system sees it.
+    pub path: PathBuf,
+    /// Whether the boot is bad when it fails; else that is only reported.
+    pub required: bool,
+}
+
+/// How long and how often a check may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// For one run of one check; then it is killed and has failed.
+    pub time: Duration,
+    /// How often a failing check is run before it counts, 1 or more: a network that is not up yet is no bad update.
+    pub attempts: u32,
+    /// Between two attempts.
+    pub pause: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            time: Duration::from_secs(120),
+            attempts: 3,
+            pause: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The checks of the system whose root is `root`, in the order in which they are run: ours by name, then greenboot's
+/// required and wanted ones.
+///
+/// # Errors
+/// A folder that is there and cannot be read: its checks cannot be said to have passed.
+pub fn find(root: &Path) -> Result<Vec<Check>> {
+    let mut ours = BTreeMap::new();
+    for folder in ["usr/lib/cfs-update/health.d", "etc/cfs-update/health.d"] {
+        for name in names(&root.join(folder))? {
+            ours.insert(name.clone(), root.join(folder).join(name));
+        }
+    }
+    let masked = |path: &Path| std::fs::metadata(path).is_ok_and(|found| !found.is_dir() && found.len() == 0);
+    let check = |path, required| Check { path, required };
+    let mut checks: Vec<Check> = (ours.into_values().filter(|path| !masked(path)))
+        .map(|path| check(path, true))
+        .collect();
+    for (kind, required) in [("required.d", true), ("wanted.d", false)] {
+        for top in ["usr/lib", "etc"] {
+            let folder = root.join(top).join("greenboot/check").join(kind);
+            checks.extend(
+                names(&folder)?
+                    .into_iter()
+                    .map(|name| check(folder.join(name), required)),
+            );
+        }
+    }
+    Ok(checks)
+}
+
+/// Names in a folder, sorted; none where there is no such folder. Hidden ones and editors' leftovers are no checks.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    if !fs::is_dir(folder) {
+        return Ok(Vec::new());
+    }
+    let names = fs::names(folder)?.into_iter();
+    let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+    names.retain(|name| !name.starts_with('.') && !name.ends_with('~'));
+    names.sort();
+    Ok(names)
+}
+
+/// Runs all checks one after the other, the remaining ones also when one fails; `each` hears of each result at once.
+pub fn run(checks: &[Check], limits: Limits, each: &mut dyn FnMut(&Ran)) -> Vec<Ran> {
+    let one = |check: &Check| {
+        let begun = Instant::now();
+        let (outcome, attempts) = attempts(check, limits);
+        let ran = Ran {
+            check: check.path.display().to_string(),
+            required: check.required,
+            outcome,
+            attempts,
+            seconds: begun.elapsed().as_secs(),
+        };
+        each(&ran);
+        ran
+    };
+    checks.iter().map(one).collect()
+}
+
+fn attempts(check: &Check, limits: Limits) -> (Outcome, u32) {
+    let mut attempt = 1;
+    loop {
+        let outcome = once(check, limits.time);
+        let again = matches!(outcome, Outcome::Failed { .. }) && attempt < limits.attempts;
+        if !again {
+            return (outcome, attempt);
+        }
+        std::thread::sleep(limits.pause);
+        attempt += 1;
+    }
+}
+
+fn once(check: &Check, limit: Duration) -> Outcome {
+    let failed = |why: String| Outcome::Failed { why };
+    match fs::is_executable(&check.path) {
+        Ok(true) => {}
+        Ok(false) => {
+            return Outcome::Skipped {
+                why: "it is no executable file; `chmod +x` it or take it away".into(),
+            };
+        }
+        Err(e) => return failed(e.to_string()),
+    }
+    match process::run_for(&check.path, limit) {
+        Err(e) => failed(e.to_string()),
+        Ok((Ended::Exited(0), _)) => Outcome::Passed,
+        Ok((ended, said)) => {
+            let how = match ended {
+                Ended::Exited(code) => format!("exit code {code}"),
+                Ended::Signalled(signal) => format!("ended by signal {signal}"),
+                Ended::TimedOut => format!("not done after {} s", limit.as_secs()),
+            };
+            match last_line(&said) {
+                None => failed(how),
+                Some(line) => failed(format!("{how}: {line}")),
+            }
+        }
+    }
+}
+
+/// The last thing that a program said, without control characters, 200 characters at most.
+fn last_line(said: &[u8]) -> Option<String> {
+    let said = String::from_utf8_lossy(said);
+    let line = said.lines().rev().find(|line| !line.trim().is_empty())?;
+    let clean = line.trim().chars().filter(|c| !c.is_control());
+    Some(clean.take(200).collect())
+}

@@ -1,0 +1,111 @@
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+
+fn script(root: &Path, path: &str, text: &str) {
+    let path = root.join(path);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+const QUICK: Limits = Limits {
+    time: Duration::from_millis(700),
+    attempts: 2,
+    pause: Duration::from_millis(1),
+};
+
+#[test]
+fn checks_of_etc_replace_and_mask_those_of_usr_and_greenboots_run_where_they_are() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    for path in [
+        "usr/lib/cfs-update/health.d/20-usr",
+        "usr/lib/cfs-update/health.d/30-both",
+        "etc/cfs-update/health.d/30-both",
+        "etc/cfs-update/health.d/10-etc",
+        "etc/cfs-update/health.d/.hidden",
+        "etc/cfs-update/health.d/10-etc~",
+        "usr/lib/cfs-update/health.d/40-masked",
+        "usr/lib/cfs-update/health.d/50-masked",
+        "etc/greenboot/check/required.d/a.sh",
+        "usr/lib/greenboot/check/wanted.d/b.sh",
+    ] {
+        script(root, path, "true");
+    }
+    symlink("/dev/null", root.join("etc/cfs-update/health.d/40-masked")).unwrap();
+    std::fs::write(root.join("etc/cfs-update/health.d/50-masked"), "").unwrap();
+    let found: Vec<_> = find(root)
+        .unwrap()
+        .into_iter()
+        .map(|c| {
+            (
+                c.path.strip_prefix(root).unwrap().to_str().unwrap().to_owned(),
+                c.required,
+            )
+        })
+        .collect();
+    let expected = [
+        ("etc/cfs-update/health.d/10-etc", true),
+        ("usr/lib/cfs-update/health.d/20-usr", true),
+        ("etc/cfs-update/health.d/30-both", true),
+        ("etc/greenboot/check/required.d/a.sh", true),
+        ("usr/lib/greenboot/check/wanted.d/b.sh", false),
+    ];
+    assert_eq!(found, expected.map(|(path, required)| (path.to_owned(), required)));
+    assert_eq!(find(&root.join("nothing")).unwrap(), []);
+}
+
+#[test]
+fn each_check_says_how_it_ended_and_the_rest_is_run_all_the_same() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let folder = "etc/cfs-update/health.d";
+    script(root, &format!("{folder}/1-bad"), "echo 'no\tdatabase' >&2; exit 3");
+    script(root, &format!("{folder}/2-hangs"), "sleep 100");
+    script(root, &format!("{folder}/3-killed"), "kill -SEGV $$");
+    script(root, &format!("{folder}/4-good"), "exit 0");
+    script(
+        root,
+        &format!("{folder}/5-flaky"),
+        "[ -e $0.seen ] || { : > $0.seen; chmod 0 $0.seen; exit 1; }",
+    );
+    std::fs::write(root.join(folder).join("6-readme"), "not a program").unwrap();
+    symlink("nowhere", root.join(folder).join("7-gone")).unwrap();
+    let checks = find(root).unwrap();
+    let mut heard = 0;
+    let ran = run(&checks, QUICK, &mut |_| heard += 1);
+    assert_eq!(heard, checks.len());
+    let said = |at: usize| match &ran[at].outcome {
+        Outcome::Passed => "passed".to_owned(),
+        Outcome::Failed { why } | Outcome::Skipped { why } => why.clone(),
+    };
+    assert_eq!((said(0).as_str(), ran[0].attempts), ("exit code 3: nodatabase", 2));
+    assert_eq!(said(1), "not done after 0 s");
+    assert_eq!(said(2), "ended by signal 11");
+    assert_eq!((said(3).as_str(), ran[3].attempts), ("passed", 1));
+    assert_eq!((said(4).as_str(), ran[4].attempts), ("passed", 2), "once is no verdict");
+    assert!(said(5).contains("chmod +x"));
+    assert!(
+        matches!(ran[6].outcome, Outcome::Failed { .. }),
+        "a check that is gone has not passed"
+    );
+    let report = HealthReport::new(None, None, ran);
+    assert!(report.failure().unwrap().contains("1-bad: exit code 3"));
+}
+
+#[test]
+fn a_report_reads_back_and_a_broken_one_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let layout = crate::deployment::Layout::new(root.path());
+    layout.prepare(&crate::sys::fs::RealFs).unwrap();
+    assert_eq!(HealthReport::load(&layout).unwrap(), None);
+    let report = HealthReport::new(None, Some("id".into()), Vec::new());
+    report.save(&crate::sys::fs::RealFs, &layout).unwrap();
+    assert_eq!(HealthReport::load(&layout).unwrap(), Some(report));
+    std::fs::write(layout.state().join("health.json"), "{}").unwrap();
+    let error = HealthReport::load(&layout).unwrap_err().to_string();
+    assert!(error.contains("health.json") && error.contains("remove it"), "{error}");
+}

@@ -1,0 +1,153 @@
+//! From what the checks said to what boots next.
+
+use jiff::Timestamp;
+
+use super::report::HealthReport;
+use crate::boot::{Mark, Tries};
+use crate::deployment::{Failed, FailedDigests};
+use crate::error::{Error, Result};
+use crate::ids::DeploymentId;
+use crate::sysroot::{Known, Sysroot};
+
+/// What a boot was found to be, and what was done about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// No deployment of ours runs: there is nothing to mark.
+    NotOurs,
+    /// Good, and it was known to be.
+    StillGood,
+    /// Good for the first time: its entry is counted no longer, or will not be when `boot-complete.target` is reached.
+    Good {
+        /// Its entry's file name now.
+        entry: String,
+        /// systemd-bless-boot marks the entry, so that other services that have a say are waited for.
+        by_systemd: bool,
+    },
+    /// Bad: the next boot goes to another deployment.
+    GoBack {
+        /// What boots next.
+        to: DeploymentId,
+        /// What is wrong.
+        why: String,
+    },
+    /// Bad, but nothing else could boot: it stays.
+    Alone {
+        /// What is wrong.
+        why: String,
+    },
+    /// Bad, though it booted well before: that is no bad update. It stays.
+    NoLongerGood {
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// Draws the conclusion from the checks of the running deployment. `by_systemd`: systemd-bless-boot is there to mark a
+/// good entry.
+///
+/// # Errors
+/// Those of reading the deployments and of writing to `$BOOT`; what was found is in the report all the same.
+pub fn judge(sysroot: &Sysroot, report: &HealthReport, by_systemd: bool) -> Result<Verdict> {
+    report.save(sysroot.fs(), sysroot.layout())?;
+    let known = sysroot.known()?;
+    settle(sysroot, &known)?;
+    let Some(running) = known.iter().find(|k| k.standing.booted) else {
+        return Ok(Verdict::NotOurs);
+    };
+    let counted = running.entry.as_ref().is_some_and(|e| e.tries != Tries::Good);
+    match (report.failure(), counted) {
+        (None, false) => Ok(Verdict::StillGood),
+        (None, true) => good(sysroot, running, by_systemd),
+        (Some(why), false) => Ok(Verdict::NoLongerGood { why }),
+        (Some(why), true) => condemn(sysroot, &known, running.id, &why),
+    }
+}
+
+/// Takes the counter off the running deployment's entry and forgets that its image ever failed.
+fn good(sysroot: &Sysroot, running: &Known, by_systemd: bool) -> Result<Verdict> {
+    let entry = running.entry.as_ref().ok_or_else(|| no_entry(running.id))?;
+    if let Some(manifest) = running.manifest() {
+        let mut failed = FailedDigests::load(sysroot.layout())?;
+        if failed.remove(&manifest) {
+            failed.save(sysroot.fs(), sysroot.layout())?;
+        }
+    }
+    if let Some(origin) = running.origin() {
+        sysroot.remember("health", &running.id, origin, "good")?;
+    }
+    let entry = match by_systemd {
+        true => entry.file.clone(),
+        false => sysroot.bootloader().mark(entry, Mark::Good)?,
+    };
+    Ok(Verdict::Good { entry, by_systemd })
+}
+
+/// Takes the tries of a deployment's entry, unless nothing else could boot, and remembers its image with the reason.
+///
+/// # Errors
+/// [`Error::Deployment`] where it has no entry.
+pub fn condemn(sysroot: &Sysroot, known: &[Known], id: DeploymentId, why: &str) -> Result<Verdict> {
+    let found = known.iter().find(|k| k.id == id).ok_or_else(|| no_entry(id))?;
+    let others = known.iter().filter(|k| k.id != id && k.standing.bootable);
+    let Some(to) = others.max_by_key(|k| k.standing.generation).map(|k| k.id) else {
+        if let Some(origin) = found.origin() {
+            sysroot.remember("health", &id, origin, why)?;
+        }
+        return Ok(Verdict::Alone { why: why.into() });
+    };
+    let entry = found.entry.as_ref().ok_or_else(|| no_entry(id))?;
+    if let Some(origin) = found.origin() {
+        let mut failed = FailedDigests::load(sysroot.layout())?;
+        failed.add(failure(found, why).ok_or_else(|| no_entry(id))?);
+        failed.save(sysroot.fs(), sysroot.layout())?;
+        sysroot.remember("health", &id, origin, why)?;
+    }
+    sysroot.bootloader().mark(entry, Mark::Bad)?;
+    Ok(Verdict::GoBack { to, why: why.into() })
+}
+
+/// Remembers the images of deployments whose tries the boot loader used up: they never came far enough to be judged.
+/// The running one may be in its last try, and is left out.
+pub fn settle(sysroot: &Sysroot, known: &[Known]) -> Result<()> {
+    let mut list = FailedDigests::load(sysroot.layout())?;
+    let mut news = Vec::new();
+    for found in known.iter().filter(|k| !k.standing.booted) {
+        let Some(Tries::Bad { done }) = found.entry.as_ref().map(|e| e.tries) else {
+            continue;
+        };
+        let why = format!("it was tried {done} times and never came up as far as its health checks");
+        if let Some(failure) = failure(found, &why).filter(|f| list.get(&f.digest).is_none_or(|f| f.by_admin)) {
+            list.add(failure);
+            news.push((found, why));
+        }
+    }
+    if news.is_empty() {
+        return Ok(());
+    }
+    list.save(sysroot.fs(), sysroot.layout())?;
+    for (found, why) in news {
+        if let Some(origin) = found.origin() {
+            sysroot.remember("health", &found.id, origin, &why)?;
+        }
+    }
+    Ok(())
+}
+
+fn failure(known: &Known, why: &str) -> Option<Failed> {
+    let origin = known.origin()?;
+    Some(Failed {
+        digest: origin.manifest,
+        top: origin.top,
+        id: Some(known.id),
+        time: Timestamp::now(),
+        why: why.into(),
+        by_admin: false,
+    })
+}
+
+fn no_entry(id: DeploymentId) -> Error {
+    Error::Deployment {
+        id: id.short(),
+        why: "has no boot entry".into(),
+    }
+}
