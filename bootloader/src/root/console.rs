@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use cfs_core::sys::kernel_log::{self, Level};
+use cfs_core::sys::kernel_log;
 
 const NAME: &str = "cfs-update-root";
 
@@ -30,7 +30,7 @@ impl Console {
         for line in text.lines() {
             if let Some(path) = &self.kernel {
                 // Where there is none, standard error has said it.
-                let _ = kernel_log::write(path, Level::Error, &format!("{NAME}: {line}"));
+                let _ = kernel_log::write(path, &format!("{NAME}: {line}"));
             }
         }
     }

@@ -9,20 +9,11 @@ use crate::error::{Error, Result};
 /// The kernel cuts longer records.
 const LONGEST: usize = 900;
 
-/// How much a line matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// Shown with `quiet`, too.
-    Error = 3,
-    /// Shown by default.
-    Notice = 5,
-}
-
-/// Adds one line to the log at `path` (`/dev/kmsg`); a file there is appended to.
+/// Adds one line, an error, to the log at `path` (`/dev/kmsg`); a file there is appended to.
 ///
 /// # Errors
 /// What opening and writing give.
-pub fn write(path: &Path, level: Level, line: &str) -> Result<()> {
+pub fn write(path: &Path, line: &str) -> Result<()> {
     let never_wait = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let mut log = std::fs::File::options()
         .append(true)
@@ -32,8 +23,8 @@ pub fn write(path: &Path, level: Level, line: &str) -> Result<()> {
     let end = (0..=LONGEST.min(line.len()))
         .rev()
         .find(|&at| line.is_char_boundary(at));
-    // A record is what one call writes; facility 3 is that of daemons.
-    let record = format!("<{}>{}\n", (3 << 3) | level as u8, &line[..end.unwrap_or_default()]);
+    // A record is what one call writes: facility 3 (daemons), level 3 (error: shown with `quiet`, too).
+    let record = format!("<{}>{}\n", (3 << 3) | 3, &line[..end.unwrap_or_default()]);
     log.write_all(record.as_bytes())
         .map_err(|e| Error::io("write to", path, e))
 }

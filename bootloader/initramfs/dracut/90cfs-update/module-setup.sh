@@ -23,6 +23,7 @@ installkernel() {
 }
 
 # Called by dracut.
+# shellcheck disable=SC2154
 install() {
     local file
     inst_binary /usr/lib/cfs-update/cfs-update-root
@@ -31,7 +32,6 @@ install() {
         [[ -e ${dracutsysrootdir-}$file ]] && inst_simple "$file"
     done
     if dracut_module_included "systemd"; then
-        # shellcheck disable=SC2154
         inst_simple "$systemdsystemunitdir/cfs-update-root.service"
         $SYSTEMCTL -q --root "$initdir" add-requires initrd-root-fs.target cfs-update-root.service
     else

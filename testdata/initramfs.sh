@@ -1,0 +1,85 @@
+#!/bin/sh
+# Makes a Debian 13 with kernel, dracut and initramfs-tools (once), installs PROGRAM and the glue of bootloader/initramfs
+# there, lets both make an initramfs, and lists what is in them. Lines `=== initramfs-tools` and `=== order` (of its
+# scripts that run when the root is mounted) separate the lists.
+#
+#   testdata/initramfs.sh PROGRAM DIR
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+glue=$here/../bootloader/initramfs
+program=$1
+mkdir -p "$2"
+out=$(cd "$2" && pwd)
+exec 9>"$out/.lock"
+flock 9
+
+key=$(sha256sum <"$here/initramfs.sh" | cut -d' ' -f1)-$(id -u)
+root=$out/root.tar
+if [ ! -f "$out/key" ] || [ "$(cat "$out/key")" != "$key" ]; then
+    rm -rf "$out/key" "$out/keyring"
+    mkdir -p "$out/keyring"
+    for ring in /usr/share/keyrings/debian-archive-trixie-*.?pg /usr/share/keyrings/debian-archive-keyring.?pg; do
+        [ ! -f "$ring" ] || cp "$ring" "$out/keyring/$(basename "${ring%.?pg}").gpg"
+    done
+    mirror=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        sed -n 's/^Debian //p' | sort -u | head -n 1)
+    mode=unshare
+    [ "$(id -u)" != 0 ] || mode=root
+    mmdebstrap --quiet --mode="$mode" --variant=essential --keyring="$out/keyring" \
+        --include="linux-image-cloud-$(dpkg --print-architecture),systemd,systemd-sysv,udev,kmod,zstd,cpio,dracut-core,initramfs-tools-core" \
+        --aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
+        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' trixie "$root" ${mirror:+"$mirror"} >"$out/log" 2>&1 ||
+        { tail -n 30 "$out/log" >&2; exit 1; }
+    echo "$key" >"$out/key"
+fi
+
+# What is installed below $1, as the packages of an image would have it.
+install_into() {
+    install -D "$program" "$1/usr/lib/cfs-update/cfs-update-root"
+    install -Dm644 "$glue/cfs-update-root.service" "$1/usr/lib/systemd/system/cfs-update-root.service"
+    install -Dm644 "$glue/dracut/50-cfs-update.conf" "$1/usr/lib/dracut/dracut.conf.d/50-cfs-update.conf"
+    for file in module-setup.sh cfs-update-root.sh; do
+        install -D "$glue/dracut/90cfs-update/$file" "$1/usr/lib/dracut/modules.d/90cfs-update/$file"
+    done
+    for file in hooks/cfs-update scripts/local-bottom/cfs-update; do
+        install -D "$glue/initramfs-tools/$file" "$1/usr/share/initramfs-tools/$file"
+    done
+    mkdir -p "$1/usr/lib/composefs" "$1/etc/cfs-update/keys/trusted.d" "$1/etc/cfs-update/keys/revoked.d"
+    echo '[etc]' >"$1/usr/lib/composefs/setup-root-conf.toml"
+    echo '# a key' >"$1/etc/cfs-update/keys/trusted.d/vendor.pub"
+    echo '# a key' >"$1/etc/cfs-update/keys/revoked.d/old.pub"
+}
+
+inside='set -e
+kernel=$(ls /usr/lib/modules)
+dracut --quiet --force --kver "$kernel" /tmp/dracut.img 2>/tmp/dracut.log || { cat /tmp/dracut.log >&2; exit 1; }
+lsinitrd /tmp/dracut.img 2>/dev/null
+echo "=== initramfs-tools"
+echo MODULES=most >/etc/initramfs-tools/conf.d/test
+mkinitramfs -o /tmp/tools.img "$kernel"
+lsinitramfs /tmp/tools.img
+echo "=== order"
+mkdir /tmp/unpacked
+unmkinitramfs /tmp/tools.img /tmp/unpacked
+cat /tmp/unpacked/scripts/local-bottom/ORDER /tmp/unpacked/main/scripts/local-bottom/ORDER 2>/dev/null || :'
+
+if [ "$(id -u)" = 0 ]; then
+    rm -rf "$out/root"
+    mkdir "$out/root"
+    trap 'rm -rf "$out/root"' EXIT
+    tar -C "$out/root" -xf "$root"
+    install_into "$out/root"
+    mkdir -p "$out/root/etc/initramfs-tools/conf.d"
+    chroot "$out/root" /bin/bash -c "$inside"
+else
+    # Ids of the system live in a user namespace, where only mmdebstrap's own helper can remove them again.
+    staged=$(mktemp -d "$out/staged.XXXXXX")
+    trap 'rm -rf "$staged"' EXIT
+    install_into "$staged"
+    mkdir -p "$staged/etc/initramfs-tools/conf.d"
+    mmdebstrap --quiet --mode=unshare --variant=custom --setup-hook="tar -C \"\$1\" -xf '$root' --exclude=./dev/*" \
+        --setup-hook="tar -C '$staged' --owner=0 --group=0 -cf - . | tar -C \"\$1\" -xf - --keep-directory-symlink" \
+        --customize-hook="printf '%s' '$inside' >\"\$1/tmp/inside\"; chroot \"\$1\" /bin/bash /tmp/inside >&2" \
+        --format=null '' /dev/null 2>&1
+fi
