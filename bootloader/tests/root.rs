@@ -193,7 +193,6 @@ fn without_a_digest_that_the_kernel_measured_it_is_refused() {
             "no fs-verity digest",
             &machine.id,
             "composefs.digest=?",
-            "fs-verity",
         ],
     );
     refused.is_in_the_kernel_log(&machine);

@@ -12,7 +12,7 @@ use cfs_core::Error;
 use cfs_core::boot::cmdline::DigestArgument;
 use cfs_core::ids::ObjectId;
 use cfs_core::sys::dir::Dir;
-use cfs_core::sys::verity;
+use cfs_core::sys::verity::{self, Unmeasured};
 
 use crate::refusal::Refusal;
 
@@ -127,23 +127,39 @@ impl Image {
             None => {}
         }
         if !self.argument.optional {
-            let why = verity::why_unmeasured(&self.file);
-            return Err(Refusal::new(
-                format!("nothing proves that {} is the image that was asked for", self.path.display()),
-                expected(&id),
-                format!("no fs-verity digest: {why}"),
-            )
-            .by_trust()
-            .remedy(
-                "put the repository on a file system with fs-verity (ext4 made with -O verity, or btrfs) under a kernel with \
-                 CONFIG_FS_VERITY; to boot without that protection, write composefs.digest=?...",
-            ));
+            return Err(self.unproven(verity::why_unmeasured(&self.file)));
         }
         let computed = self.compute()?;
         if computed != id {
             return Err(differs(computed, "computed digest"));
         }
         Ok(Proof::Computed)
+    }
+
+    fn unproven(&self, why: Unmeasured) -> Refusal {
+        let remedy = match why {
+            Unmeasured::NotEnabled => {
+                "the file was replaced, or copied from elsewhere: boot another deployment and deploy this image again"
+            }
+            Unmeasured::FileSystem => {
+                "put the repository on a file system with fs-verity (ext4 made with -O verity, or btrfs); to boot without that \
+                 protection, write composefs.digest=?... in the boot entry"
+            }
+            Unmeasured::Kernel => {
+                "boot a kernel with CONFIG_FS_VERITY; to boot without that protection, write composefs.digest=?... in the \
+                 boot entry"
+            }
+        };
+        Refusal::new(
+            format!(
+                "nothing proves that {} is the image that was asked for",
+                self.path.display()
+            ),
+            expected(&self.id()),
+            format!("no fs-verity digest: {why}"),
+        )
+        .by_trust()
+        .remedy(remedy)
     }
 
     fn compute(&self) -> Result<ObjectId, Refusal> {

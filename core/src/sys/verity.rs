@@ -4,6 +4,7 @@
 //! gives for a file with these bytes, 4096-byte blocks and no salt (`Documentation/filesystems/fsverity.rst`). The
 //! name of every object rests on it, so golden data pins it (`testdata/fsverity.tsv`).
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -346,8 +347,29 @@ pub fn measure(file: &File) -> Result<Option<ObjectId>> {
     ))
 }
 
-/// Where [`measure`] gives `None`: what is missing, for a person.
-pub fn why_unmeasured(file: &File) -> &'static str {
+/// Why [`measure`] gives `None`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmeasured {
+    /// The file could have fs-verity and has none.
+    NotEnabled,
+    /// Its file system cannot have any.
+    FileSystem,
+    /// No file can have any.
+    Kernel,
+}
+
+impl fmt::Display for Unmeasured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotEnabled => "it was never enabled for this file",
+            Self::FileSystem => "its file system has no fs-verity",
+            Self::Kernel => "this kernel has no fs-verity (CONFIG_FS_VERITY)",
+        })
+    }
+}
+
+/// Where [`measure`] gives `None`: what is missing.
+pub fn why_unmeasured(file: &File) -> Unmeasured {
     let mut arg = DigestArg {
         algorithm: 0,
         size: 64,
@@ -361,11 +383,9 @@ pub fn why_unmeasured(file: &File) -> &'static str {
         "/proc/sys/fs/verity",
     ];
     match measure_once(file, &mut arg) {
-        Err(Errno::NODATA) => "it was never enabled for this file",
-        _ if !signs.iter().any(|sign| super::fs::exists(sign.as_ref())) => {
-            "this kernel has no fs-verity (CONFIG_FS_VERITY)"
-        }
-        _ => "its file system has no fs-verity",
+        Err(Errno::NODATA) => Unmeasured::NotEnabled,
+        _ if !signs.iter().any(|sign| super::fs::exists(sign.as_ref())) => Unmeasured::Kernel,
+        _ => Unmeasured::FileSystem,
     }
 }
 
