@@ -48,6 +48,11 @@ install:
 	install -d $(DESTDIR)/usr/lib/cfs-update/health.d
 	install -D -m 755 -t $(DESTDIR)/usr/lib/dracut/modules.d/90cfs-update bootloader/initramfs/dracut/90cfs-update/*
 	install -D -m 644 -t $(DESTDIR)/usr/lib/dracut/dracut.conf.d bootloader/initramfs/dracut/50-cfs-update.conf
+	install -D -m 755 -t $(DESTDIR)/usr/share/initramfs-tools/hooks bootloader/initramfs/initramfs-tools/hooks/cfs-update
+	install -D -m 755 -t $(DESTDIR)/usr/share/initramfs-tools/scripts/local-bottom \
+	    bootloader/initramfs/initramfs-tools/scripts/local-bottom/cfs-update
+	install -D -m 644 -t $(DESTDIR)/usr/lib/initcpio/install bootloader/initramfs/mkinitcpio/install/cfs-update
+	install -D -m 644 -t $(DESTDIR)/usr/lib/initcpio/hooks bootloader/initramfs/mkinitcpio/hooks/cfs-update
 
 .PHONY: demo
 demo:

@@ -6,12 +6,15 @@
 #   testdata/initramfs.sh PROGRAM DIR
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-glue=$here/../bootloader/initramfs
-program=$1
 mkdir -p "$2"
 out=$(cd "$2" && pwd)
 exec 9>"$out/.lock"
 flock 9
+
+# What `make install` takes from a build; the program itself has no place in an initramfs.
+mkdir -p "$out/built"
+cp "$1" "$out/built/cfs-update-root"
+: >"$out/built/cfs-update"
 
 key=$(sha256sum <"$here/initramfs.sh" | cut -d' ' -f1)-$(id -u)
 root=$out/root.tar
@@ -36,15 +39,7 @@ fi
 
 # What is installed below $1, as the packages of an image would have it.
 install_into() {
-    install -D "$program" "$1/usr/lib/cfs-update/cfs-update-root"
-    install -Dm644 "$glue/cfs-update-root.service" "$1/usr/lib/systemd/system/cfs-update-root.service"
-    install -Dm644 "$glue/dracut/50-cfs-update.conf" "$1/usr/lib/dracut/dracut.conf.d/50-cfs-update.conf"
-    for file in module-setup.sh cfs-update-root.sh; do
-        install -D "$glue/dracut/90cfs-update/$file" "$1/usr/lib/dracut/modules.d/90cfs-update/$file"
-    done
-    for file in hooks/cfs-update scripts/local-bottom/cfs-update; do
-        install -D "$glue/initramfs-tools/$file" "$1/usr/share/initramfs-tools/$file"
-    done
+    make --no-print-directory -C "$here/.." install DESTDIR="$1" BUILT="$out/built" >/dev/null
     mkdir -p "$1/usr/lib/composefs" "$1/etc/cfs-update/keys/trusted.d" "$1/etc/cfs-update/keys/revoked.d"
     echo '[etc]' >"$1/usr/lib/composefs/setup-root-conf.toml"
     echo '# a key' >"$1/etc/cfs-update/keys/trusted.d/vendor.pub"

@@ -92,5 +92,7 @@ fn prepare_soft(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<()> {
     if output.success() {
         return Ok(());
     }
-    Err(Error::io("run", ROOT_PROGRAM, io::Error::other(output.last_line())).into())
+    // What was expected, what was found and what to do, on lines of their own.
+    let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::io("run", ROOT_PROGRAM, io::Error::other(why)).into())
 }

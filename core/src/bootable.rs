@@ -50,12 +50,17 @@ pub fn look(store: &Store, tree: &Tree, architecture: &str) -> Result<Bootable> 
     })
 }
 
-/// The whole kernel command line of an entry: the image, the root, the image's own arguments, then the host's.
+/// The whole kernel command line of an entry: the image, the root, the image's own arguments, then the host's. Unless
+/// these say `ro` or `rw`, it is `rw`: /etc and /var are on that root, and systemd tries to remount / otherwise, which is
+/// an overlay that cannot be written to.
 pub fn command_line(id: &DeploymentId, root: &str, image: &[String], host: &[String]) -> Vec<String> {
     let mut options = vec![cmdline::digest_argument(id, false)];
     let own_root = |a: &&String| a.starts_with("root=");
     if !image.iter().chain(host).any(|a| own_root(&a)) {
         options.push(format!("root={root}"));
+    }
+    if !image.iter().chain(host).any(|a| a == "ro" || a == "rw") {
+        options.push("rw".into());
     }
     options.extend(image.iter().chain(host).cloned());
     options
@@ -208,8 +213,10 @@ mod tests {
             let image: Vec<_> = image.iter().map(|s| (*s).to_owned()).collect();
             command_line(&id, "UUID=1", &image, &[])
         };
-        assert_eq!(line(&["quiet"])[1..], ["root=UUID=1", "quiet"]);
-        assert_eq!(line(&["root=LABEL=r"])[1..], ["root=LABEL=r"]);
+        assert_eq!(line(&["quiet"])[1..], ["root=UUID=1", "rw", "quiet"]);
+        assert_eq!(line(&["root=LABEL=r"])[1..], ["rw", "root=LABEL=r"]);
+        assert_eq!(line(&["quiet", "ro"])[1..], ["root=UUID=1", "quiet", "ro"]);
+        assert_eq!(line(&["rw"])[1..], ["root=UUID=1", "rw"]);
         assert!(line(&[])[0].starts_with("composefs.digest=v1-sha256-12:abab"));
         assert_eq!(root_of(&line(&["root=a", "root=b"])), Some("b"));
     }

@@ -259,6 +259,7 @@ fn the_documentation_names_files_that_exist() {
         "README.md",
         "docs/architecture.md",
         "docs/commands.md",
+        "docs/boot.md",
         "docs/performance.md",
     ] {
         let Ok(text) = fs::read_to_string(root.join(doc)) else {

@@ -60,6 +60,9 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::from(NOTHING_TO_DO),
         Err(refusal) => {
             console.problem(&refusal.to_string());
+            if options.target == options.sysroot && !options.dry_run {
+                console.problem("another deployment can be chosen in the boot loader's menu");
+            }
             if options.on_failure == OnFailure::Reboot && !options.dry_run {
                 failure::act(&options.efivars, &console);
             }

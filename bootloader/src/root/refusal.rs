@@ -71,6 +71,6 @@ impl fmt::Display for Refusal {
                 write!(f, "\n  {title}: {text}")?;
             }
         }
-        write!(f, "\n  another deployment can be chosen in the boot loader's menu")
+        Ok(())
     }
 }
