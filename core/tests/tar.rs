@@ -2,44 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, missing_docs)]
 
+mod properties;
 mod tars;
 
-use cfs_core::layers::{Fault, Head, Kind, Mtime, Parser, Step};
+use cfs_core::layers::{Fault, Head, Kind, Mtime};
 use proptest::prelude::*;
 
+use properties::tar_heads;
 use tars::{Header, Tar};
 
-/// All heads of a stream that comes in pieces, contents skipped.
-fn heads_in(stream: &[u8], piece: usize) -> Result<Vec<Head>, Fault> {
-    let mut parser = Parser::new();
-    let mut heads = Vec::new();
-    let mut skip = 0;
-    for mut input in stream.chunks(piece) {
-        loop {
-            let take = usize::try_from(skip).unwrap_or(usize::MAX).min(input.len());
-            input = &input[take..];
-            skip -= take as u64;
-            if input.is_empty() {
-                break;
-            }
-            match parser.step(&mut input)? {
-                Step::More => break,
-                Step::End => return Ok(heads),
-                Step::Entry(head) => {
-                    skip = head.stored;
-                    heads.push(*head);
-                }
-            }
-        }
-    }
-    if skip > 0 {
-        return Err(parser.truncated(skip));
-    }
-    parser.finish().map(|()| heads)
-}
-
 fn heads(tar: &[u8]) -> Vec<Head> {
-    heads_in(tar, usize::MAX).unwrap()
+    tar_heads(tar, usize::MAX).unwrap()
 }
 
 fn one(tar: Tar) -> Head {
@@ -48,7 +21,7 @@ fn one(tar: Tar) -> Head {
 }
 
 fn refusal(tar: &[u8]) -> Fault {
-    heads_in(tar, usize::MAX).unwrap_err()
+    tar_heads(tar, usize::MAX).unwrap_err()
 }
 
 #[test]
@@ -221,7 +194,7 @@ fn sparse_files_of_every_kind_are_understood() {
     for (kind, tar) in sparse_files() {
         let tar = tar.file("after", b"x").finish();
         for piece in [1, 511, 512, 1 << 20] {
-            let heads = heads_in(&tar, piece).unwrap();
+            let heads = tar_heads(&tar, piece).unwrap();
             assert_eq!(heads.len(), 2, "{kind}");
             assert_eq!(
                 (&*heads[0].path, heads[0].size(), heads[0].stored),
@@ -331,7 +304,7 @@ fn a_stream_may_end_where_go_lets_it_end_and_nowhere_else() {
         .finish();
     let whole = heads(&tar);
     for end in 0..tar.len() {
-        let cut = heads_in(&tar[..end], usize::MAX);
+        let cut = tar_heads(&tar[..end], usize::MAX);
         match end {
             0 => assert!(cut.unwrap().is_empty()),
             // From the end of the first content over its padding.
@@ -380,7 +353,7 @@ proptest! {
             }
         }
         tar.truncate(tar.len() - end.index(tar.len()) / 8);
-        prop_assert_eq!(heads_in(&tar, usize::MAX), heads_in(&tar, piece));
+        prop_assert_eq!(tar_heads(&tar, usize::MAX), tar_heads(&tar, piece));
     }
 }
 

@@ -15,6 +15,7 @@ use super::format::{
 use super::inode::{Body, Inode};
 use super::inodes::Inodes;
 use crate::error::{Error, Result};
+use crate::sys::memory::prefer_huge_pages;
 use crate::tree::Tree;
 
 /// The image of a tree.
@@ -32,6 +33,7 @@ pub fn build(tree: &Tree, versions: Versions) -> Result<Vec<u8>> {
     let size = usize::try_from(layout.end).map_err(|_| too_large(layout.end))?;
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(size).map_err(|_| too_large(layout.end))?;
+    prefer_huge_pages(&bytes);
     let again = emit(&inodes, &layout, &mut bytes);
     debug_assert_eq!(layout, again);
     Ok(bytes)

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags};
 
 use crate::error::{Error, Result};
+use crate::sys::memory::prefer_huge_pages;
 
 /// The changing operations, one system call's worth each. Errors name the path.
 pub trait Fs: Debug + Send + Sync {
@@ -143,15 +144,28 @@ pub fn create_dir_all(fs: &dyn Fs, path: &Path, mode: u32) -> Result<()> {
 /// The temporary name starts with `.#`, which no boot loader and no reader of ours takes for an entry; a leftover of
 /// an interrupted run is overwritten.
 pub fn replace(fs: &dyn Fs, path: &Path, mode: u32, content: &[u8]) -> Result<()> {
-    let folder = parent(path)?;
-    let mut name = OsString::from(".#");
-    name.push(path.file_name().unwrap_or_default());
-    let temporary = folder.join(name);
+    let temporary = temporary(path)?;
     fs.remove_file(&temporary)?;
     fs.create(&temporary, mode, &mut &*content)?;
     fs.sync_file(&temporary)?;
     fs.rename(&temporary, path)?;
-    fs.sync_dir(folder)
+    fs.sync_dir(parent(path)?)
+}
+
+/// Like [`replace`], but leaves it to the system when it reaches the disk: for what a tool makes, which can be made again.
+/// Whoever reads `path` sees the old content or the whole new one; what a power cut leaves is not promised.
+pub fn replace_unsynced(fs: &dyn Fs, path: &Path, mode: u32, content: &[u8]) -> Result<()> {
+    let temporary = temporary(path)?;
+    fs.remove_file(&temporary)?;
+    fs.create(&temporary, mode, &mut &*content)?;
+    fs.rename(&temporary, path)
+}
+
+/// What a file is called while it is written.
+fn temporary(path: &Path) -> Result<PathBuf> {
+    let mut name = OsString::from(".#");
+    name.push(path.file_name().unwrap_or_default());
+    Ok(parent(path)?.join(name))
 }
 
 /// Whether this user may run `path`: a file, links followed, that can be executed.
@@ -187,6 +201,7 @@ pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let size = file.metadata().map_or(0, |metadata| metadata.len()).min(limit);
     // One byte more, so that the end is found without growing.
     let mut content = Vec::with_capacity(usize::try_from(size).map_or(0, |size| size + 1));
+    prefer_huge_pages(&content);
     file.take(limit + 1).read_to_end(&mut content).map_err(fail)?;
     if content.len() as u64 > limit {
         return Err(fail(io::Error::other(format!("larger than {limit} bytes"))));

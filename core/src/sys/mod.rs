@@ -7,6 +7,7 @@ pub mod fs;
 pub mod kernel_log;
 pub mod lock;
 mod loop_device;
+pub mod memory;
 pub mod mount;
 pub mod mount_tree;
 pub mod objects;

@@ -12,6 +12,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use super::{Data, Entry, NAME_MAX, Node, NodeId, ObjectPath, Payload, Span, Tree, Xattr, count, kind, push_bytes};
 use crate::error::{Error, Result};
 use crate::layers::Mtime;
+use crate::sys::memory::prefer_huge_pages;
 
 /// No entry.
 const NONE: u32 = u32::MAX;
@@ -93,6 +94,9 @@ impl Builder {
         self.nodes.reserve(entries);
         self.slots.reserve(entries);
         self.bytes.reserve(bytes);
+        prefer_huge_pages(&self.nodes);
+        prefer_huge_pages(&self.slots);
+        prefer_huge_pages(&self.bytes);
         let Self {
             index,
             hasher,

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs, dead_code, reason = "each user takes one of them")]
 
 use cfs_core::image::{Versions, dump, reader, writer};
+use cfs_core::layers::{Fault, Head, Parser, Step};
 use cfs_core::tree::Tree;
 
 const SETTINGS: [Versions; 3] = [
@@ -44,4 +45,50 @@ fn printed(tree: &Tree) -> Tree {
     let mut text = Vec::new();
     dump::write(tree, &mut text).unwrap();
     dump::parse(&text).unwrap()
+}
+
+/// All heads of a tar stream that comes in pieces of `piece` bytes, contents skipped.
+pub fn tar_heads(stream: &[u8], piece: usize) -> Result<Vec<Head>, Fault> {
+    let mut parser = Parser::new();
+    let mut heads = Vec::new();
+    let mut skip = 0;
+    for mut input in stream.chunks(piece) {
+        loop {
+            let take = usize::try_from(skip).unwrap_or(usize::MAX).min(input.len());
+            input = &input[take..];
+            skip -= take as u64;
+            if input.is_empty() {
+                break;
+            }
+            match parser.step(&mut input)? {
+                Step::More => break,
+                Step::End => return Ok(heads),
+                Step::Entry(head) => {
+                    skip = head.stored;
+                    heads.push(*head);
+                }
+            }
+        }
+    }
+    if skip > 0 {
+        return Err(parser.truncated(skip));
+    }
+    parser.finish().map(|()| heads)
+}
+
+/// A tar stream gives the same entries however it is cut, and never more content than there is.
+pub fn any_tar(stream: &[u8]) {
+    let whole = tar_heads(stream, usize::MAX);
+    assert_eq!(whole, tar_heads(stream, 1), "in single bytes");
+    assert_eq!(whole, tar_heads(stream, 700), "in pieces");
+    for head in whole.into_iter().flatten() {
+        let stored: u64 = head
+            .sparse
+            .iter()
+            .flat_map(|s| s.segments())
+            .map(|(_, length)| length)
+            .sum();
+        assert!(head.sparse.is_none() || stored == head.stored);
+        assert!(head.stored <= stream.len() as u64);
+    }
 }

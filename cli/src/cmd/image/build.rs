@@ -131,7 +131,7 @@ impl Build {
         let digest = std::thread::scope(|scope| -> Result<_> {
             let digest = scope.spawn(|| image::digest(&image, algorithm));
             if let Some(path) = &output {
-                fs::replace(&RealFs, &absolute(path)?, 0o644, &image)?;
+                fs::replace_unsynced(&RealFs, &absolute(path)?, 0o644, &image)?;
             }
             digest
                 .join()
