@@ -12,13 +12,20 @@ fn repository() -> PathBuf {
 
 fn units() -> Vec<PathBuf> {
     let folder = repository().join("cli/systemd");
-    let mut units: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut units: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     units.sort();
     units
 }
 
 fn analyze(arguments: &[&str], unit: &Path) -> String {
-    let output = Command::new("systemd-analyze").args(arguments).arg(unit).output().unwrap();
+    let output = Command::new("systemd-analyze")
+        .args(arguments)
+        .arg(unit)
+        .output()
+        .unwrap();
     String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
 }
 
@@ -49,8 +56,14 @@ fn no_service_is_more_exposed_than_the_documentation_says() {
             let digits = text.chars().take_while(|c| c.is_ascii_digit() || *c == '.');
             digits.collect::<String>().parse().unwrap()
         };
-        let measured = analyze(&["security", "--offline=true"], &repository().join("cli/systemd").join(service));
-        let found = measured.split("exposure level for ").nth(1).and_then(|rest| rest.split(": ").nth(1));
+        let measured = analyze(
+            &["security", "--offline=true"],
+            &repository().join("cli/systemd").join(service),
+        );
+        let found = measured
+            .split("exposure level for ")
+            .nth(1)
+            .and_then(|rest| rest.split(": ").nth(1));
         let found = figure(found.unwrap_or_else(|| panic!("{measured}")));
         assert!(found <= figure(said), "{service}: {found}, said {said}");
     }
@@ -62,7 +75,11 @@ fn every_command_of_a_unit_is_one_of_the_program() {
         let text = fs::read_to_string(&unit).unwrap();
         for line in text.lines().filter(|line| line.contains("/usr/bin/cfs-update ")) {
             let words = line.split("/usr/bin/cfs-update ").nth(1).unwrap().split(' ');
-            let help = Command::new(env!("CARGO_BIN_EXE_cfs-update")).args(words).arg("--help").output().unwrap();
+            let help = Command::new(env!("CARGO_BIN_EXE_cfs-update"))
+                .args(words)
+                .arg("--help")
+                .output()
+                .unwrap();
             assert!(help.status.success(), "{}: {line}", unit.display());
         }
     }
