@@ -13,6 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cfs_bootloader::Kind;
 use cfs_bootloader::esp::{self, Place};
+use cfs_core::boot::Tries;
+use cfs_core::deployment::FailedDigests;
+use cfs_core::health::{self, HealthReport, Ran, Verdict};
 use cfs_core::ids::{Algorithm, DeploymentId};
 use cfs_core::manifest::Platform;
 use cfs_core::monitor::Quiet;
@@ -20,7 +23,7 @@ use cfs_core::sys::fs::{Fs, RealFs};
 use cfs_core::sysroot::{Options, Sysroot};
 use cfs_core::testing::{CrashFs, Loss};
 use cfs_core::update::{self, Outcome, Wishes};
-use cfs_core::{Result, plan, registry, rollback, upkeep};
+use cfs_core::{Result, finalize, plan, registry, rollback, upkeep};
 
 use common::layout;
 use common::scratch;
@@ -52,6 +55,28 @@ fn upgrade(root: &Path, fs: Arc<dyn Fs>) -> Result<Outcome> {
     update::upgrade(&sysroot, Wishes::default(), &Quiet)
 }
 
+/// A machine that runs this deployment.
+fn running(root: &Path, fs: Arc<dyn Fs>, booted: DeploymentId) -> Result<Sysroot> {
+    let options = Options {
+        booted: Some(booted),
+        ..options(root, fs)
+    };
+    Sysroot::open(options, "test")
+}
+
+/// What the health service does after a boot whose check failed.
+fn judge_bad(root: &Path, fs: Arc<dyn Fs>, booted: DeploymentId) -> Result<Verdict> {
+    let ran = Ran {
+        check: "check".into(),
+        required: true,
+        outcome: health::Outcome::Failed { why: "bad".into() },
+        attempts: 1,
+        seconds: 0,
+    };
+    let report = HealthReport::new(Some(booted), None, vec![ran]);
+    health::judge(&running(root, fs, booted)?, &report, false)
+}
+
 fn back(root: &Path, fs: Arc<dyn Fs>) -> Result<()> {
     let sysroot = Sysroot::open(options(root, fs), "rollback")?;
     rollback::rollback(&sysroot).map(drop)
@@ -65,7 +90,8 @@ fn next(root: &Path) -> DeploymentId {
     let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
     let next = plan::next_to_boot(&standing).expect("something boots").id;
     let entries = sysroot.bootloader().entries().unwrap().ours;
-    let taken = entries.iter().max_by_key(|entry| entry.generation).unwrap();
+    let has_tries = entries.iter().filter(|entry| !matches!(entry.tries, Tries::Bad { .. }));
+    let taken = has_tries.max_by_key(|entry| entry.generation).unwrap();
     assert_eq!(
         (taken.id, &taken.problem),
         (Some(next), &None),
@@ -202,5 +228,58 @@ fn whenever_the_power_is_cut_during_a_rollback_either_deployment_boots() {
         assert_ne!(next(root), after, "{cut}");
         fsck(root);
     });
+    assert!(operations > 5, "{operations} operations were cut");
+}
+
+#[test]
+fn whenever_the_power_is_cut_during_the_last_merge_the_staged_etc_is_whole_and_the_merge_is_made_the_next_time() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut bench, old) = Bench::new();
+    let (root, fs) = bench.machine("staged");
+    upgrade(&root, Arc::new(fs)).unwrap();
+    let new = next(&root);
+    let etc = |root: &Path, id: DeploymentId| root.join("state/deploy").join(id.to_hex()).join("etc");
+    std::fs::write(etc(&root, old).join("late"), "late").unwrap();
+    bench.before = root;
+    let operations = bench.cut_everywhere(
+        |root, fs| finalize::finalize(&running(root, fs, old)?, &Quiet).map(drop),
+        |root, cut| {
+            assert_eq!(next(root), new, "{cut}: its /etc is whole");
+            finalize::finalize(&running(root, Arc::new(RealFs), old).unwrap(), &Quiet)
+                .unwrap_or_else(|e| panic!("{cut}: once more: {e}"));
+            assert!(etc(root, new).join("late").exists(), "{cut}");
+            fsck(root);
+        },
+    );
+    assert!(operations > 5, "{operations} operations were cut");
+}
+
+#[test]
+fn whenever_the_power_is_cut_while_a_boot_is_found_bad_it_is_tried_again_or_gone_and_remembered() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut bench, old) = Bench::new();
+    let (root, fs) = bench.machine("bad");
+    upgrade(&root, Arc::new(fs)).unwrap();
+    let new = next(&root);
+    bench.before = root;
+    let remembered = |root: &Path| {
+        let sysroot = Sysroot::look(options(root, Arc::new(RealFs))).unwrap();
+        let failed = FailedDigests::load(sysroot.deployments().layout()).unwrap();
+        failed.iter().any(|failed| failed.id == Some(new))
+    };
+    let operations = bench.cut_everywhere(
+        |root, fs| judge_bad(root, fs, new).map(drop),
+        |root, cut| {
+            let after = next(root);
+            assert!(after == new || after == old && remembered(root), "{cut}");
+            let verdict = judge_bad(root, Arc::new(RealFs), new).unwrap_or_else(|e| panic!("{cut}: once more: {e}"));
+            assert!(
+                matches!(verdict, Verdict::GoBack { to, .. } if to == old),
+                "{cut}: {verdict:?}"
+            );
+            assert!(next(root) == old && remembered(root), "{cut}");
+            fsck(root);
+        },
+    );
     assert!(operations > 5, "{operations} operations were cut");
 }
