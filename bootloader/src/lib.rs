@@ -15,6 +15,7 @@ pub mod name;
 pub mod loader_conf;
 pub mod esp;
 mod publish;
+mod install;
 mod listing;
 mod upkeep;
 pub mod sdboot;

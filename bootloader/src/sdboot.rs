@@ -20,7 +20,7 @@ use crate::bls::Entry;
 use crate::esp::{self, BootDir};
 use crate::listing::{self, entries_folder, kernels_folder};
 use crate::name::{KERNEL_FOLDER, OwnName, SORT_KEY};
-use crate::{publish, upkeep};
+use crate::{install, publish, upkeep};
 
 /// The largest file that FAT can hold.
 const FAT_FILE_LIMIT: u64 = u32::MAX as u64;
@@ -197,6 +197,14 @@ impl Bootloader for SdBoot {
 
     fn check(&self) -> Result<Vec<Finding>> {
         upkeep::check(&self.boot.path)
+    }
+
+    fn programs(&self, architecture: &str) -> Vec<String> {
+        install::programs(architecture)
+    }
+
+    fn install(&self, esp: &Path, architecture: &str, program: &[u8]) -> Result<Vec<String>> {
+        install::put(&*self.fs, &self.boot.path, esp, architecture, program)
     }
 }
 

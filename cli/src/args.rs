@@ -151,6 +151,8 @@ pub enum Command {
     Unpin(cmd::pin::Unpin),
     Delete(cmd::pin::Delete),
     #[command(subcommand)]
+    Install(cmd::install::Install),
+    #[command(subcommand)]
     Etc(cmd::etc::Etc),
     #[command(subcommand)]
     Health(cmd::health::Health),

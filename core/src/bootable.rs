@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::boot::kernel::{self, FileSource, KernelFiles, Node};
-use crate::boot::{cmdline, kargs};
+use crate::boot::{HostArguments, cmdline, kargs};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 use crate::pull::read_file;
@@ -53,9 +53,10 @@ pub fn look(store: &Store, tree: &Tree, architecture: &str) -> Result<Bootable> 
 /// The whole kernel command line of an entry: the image, the root, the image's own arguments, then the host's. Unless
 /// these say `ro` or `rw`, it is `rw`: /etc and /var are on that root, and systemd tries to remount / otherwise, which is
 /// an overlay that cannot be written to.
-pub fn command_line(id: &DeploymentId, root: &str, image: &[String], host: &[String]) -> Vec<String> {
-    let mut options = vec![cmdline::digest_argument(id, false)];
+pub fn command_line(id: &DeploymentId, root: &str, image: &[String], host: &HostArguments) -> Vec<String> {
+    let mut options = vec![cmdline::digest_argument(id, host.allow_missing_verity)];
     let own_root = |a: &&String| a.starts_with("root=");
+    let host = &host.kernel_arguments;
     if !image.iter().chain(host).any(|a| own_root(&a)) {
         options.push(format!("root={root}"));
     }
@@ -211,7 +212,7 @@ mod tests {
         let id: DeploymentId = "ab".repeat(32).parse().unwrap();
         let line = |image: &[&str]| {
             let image: Vec<_> = image.iter().map(|s| (*s).to_owned()).collect();
-            command_line(&id, "UUID=1", &image, &[])
+            command_line(&id, "UUID=1", &image, &HostArguments::default())
         };
         assert_eq!(line(&["quiet"])[1..], ["root=UUID=1", "rw", "quiet"]);
         assert_eq!(line(&["root=LABEL=r"])[1..], ["rw", "root=LABEL=r"]);

@@ -170,6 +170,14 @@ pub enum Error {
         /// What is wrong, and what to do.
         why: String,
     },
+    /// A disk or file system that nothing can be installed on.
+    #[error("{}: {why}", path.display())]
+    Disk {
+        /// The device, file or folder.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// A settings file that cannot be understood.
     #[error("{}: {why}", path.display())]
     Settings {

@@ -52,6 +52,8 @@ pub mod health;
 #[cfg(feature = "update")]
 pub mod update;
 #[cfg(feature = "update")]
+pub mod install;
+#[cfg(feature = "update")]
 pub mod rollback;
 #[cfg(feature = "update")]
 pub mod upkeep;

@@ -139,11 +139,13 @@ impl Sysroot {
         &self.deployments
     }
 
-    pub(crate) fn fs(&self) -> &dyn Fs {
+    /// What makes the changes.
+    pub fn fs(&self) -> &dyn Fs {
         &*self.options.fs
     }
 
-    pub(crate) fn layout(&self) -> &Layout {
+    /// Where everything is.
+    pub fn layout(&self) -> &Layout {
         self.deployments.layout()
     }
 

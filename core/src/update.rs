@@ -7,7 +7,7 @@
 
 use jiff::Timestamp;
 
-use crate::boot::{Bootloader, NewEntry};
+use crate::boot::{Bootloader, HostArguments, NewEntry};
 use crate::bootable::{self, Bootable};
 use crate::deploy;
 use crate::deployment::{Deployment, Failed, FailedDigests, Staged};
@@ -22,6 +22,7 @@ use crate::reference::Reference;
 use crate::registry::{self, Registry};
 use crate::signature::{Freshness, check_downgrade};
 use crate::sysroot::{Known, Sysroot};
+use crate::tree::Tree;
 
 /// What is asked of an update, beside the reference.
 #[derive(Clone, Copy, Debug, Default)]
@@ -190,17 +191,92 @@ fn follow(
     wishes: Wishes,
     monitor: &dyn Monitor,
 ) -> Result<Outcome> {
-    let current = sysroot.current(known);
+    let fetched = fetch(sysroot, registry, source, known, wishes, monitor)?;
+    refuse_full_boot(sysroot.bootloader(), &fetched.bootable)?;
+    let recorded = record(sysroot, fetched, known, monitor)?;
+    publish(sysroot, recorded, known, monitor).map(Outcome::Staged)
+}
+
+/// An image whose layers are in the store and which can be booted; nothing refers to them yet.
+#[derive(Debug)]
+pub struct Fetched {
+    imported: pull::Imported,
+    tree: Tree,
+    bootable: Bootable,
+}
+
+impl Fetched {
+    /// The merged tree, /boot included.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Kernel, name and kernel arguments.
+    pub fn bootable(&self) -> &Bootable {
+        &self.bootable
+    }
+
+    /// The architecture, as the image's config says it.
+    pub fn architecture(&self) -> &str {
+        &self.imported.source().config.architecture
+    }
+}
+
+/// A deployment that is durable with its /etc, and that no entry boots yet.
+#[derive(Debug)]
+pub struct Recorded {
+    deployment: Deployment,
+    bootable: Bootable,
+    tree: Tree,
+    generation: u64,
+    conflicts: Vec<etc::Conflict>,
+}
+
+impl Recorded {
+    /// Its record.
+    pub fn deployment(&self) -> &Deployment {
+        &self.deployment
+    }
+
+    /// What is mounted as its root.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+}
+
+/// Looks whether the image may be taken, imports its layers and finds its kernel.
+pub fn fetch(
+    sysroot: &Sysroot,
+    registry: &Registry,
+    source: registry::Image,
+    known: &[Known],
+    wishes: Wishes,
+    monitor: &dyn Monitor,
+) -> Result<Fetched> {
     (source.config).check_platform(&sysroot.options.platform, &source.reference.to_string())?;
-    refuse_older(&source, current, wishes)?;
+    refuse_older(&source, sysroot.current(known), wishes)?;
+    HostArguments::load(sysroot.layout())?;
     sysroot.bootloader().check_writable()?;
     let imported = pull::import(&sysroot.store, registry, source, sysroot.options.threads, monitor)?;
-    let mut tree = imported.tree(&sysroot.store)?;
+    let tree = imported.tree(&sysroot.store)?;
     let bootable = bootable::look(&sysroot.store, &tree, &imported.source().config.architecture)?;
     if let Some(note) = &bootable.note {
         monitor.event(Event::Note(note.clone()));
     }
-    refuse_full_boot(sysroot.bootloader(), &bootable)?;
+    Ok(Fetched {
+        imported,
+        tree,
+        bootable,
+    })
+}
+
+/// Generates and signs the image; makes the record with its /etc.
+pub fn record(sysroot: &Sysroot, fetched: Fetched, known: &[Known], monitor: &dyn Monitor) -> Result<Recorded> {
+    let Fetched {
+        imported,
+        mut tree,
+        bootable,
+    } = fetched;
     let built = imported.build(&sysroot.store, &mut tree, Variant::Boot, monitor)?;
     let id = built.id();
     let image = built.sync(&sysroot.store, &tag(&id), Some(&id.to_hex()), monitor)?;
@@ -210,21 +286,38 @@ fn follow(
     let generation = next_generation(sysroot, known)?;
     let origin = deploy::origin(&image, &bootable, generation)?;
     let (deployment, conflicts) = deploy::record(sysroot, signed, origin, &tree, sysroot.with_etc(known), monitor)?;
+    Ok(Recorded {
+        deployment,
+        bootable,
+        tree,
+        generation,
+        conflicts,
+    })
+}
 
+/// Makes it the one that boots next, and lets go of what is superseded.
+pub fn publish(sysroot: &Sysroot, recorded: Recorded, known: &[Known], monitor: &dyn Monitor) -> Result<Done> {
+    let Recorded {
+        deployment,
+        bootable,
+        generation,
+        conflicts,
+        ..
+    } = recorded;
     monitor.event(Event::Stage(Stage::Boot));
     let entry = activate(sysroot, &deployment, &bootable, generation, known)?;
     let removed = let_go(sysroot, monitor)?;
-    note(sysroot, &deployment, current)?;
+    note(sysroot, &deployment, sysroot.current(known))?;
     forget_failure(sysroot, &deployment.origin().manifest)?;
-    Ok(Outcome::Staged(Done {
-        id,
+    Ok(Done {
+        id: *deployment.id(),
         manifest: deployment.origin().manifest,
         version: deployment.origin().version.clone(),
         entry,
         generation,
         conflicts,
         removed,
-    }))
+    })
 }
 
 /// The name that keeps a deployment's manifest, config and layers.
@@ -275,13 +368,13 @@ fn activate(
     known: &[Known],
 ) -> Result<String> {
     let root = root_argument(sysroot, known)?;
-    let host = &sysroot.options.kernel_arguments;
+    let host = HostArguments::load(sysroot.layout())?.and(&sysroot.options.kernel_arguments);
     let new = NewEntry {
         id: *deployment.id(),
         generation,
         title: bootable.title.clone(),
         version: deployment.origin().version.clone().unwrap_or_default(),
-        options: bootable::command_line(deployment.id(), &root, &bootable.arguments, host),
+        options: bootable::command_line(deployment.id(), &root, &bootable.arguments, &host),
         kernel: bootable.kernel.clone(),
         tries: sysroot.options.tries,
     };

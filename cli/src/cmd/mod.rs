@@ -8,6 +8,7 @@ pub mod fsck;
 pub mod gc;
 pub mod health;
 pub mod image;
+pub mod install;
 pub mod key;
 pub mod man;
 pub mod pin;
@@ -120,6 +121,7 @@ fn with_context(command: Command, context: &Context) -> Result<()> {
         Command::Unpin(command) => command.run(context),
         Command::Delete(command) => command.run(context),
         Command::Image(command) => command.run(context),
+        Command::Install(command) => command.run(context),
         Command::Key(command) => command.run(context),
         Command::Etc(command) => command.run(context),
         Command::Health(command) => command.run(context),

@@ -104,6 +104,15 @@ impl Context {
         Ok(())
     }
 
+    /// For a root that is being installed, with its `$BOOT`.
+    pub fn options_for(&self, root: &Path, boot: &Path, algorithm: Option<Algorithm>) -> Result<Options> {
+        let target = Target {
+            root: root.to_path_buf(),
+            host: false,
+        };
+        self.options_at(&target, Place::Given(boot), algorithm)
+    }
+
     fn target(&self) -> Result<Target> {
         let booted = default_root();
         let root = match &self.sysroot {

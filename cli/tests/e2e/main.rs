@@ -6,6 +6,7 @@ mod commands;
 mod common;
 mod etc;
 mod faults;
+mod install;
 mod measure;
 mod mount;
 mod os_image;

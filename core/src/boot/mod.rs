@@ -9,6 +9,7 @@
 //! Called by the holder of the sysroot's lock only. Entries that are not ours are listed and never touched.
 
 pub mod cmdline;
+pub mod host;
 pub mod kargs;
 pub mod kernel;
 pub mod version;
@@ -20,6 +21,7 @@ use crate::deployment::Deployment;
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 
+pub use host::HostArguments;
 pub use kernel::{FileSource, KernelDigest, KernelFiles};
 
 /// What a boot loader can do. There is no default: each one says so itself.
@@ -89,6 +91,14 @@ pub trait Bootloader: Debug + Send + Sync {
 
     /// Reads everything that entries refer to and names what is broken.
     fn check(&self) -> Result<Vec<Finding>>;
+
+    /// Where an image for this architecture (as its config says it: `amd64`) keeps the loader's own program, best first;
+    /// none where none is known.
+    fn programs(&self, architecture: &str) -> Vec<String>;
+
+    /// Puts the loader's own program with its settings onto the EFI system partition mounted at `esp`, durable when
+    /// this returns; what belongs to others stays. No entry is made. What is worth a note comes back.
+    fn install(&self, esp: &Path, architecture: &str, program: &[u8]) -> Result<Vec<String>>;
 }
 
 impl dyn Bootloader + '_ {

@@ -1,7 +1,8 @@
-//! A loop device over a file, for kernels that cannot mount EROFS from a file itself (before 6.12).
+//! Loop devices: over an image, for kernels that cannot mount EROFS from a file itself (before 6.12), and over a part of
+//! a disk image, whose partitions then need neither device nodes of their own nor a scan by the kernel.
 //!
-//! Invariant: the device is read-only and goes away by itself with its last user, so that nothing is left behind by a
-//! killed run.
+//! Invariant: the device goes away by itself with its last user, so that nothing is left behind by a killed run; over
+//! an image it is read-only.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
@@ -25,8 +26,33 @@ pub struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// Attaches `file`, in blocks of 4096 bytes, bypassing the page cache where the file system can.
+    /// Attaches `file`, read-only, in blocks of 4096 bytes, bypassing the page cache where the file system can.
     pub fn attach(file: &File) -> Result<Self> {
+        Self::attach_as(
+            file,
+            &Part {
+                writable: false,
+                block: 4096,
+                offset: 0,
+                size: 0,
+            },
+        )
+    }
+
+    /// Attaches a part of `file`, for reading and writing, in blocks of `block` bytes.
+    pub fn attach_part(file: &File, offset: u64, size: u64, block: u32) -> Result<Self> {
+        Self::attach_as(
+            file,
+            &Part {
+                writable: true,
+                block,
+                offset,
+                size,
+            },
+        )
+    }
+
+    fn attach_as(file: &File, part: &Part) -> Result<Self> {
         let control = File::options()
             .read(true)
             .write(true)
@@ -38,21 +64,30 @@ impl LoopDevice {
             let path = PathBuf::from(format!("/dev/loop{number}"));
             let device = File::options()
                 .read(true)
+                .write(part.writable)
                 .open(&path)
                 .map_err(|e| Error::io("open", &path, e))?;
-            match configure(&device, file, true).or_else(|_| configure(&device, file, false)) {
+            match configure(&device, file, part, true).or_else(|_| configure(&device, file, part, false)) {
                 Ok(()) => return Ok(Self { _device: device, path }),
                 Err(e @ (Errno::BUSY | Errno::AGAIN)) => refusal = e,
-                Err(e) => return Err(Error::io("attach the image to", path, e)),
+                Err(e) => return Err(Error::io("attach an image to", path, e)),
             }
         }
-        Err(Error::io("attach the image to a device of", CONTROL, refusal))
+        Err(Error::io("attach an image to a device of", CONTROL, refusal))
     }
 
     /// `/dev/loopN`.
     pub fn path(&self) -> &std::path::Path {
         &self.path
     }
+}
+
+/// Which bytes of a file, and how; size 0 = to its end.
+struct Part {
+    writable: bool,
+    block: u32,
+    offset: u64,
+    size: u64,
 }
 
 struct GetFree;
@@ -83,17 +118,24 @@ fn free_number(control: &File) -> Result<u32, Errno> {
 }
 
 #[allow(unsafe_code, reason = "LOOP_CONFIGURE reads one struct loop_config")]
-fn configure(device: &File, file: &File, direct: bool) -> Result<(), Errno> {
+fn configure(device: &File, file: &File, part: &Part, direct: bool) -> Result<(), Errno> {
     const OPCODE: Opcode = LOOP_CONFIGURE as Opcode;
-    let flags = Flags::LO_FLAGS_READ_ONLY as u32 | Flags::LO_FLAGS_AUTOCLEAR as u32;
+    let read_only = if part.writable {
+        0
+    } else {
+        Flags::LO_FLAGS_READ_ONLY as u32
+    };
+    let flags = read_only | Flags::LO_FLAGS_AUTOCLEAR as u32;
     let direct = if direct { Flags::LO_FLAGS_DIRECT_IO as u32 } else { 0 };
     // SAFETY: all fields are integers, for which zero is a value.
     let mut config: loop_config = unsafe { std::mem::zeroed() };
     // SAFETY: as above.
     let mut info: loop_info64 = unsafe { std::mem::zeroed() };
     info.lo_flags = flags | direct;
+    info.lo_offset = part.offset;
+    info.lo_sizelimit = part.size;
     config.fd = u32::try_from(file.as_raw_fd()).map_err(|_| Errno::BADF)?;
-    config.block_size = 4096;
+    config.block_size = part.block;
     config.info = info;
     // SAFETY: the opcode's argument is `struct loop_config`, which holds no pointers; the file stays open.
     unsafe { ioctl::ioctl(device.as_fd(), ioctl::Setter::<OPCODE, loop_config>::new(config)) }

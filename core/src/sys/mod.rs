@@ -3,10 +3,11 @@
 #![allow(clippy::disallowed_methods, reason = "this is the door")]
 
 pub mod dir;
+pub mod filesystem;
 pub mod fs;
 pub mod kernel_log;
 pub mod lock;
-mod loop_device;
+pub mod loop_device;
 pub mod memory;
 pub mod mount;
 pub mod mount_tree;

@@ -59,8 +59,8 @@ pub struct Ran {
     pub stderr: String,
 }
 
-impl Ran {
-    fn new(output: Output) -> Self {
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
         Self {
             code: output
                 .status
@@ -70,7 +70,9 @@ impl Ran {
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
     }
+}
 
+impl Ran {
     /// Fails the test unless the run ended with this exit code.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
@@ -169,7 +171,7 @@ impl Cfs {
 
     /// Runs to the end.
     pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
-        Ran::new(self.command(args).output().unwrap())
+        Ran::from(self.command(args).output().unwrap())
     }
 
     pub fn spawn<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Child {
