@@ -50,7 +50,10 @@ pub fn locate(place: Place<'_>) -> Result<BootDir> {
         Place::Host(root) => {
             let candidates = ["boot", "efi", "boot/efi"].map(|path| Probe::of(&root.join(path)));
             match choose(&candidates) {
-                Some(probe) => probe.path.clone(),
+                Some(probe) => {
+                    refuse_other_esp(root, probe)?;
+                    probe.path.clone()
+                }
                 None => {
                     let why =
                         "nothing is mounted at /boot, /efi or /boot/efi; mount the boot partition, or give --boot DIR";
@@ -63,6 +66,50 @@ pub fn locate(place: Place<'_>) -> Result<BootDir> {
         fat: is_fat(&path),
         path,
     })
+}
+
+/// The variable in which systemd-boot and systemd-stub say which partition they were started from (Boot Loader
+/// Interface): four bytes of attributes, then a UUID in UTF-16.
+const LOADER_PARTITION: &str = "sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+
+/// Refuses an EFI system partition that is not the one the machine was started from: with two of them, entries on the
+/// wrong one would never be read, and the update silently never boot.
+fn refuse_other_esp(root: &Path, probe: &Probe) -> Result<()> {
+    let Some(uuid) = std::fs::read(root.join(LOADER_PARTITION))
+        .ok()
+        .and_then(|raw| partition_uuid(&raw))
+    else {
+        return Ok(());
+    };
+    let node = root.join("dev/disk/by-partuuid").join(&uuid);
+    // A partition that is not there any more says nothing; an extended boot partition has no firmware's folder.
+    let is_esp = probe.fat && probe.path.join("EFI").is_dir();
+    let (Ok(started), true) = (std::fs::metadata(&node), is_esp) else {
+        return Ok(());
+    };
+    if std::fs::metadata(&probe.path).is_ok_and(|mounted| mounted.dev() == started.rdev()) {
+        return Ok(());
+    }
+    let why = format!(
+        "this is not the EFI system partition that the machine was started from, which has the partition UUID {uuid}; \
+         mount that one there, or give --boot DIR"
+    );
+    Err(none(&probe.path, &why))
+}
+
+/// The UUID in the variable's content, in lower case; `None` for anything else, so that no path can be made of it.
+fn partition_uuid(raw: &[u8]) -> Option<String> {
+    let units = raw
+        .get(4..)?
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|unit| u16::from_le_bytes(*unit));
+    let text: String = char::decode_utf16(units.take_while(|unit| *unit != 0))
+        .collect::<Result<_, _>>()
+        .ok()?;
+    let is_uuid = text.len() == 36 && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    is_uuid.then(|| text.to_ascii_lowercase())
 }
 
 /// What was seen at a folder where `$BOOT` may be.
@@ -212,6 +259,41 @@ mod tests {
         assert_eq!(locate(Place::Given(folder.path())).unwrap().path, folder.path());
         let error = locate(Place::Host(folder.path())).unwrap_err().to_string();
         assert!(error.contains("--boot DIR"), "{error}");
+    }
+
+    #[test]
+    fn a_second_esp_is_refused_and_the_one_that_was_started_from_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let esp = Probe {
+            fat: true,
+            ..Probe::of(&root.join("efi"))
+        };
+        std::fs::create_dir_all(esp.path.join("EFI")).unwrap();
+        assert!(refuse_other_esp(root, &esp).is_ok(), "no variable: another boot loader");
+        let variable = root.join(LOADER_PARTITION);
+        std::fs::create_dir_all(variable.parent().unwrap()).unwrap();
+        let uuid = "0FC63DAF-8483-4772-8E79-3D69D8477DE4";
+        let units = uuid.encode_utf16().chain([0]).flat_map(u16::to_le_bytes);
+        std::fs::write(&variable, [6, 0, 0, 0].into_iter().chain(units).collect::<Vec<u8>>()).unwrap();
+        assert!(refuse_other_esp(root, &esp).is_ok(), "that partition has gone");
+        let nodes = root.join("dev/disk/by-partuuid");
+        std::fs::create_dir_all(&nodes).unwrap();
+        // Any device will do that is not the one that the folder is on.
+        std::os::unix::fs::symlink("/dev/null", nodes.join(uuid.to_lowercase())).unwrap();
+        let error = refuse_other_esp(root, &esp).unwrap_err().to_string();
+        assert!(error.contains("efi") && error.contains(&uuid.to_lowercase()), "{error}");
+        let extended = Probe {
+            path: root.join("boot"),
+            ..esp
+        };
+        assert!(
+            refuse_other_esp(root, &extended).is_ok(),
+            "an extended boot partition is another one"
+        );
+        for raw in [&b""[..], b"abc", &[0; 80], "....../../../../etc/passwd".as_bytes()] {
+            assert_eq!(partition_uuid(raw), None);
+        }
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Etc {
 
 impl Diff {
     fn run(self, context: &Context) -> Result<()> {
-        let sysroot = context.look(&self.boot)?;
+        let sysroot = context.look_anyway(&self.boot)?;
         let known = self.known(&sysroot)?;
         let changes = deploy::etc_changes(&sysroot, &known)?.into_iter();
         let changes = changes.map(|(path, change)| Changed {

@@ -31,7 +31,7 @@ impl Status {
     pub fn run(self, context: &Context) -> Result<()> {
         let mut host = match context.has_repository()? {
             true => {
-                let sysroot = context.look(&self.boot)?;
+                let sysroot = context.look_anyway(&self.boot)?;
                 let mut host = host(&sysroot)?;
                 host.status.cfs_update = system(sysroot.deployments().layout());
                 host

@@ -9,6 +9,7 @@ use cfs_bootloader::{Kind, cmdline};
 use cfs_core::deployment::Layout;
 use cfs_core::ids::{Algorithm, DeploymentId};
 use cfs_core::manifest::Platform;
+use cfs_core::monitor::{Event, Monitor};
 use cfs_core::store::Store;
 use cfs_core::sys::fs::{self, RealFs};
 use cfs_core::sys::lock::Lock;
@@ -61,6 +62,20 @@ impl Context {
     /// To look at it.
     pub fn look(&self, boot: &BootDir) -> Result<Sysroot> {
         Sysroot::look(self.options(boot, None)?)
+    }
+
+    /// To look at what there is, also where `$BOOT` cannot be found: then that is a warning, and nothing has an entry.
+    pub fn look_anyway(&self, boot: &BootDir) -> Result<Sysroot> {
+        let given = boot.boot.is_some() || self.boot.boot.is_some();
+        let options = match self.options(boot, None) {
+            Err(missing @ Error::BootEntry { .. }) if !given => {
+                self.ui.event(Event::Warning(missing.to_string()));
+                // Of the running system; there is nothing in its folder /boot while nothing is mounted there.
+                self.options_at(&self.target()?, Place::Sysroot(Path::new("/")), None)?
+            }
+            options => options?,
+        };
+        Sysroot::look(options)
     }
 
     /// For changes to the store and nothing else, wherever `$BOOT` is; takes the lock.

@@ -67,7 +67,7 @@ impl Upgrade {
     }
 
     fn check(self, context: &Context) -> Result<()> {
-        let News { reference, top, newer } = update::check(&context.look(&self.boot)?, &context.ui)?;
+        let News { reference, top, newer } = update::check(&context.look_anyway(&self.boot)?, &context.ui)?;
         let check = Check {
             available: newer,
             image: reference.clone(),
