@@ -20,9 +20,9 @@ repo=$(cd "$here/../.." && pwd)
 out=${1:?build.sh OUT}
 . "$repo/testdata/oci.sh"
 
-program=${CFS_PROGRAM:-$repo/target/release/cfs-update}
-[ -x "$program" ] || { echo "build.sh: there is no $program; 'cargo build --release', or set CFS_PROGRAM" >&2; exit 1; }
-for tool in mmdebstrap zstd tar; do
+program=$(realpath -m "${CFS_PROGRAM:-$repo/target/release/cfs-update}")
+[ -x "$program" ] || { echo "build.sh: there is no $program; 'make release', or set CFS_PROGRAM" >&2; exit 1; }
+for tool in mmdebstrap zstd tar make; do
     command -v "$tool" >/dev/null || { echo "build.sh: $tool is not installed" >&2; exit 1; }
 done
 

@@ -23,7 +23,8 @@ rm -f vmlinuz vmlinuz.old initrd.img initrd.img.old
 rm -rf boot efi sysroot
 mkdir -p boot efi sysroot
 
-# systemd fills it on the first boot, and then follows the presets.
+# What is to start is decided here, and once more on the first boot, when systemd fills in the machine's id.
+chroot . systemctl --quiet preset-all
 echo uninitialized >etc/machine-id
 rm -f var/lib/dbus/machine-id etc/.pwd.lock
 # A container tool has its own of these mounted while it builds, and leaves them out of the image.

@@ -26,7 +26,8 @@ init() {
 }
 
 find_port() {
-    for _try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    _try=0
+    while [ "$_try" -lt 120 ]; do
         for entry in /sys/class/virtio-ports/*/name; do
             if [ "$(cat "$entry" 2>/dev/null)" = "$port_name" ]; then
                 entry=${entry%/name}
@@ -34,6 +35,7 @@ find_port() {
                 [ -c "$port" ] && return 0
             fi
         done
+        _try=$((_try + 1))
         sleep 0.5
     done
     echo "agent: no virtio-serial port is called $port_name" >&2

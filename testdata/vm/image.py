@@ -103,7 +103,7 @@ class Layout:
         descriptors, diff_ids = [], []
         for layer in layers:
             if isinstance(layer, bytes):
-                layer = (self._put(layer, "application/vnd.oci.image.layer.v1.tar"), _sha256(layer))
+                layer = self.put_layer(layer)
             descriptors.append(layer[0])
             diff_ids.append(layer[1])
         labels = {"containers.bootc": "1", "org.opencontainers.image.version": version}
@@ -120,6 +120,10 @@ class Layout:
         index["manifests"].append(descriptor)
         path.write_bytes(_json(index))
         return descriptor["digest"]
+
+    def put_layer(self, data):
+        """Stores a tar; gives what `tag` takes."""
+        return self._put(data, "application/vnd.oci.image.layer.v1.tar"), _sha256(data)
 
     def layers(self, tag):
         """The layers of a tag, for `tag` of the same layout or of one that took them."""

@@ -49,7 +49,8 @@ class Guest:
         self.disks, self.kernel, self.initrd, self.append = disks, kernel, initrd, append
         self.memory = memory
         self.serial = self.folder / "serial.log"
-        self.serial.unlink(missing_ok=True)
+        for log in (self.serial, pathlib.Path(f"{self.serial}.now")):
+            log.unlink(missing_ok=True)
         self.process = self.channel = None
         self.buffer = b""
         self.boot_id = None
@@ -139,6 +140,9 @@ class Guest:
         deadline = time.monotonic() + timeout
         while True:
             words = self._line(deadline, "the agent does not start").split()
+            if words[:1] == [str(self.requests)] and words[1] != "0":
+                output = base64.b64decode("".join(words[2:])).decode(errors="replace")
+                raise GuestError(f"status {words[1]} of what was to reboot: {output[-2000:]}")
             if len(words) == 2 and words[0] == "ready":
                 if words[1] != self.boot_id:
                     self.boot_id = words[1]

@@ -7,16 +7,14 @@ on blank disks: /dev/vdb ext4 with fs-verity, /dev/vdc FAT, /dev/vdd btrfs.
 import hashlib
 import os
 import pathlib
-import subprocess
 
+import direct
 import disk
 import image
-from qemu import Disk, Guest
+from qemu import Disk
 from registry import Registry
 from report import expect
 
-APPEND = ("root=/dev/vda rw console=ttyS0,115200 panic=1 quiet loglevel=5 audit=0 mitigations=off "
-          "init=/usr/lib/cfs-test/agent.sh -- init")
 EXT4 = "cfs-update --sysroot /mnt/ext4 --boot /mnt/vfat"
 # Paths whose metadata a mounted image has from elsewhere by design: docs/formats.md, "From layers to a deployment's tree".
 TRANSFORMED = {"", "boot", "run", "sysroot"}
@@ -25,22 +23,21 @@ TRANSFORMED = {"", "boot", "run", "sysroot"}
 def run(report, work):
     """The whole scenario; `report` gets the rows."""
     with report.step("images: Debian 13 by examples/debian-13, two versions, and a small one", vital=True) as note:
-        images = Images(work, image.base(work))
+        images = Images(work)
         note(f"{images.files} files")
     with Registry(work / "registry") as registry:
         with report.step("images in docker-registry", vital=True):
             registry.push(images.layout, "1", "os:latest")
             registry.push(images.layout, "small", "small:latest")
-        disks = [Disk(images.root, snapshot=True), Disk(disk.ext4(work / "ext4.img", 1500)),
-                 Disk(disk.vfat(work / "vfat.img", 300)), Disk(disk.btrfs(work / "btrfs.img", 500)),
-                 Disk(images.papers, readonly=True)]
-        with Guest(work / "store", disks, images.kernel, images.initrd, APPEND) as guest:
+        disks = [Disk(disk.ext4(work / "ext4.img", 1500)), Disk(disk.vfat(work / "vfat.img", 300)),
+                 Disk(disk.btrfs(work / "btrfs.img", 500)), Disk(images.papers, readonly=True)]
+        with images.machine.guest(work / "store", disks) as guest:
             Store(report, guest, registry, images).run()
             with report.step("switched off; the file systems are clean"):
                 guest.check("umount /mnt/ext4 /mnt/vfat /mnt/btrfs; sync")
                 guest.kill()
-                disk.check_ext4(disks[1].path)
-                disk.check_vfat(disks[2].path)
+                disk.check_ext4(disks[0].path)
+                disk.check_vfat(disks[1].path)
             with report.step("no trouble of kernel or emulation on the console"):
                 expect(not guest.trouble(), "\n".join(guest.trouble()[:5]))
 
@@ -48,32 +45,16 @@ def run(report, work):
 class Images:
     """The image under test, its second version, a small one; the guest's root; what the files must be."""
 
-    def __init__(self, work, base):
-        self.layout = image.Layout.new(work / "store-oci")
-        layers = base.layers("13")
-        self.layout.take(base, layers)
-        layers.append(image.tar_layer(test_files()))
-        self.layout.tag("1", layers, "1", image.created(1))
+    def __init__(self, work):
+        self.machine = direct.Machine(work)
+        self.layout = self.machine.layout
         second = image.tar_layer({"etc/issue": "version 2\n", "usr/share/cfs-test/new": "new\n" * 1000,
                                   "usr/share/cfs-test/.wh.old": ""})
-        self.layout.tag("2", layers + [second], "2", image.created(2))
+        self.layout.tag("2", self.machine.layers + [second], "2", image.created(2))
         self.layout.tag("small", [small_layer(2500)], "1", image.created(1))
-        tree = work / "store-tree"
-        subprocess.run(["rm", "-rf", tree], check=True)
-        self.layout.unpack("1", tree)
-        modules = next((tree / "usr/lib/modules").iterdir())
-        self.kernel, self.initrd = modules / "vmlinuz", modules / "initramfs.img"
-        self.root = disk.ext4(work / "root.img", 500, tree)
-        sums, self.listing = measure(tree)
+        sums, self.listing = measure(self.machine.tree)
         self.files = len(sums)
         self.papers = disk.papers(work / "papers.img", {"sums": "".join(sums)})
-
-
-def test_files():
-    """The layer that makes an image testable: the agent, and two files that version 2 changes."""
-    agent = (pathlib.Path(__file__).parent / "agent.sh").read_text()
-    return {"usr/lib/cfs-test": None, "usr/lib/cfs-test/agent.sh!": agent, "usr/share/cfs-test": None,
-            "usr/share/cfs-test/old": "old\n" * 1000, "etc/issue": "version 1\n"}
 
 
 def small_layer(count):

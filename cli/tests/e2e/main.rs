@@ -7,7 +7,6 @@ mod common;
 mod etc;
 mod faults;
 mod install;
-mod lint;
 mod measure;
 mod mount;
 mod os_image;
