@@ -82,8 +82,9 @@ impl Run {
             return Err(Error::Nothing(why).into());
         }
         let updated = Updated::of(outcome)?;
-        if updated.is_new() {
-            return context.finish(&updated, auto.apply.then_some(Apply::Reboot), sysroot);
+        let apply = auto.apply.then_some(Apply::Reboot).filter(|_| updated.waits(&sysroot));
+        if updated.is_new() || apply.is_some() {
+            return context.finish(&updated, apply, sysroot);
         }
         context.show_document(&updated)?;
         Err(Error::Nothing(updated.human().trim_end().into()).into())

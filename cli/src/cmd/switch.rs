@@ -43,7 +43,9 @@ impl Switch {
             automatic: false,
         };
         let outcome = update::switch(&sysroot, &reference, wishes, &context.ui)?;
-        context.finish(&Updated::of(outcome)?, self.apply, sysroot)
+        let updated = Updated::of(outcome)?;
+        let apply = self.apply.filter(|_| updated.waits(&sysroot));
+        context.finish(&updated, apply, sysroot)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use cfs_core::deployment::Failed;
 use cfs_core::etc::{self, What};
+use cfs_core::sysroot::Sysroot;
 use cfs_core::update::{Done, Outcome};
 use cfs_core::{Error, Result};
 use serde::Serialize;
@@ -111,6 +112,11 @@ impl Updated {
     /// Whether something was staged.
     pub fn is_new(&self) -> bool {
         self.staged.is_some()
+    }
+
+    /// Whether `--apply` has something to do: what boots next, staged now or before, is not what runs.
+    pub fn waits(&self, sysroot: &Sysroot) -> bool {
+        sysroot.booted().is_some_and(|booted| booted.to_string() != self.deployment)
     }
 }
 

@@ -59,8 +59,9 @@ impl Upgrade {
             automatic: false,
         };
         let updated = Updated::of(update::upgrade(&sysroot, wishes, &context.ui)?)?;
-        if updated.is_new() {
-            return context.finish(&updated, self.apply, sysroot);
+        let apply = self.apply.filter(|_| updated.waits(&sysroot));
+        if updated.is_new() || apply.is_some() {
+            return context.finish(&updated, apply, sysroot);
         }
         context.show_document(&updated)?;
         Err(Error::Nothing(updated.human().trim_end().into()).into())
