@@ -15,7 +15,7 @@ use crate::reboot::Apply;
 /// Follow another image from the next boot on
 #[derive(Debug, clap::Args)]
 pub struct Switch {
-    /// Image: quay.io/org/os:41, docker://…, oci:DIR[:TAG], each also with @sha256:…
+    /// Image: quay.io/org/os:41, docker://…, oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE; also with @sha256:…
     image: String,
     /// Boot into it: reboot the machine, or with --apply=soft restart user space alone
     #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "reboot")]

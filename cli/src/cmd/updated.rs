@@ -116,7 +116,9 @@ impl Updated {
 
     /// Whether `--apply` has something to do: what boots next, staged now or before, is not what runs.
     pub fn waits(&self, sysroot: &Sysroot) -> bool {
-        sysroot.booted().is_some_and(|booted| booted.to_string() != self.deployment)
+        sysroot
+            .booted()
+            .is_some_and(|booted| booted.to_string() != self.deployment)
     }
 }
 

@@ -21,6 +21,7 @@ impl Settings {
                 idle: registry.read_timeout,
                 ..Timeouts::default()
             },
+            temporary: environment.temporary.clone(),
             ..usual
         }
     }

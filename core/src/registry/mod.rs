@@ -17,18 +17,26 @@ use crate::manifest::{CONFIG_LIMIT, Config, Descriptor, Document, MANIFEST_LIMIT
 use crate::monitor::{Event, Monitor};
 use crate::reference::Reference;
 
+mod archive;
 mod auth;
 mod blob;
 mod challenge;
 mod client;
 mod config;
+mod docker_archive;
 mod fetch;
+mod files;
 mod https;
 mod login;
 mod net;
 mod oci_dir;
 mod options;
 mod retry;
+
+use archive::Archive;
+use docker_archive::DockerArchive;
+use files::Files;
+use oci_dir::OciDir;
 
 pub use blob::Blob;
 pub use options::{Environment, Options, Proxy, Timeouts};
@@ -137,15 +145,26 @@ impl Registry {
     pub fn open(reference: &Reference, options: &Options) -> Result<Self> {
         let sources = match reference {
             Reference::Registry(name) => https::sources(name, options)?,
-            Reference::Layout(layout) => vec![Box::new(oci_dir::OciDir::open(layout)?) as Box<dyn Transport>],
-            later => {
-                let transport = later.transport();
+            Reference::Layout(layout) => {
+                let files = Files::Folder(layout.path().to_path_buf());
+                vec![Box::new(OciDir::open(layout, files)?) as Box<dyn Transport>]
+            }
+            Reference::OciArchive(layout) => {
+                let files = Files::Archive(Archive::open(layout.path(), &options.temporary)?);
+                vec![Box::new(OciDir::open(layout, files)?) as _]
+            }
+            Reference::DockerArchive(layout) => {
+                let archive = Archive::open(layout.path(), &options.temporary)?;
+                vec![Box::new(DockerArchive::open(layout, archive)?) as _]
+            }
+            Reference::ContainersStorage(_) => {
                 let why = format!(
-                    "{transport}: is not in this version; copy the image to a folder with \
-                     `skopeo copy {later} oci:DIR:latest` and use that"
+                    "{}: is not in this version; copy the image to a folder with \
+                     `skopeo copy {reference} oci:DIR:latest` and use that",
+                    reference.transport()
                 );
                 return Err(Error::Reference {
-                    reference: later.to_string(),
+                    reference: reference.to_string(),
                     why,
                 });
             }

@@ -1,28 +1,24 @@
-//! A folder in OCI image layout.
+//! An OCI image layout, in a folder or in an archive.
 //!
-//! Nothing of the folder is trusted: blobs are opened by digest only, and what is read is checked like what comes from
+//! Nothing of it is trusted: blobs are opened by digest only, and what is read is checked like what comes from
 //! a registry.
-
-use std::fs::File;
-use std::io::{BufReader, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::files::Files;
 use super::{Again, Body, Failure, Fetched, Transport, Wanted};
 use crate::error::{Error, Result};
 use crate::ids::{BlobDigest, ManifestDigest};
 use crate::manifest::{Document, Index, IndexEntry, MANIFEST_LIMIT};
 use crate::monitor::Monitor;
 use crate::reference::{Choice, Layout};
-use crate::sys::fs;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
-const BUFFER: usize = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct OciDir {
     layout: Layout,
+    files: Files,
 }
 
 #[derive(Deserialize)]
@@ -32,14 +28,16 @@ struct Marker {
 }
 
 impl OciDir {
-    /// Checks that the folder is such a layout.
-    pub(super) fn open(layout: &Layout) -> Result<Self> {
-        let dir = Self { layout: layout.clone() };
-        let marker = layout.path().join("oci-layout");
-        let Some(text) = fs::read(&marker, 4096)? else {
+    /// Checks that these are the files of such a layout.
+    pub(super) fn open(layout: &Layout, files: Files) -> Result<Self> {
+        let dir = Self {
+            layout: layout.clone(),
+            files,
+        };
+        let Some(text) = dir.files.read("oci-layout", 4096)? else {
             let colon = match layout.choice() {
                 Choice::Named(name) if name.contains('/') => {
-                    " (the folder ends at the first `:`; link a folder with `:` in its name to one without)"
+                    " (the name ends at the first `:`; link one with `:` in it to one without)"
                 }
                 _ => "",
             };
@@ -56,19 +54,23 @@ impl OciDir {
 
     fn error(&self, why: String) -> Error {
         Error::Network {
-            url: format!("oci:{}", self.layout.path().display()),
+            url: format!("{}{}", self.transport(), self.layout.path().display()),
             why,
         }
     }
 
-    fn path_of(&self, hex: &str) -> PathBuf {
-        self.layout.path().join("blobs/sha256").join(hex)
+    fn transport(&self) -> &'static str {
+        match self.files {
+            Files::Folder(_) => "oci:",
+            Files::Archive(_) => "oci-archive:",
+        }
     }
 
     fn index(&self) -> Result<Index> {
-        let path = self.layout.path().join("index.json");
-        let bytes = fs::read(&path, MANIFEST_LIMIT)?.ok_or_else(|| self.error("has no index.json".into()))?;
-        match Document::parse(bytes, None, &path.display().to_string())? {
+        let path = self.files.name("index.json");
+        let bytes = self.files.read("index.json", MANIFEST_LIMIT)?;
+        let bytes = bytes.ok_or_else(|| self.error("has no index.json".into()))?;
+        match Document::parse(bytes, None, &path)? {
             Document::Index(index) => Ok(index),
             Document::Manifest(_) => Err(self.error("its index.json is a manifest, not an index".into())),
         }
@@ -80,7 +82,7 @@ impl OciDir {
         }
         let index = self.index()?;
         let entry = self.pick(&index.entries)?;
-        entry.manifest_digest(&self.layout.to_string())
+        entry.manifest_digest(&self.url(Wanted::Top))
     }
 
     fn pick<'i>(&self, entries: &'i [IndexEntry]) -> Result<&'i IndexEntry> {
@@ -126,8 +128,8 @@ impl OciDir {
 impl Transport for OciDir {
     fn url(&self, wanted: Wanted) -> String {
         match wanted {
-            Wanted::Top => self.layout.to_string(),
-            Wanted::Digest(digest) => self.path_of(&digest.to_hex()).display().to_string(),
+            Wanted::Top => format!("{}{}", self.transport(), self.layout),
+            Wanted::Digest(digest) => self.files.name(&path_of(&digest.to_hex())),
         }
     }
 
@@ -140,9 +142,10 @@ impl Transport for OciDir {
             Wanted::Top => self.top()?,
             Wanted::Digest(digest) => digest,
         };
-        let path = self.path_of(&digest.to_hex());
-        let bytes = fs::read(&path, MANIFEST_LIMIT)?.ok_or_else(|| missing(&path))?;
-        super::check_digest(&path.display().to_string(), digest, &bytes)?;
+        let path = path_of(&digest.to_hex());
+        let name = || self.files.name(&path);
+        let bytes = self.files.read(&path, MANIFEST_LIMIT)?.ok_or_else(|| missing(name()))?;
+        super::check_digest(&name(), digest, &bytes)?;
         Ok(Fetched {
             bytes,
             content_type: None,
@@ -150,33 +153,34 @@ impl Transport for OciDir {
     }
 
     fn blob(&self, digest: &BlobDigest, size: u64, from: u64, _: &dyn Monitor) -> Result<Body, Failure> {
-        let path = self.path_of(&digest.to_hex());
-        let fail = |e| Error::io("read", &path, e);
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(missing(&path).into()),
-            Err(e) => return Err(fail(e).into()),
-        };
-        let found = file.metadata().map_err(fail)?.len();
-        if found != size {
-            return Err(Failure {
-                error: Error::Mismatch {
-                    what: path.display().to_string(),
-                    expected: format!("{size} bytes"),
-                    found: format!("{found} bytes"),
-                },
-                again: Again::Never,
-            });
+        let path = path_of(&digest.to_hex());
+        let name = || self.files.name(&path);
+        let (found, reader) = self.files.open(&path, from)?.ok_or_else(|| missing(name()))?;
+        match found == size {
+            true => Ok(Body { reader, from }),
+            false => Err(wrong_size(name(), size, found)),
         }
-        file.seek(SeekFrom::Start(from)).map_err(fail)?;
-        let reader = Box::new(BufReader::with_capacity(BUFFER, file));
-        Ok(Body { reader, from })
     }
 }
 
-fn missing(path: &Path) -> Error {
+fn path_of(hex: &str) -> String {
+    format!("blobs/sha256/{hex}")
+}
+
+pub(super) fn wrong_size(what: String, size: u64, found: u64) -> Failure {
+    Failure {
+        error: Error::Mismatch {
+            what,
+            expected: format!("{size} bytes"),
+            found: format!("{found} bytes"),
+        },
+        again: Again::Never,
+    }
+}
+
+pub(super) fn missing(url: String) -> Error {
     Error::Network {
-        url: path.display().to_string(),
-        why: "is missing: the layout is incomplete; copy the image again".into(),
+        url,
+        why: "is missing: the image is incomplete; copy it again".into(),
     }
 }

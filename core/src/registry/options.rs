@@ -29,6 +29,8 @@ pub struct Options {
     pub retry: Retry,
     /// When to give a connection up.
     pub timeouts: Timeouts,
+    /// Where a compressed archive is unpacked to, in a file without a name.
+    pub temporary: PathBuf,
 }
 
 /// Proxies as in the usual environment variables.
@@ -78,6 +80,7 @@ impl Default for Options {
             proxy: Proxy::default(),
             retry: Retry::default(),
             timeouts: Timeouts::default(),
+            temporary: "/var/tmp".into(),
         }
     }
 }

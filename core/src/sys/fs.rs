@@ -168,6 +168,24 @@ fn temporary(path: &Path) -> Result<PathBuf> {
     Ok(parent(path)?.join(name))
 }
 
+/// A new file in `folder` that has no name and vanishes when it is closed.
+pub fn unnamed(folder: &Path) -> Result<std::fs::File> {
+    let fail = |e: io::Error| Error::io("make a file in", folder, e);
+    let flags = rustix::fs::OFlags::TMPFILE.bits().cast_signed();
+    let mut options = std::fs::File::options();
+    options.read(true).write(true).mode(0o600);
+    match options.clone().custom_flags(flags).open(folder) {
+        Ok(file) => Ok(file),
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()) => {
+            let path = folder.join(format!(".#cfs-update-{}", std::process::id()));
+            let file = options.create_new(true).open(&path).map_err(fail)?;
+            std::fs::remove_file(&path).map_err(fail)?;
+            Ok(file)
+        }
+        Err(e) => Err(fail(e)),
+    }
+}
+
 /// Whether this user may run `path`: a file, links followed, that can be executed.
 ///
 /// # Errors

@@ -1,0 +1,186 @@
+//! A tar file of blobs, read by name: where each member is, is found out once, then any of them can be read at any time
+//! and by several threads.
+//!
+//! A compressed archive is unpacked into an unnamed file first; it vanishes with the process. Nothing of the archive is
+//! trusted: members are looked up by exact names, nothing is written anywhere under a name of theirs.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::sys::fs;
+
+const BUFFER: usize = 256 << 10;
+/// An archive of more members is none that an image tool writes.
+const MAX_MEMBERS: usize = 1 << 16;
+
+/// An archive, open.
+#[derive(Debug)]
+pub(super) struct Archive {
+    path: PathBuf,
+    file: Arc<File>,
+    members: HashMap<String, Member>,
+}
+
+#[derive(Clone, Debug)]
+enum Member {
+    Content {
+        at: u64,
+        size: u64,
+    },
+    /// To the name of another one.
+    Link(String),
+}
+
+impl Archive {
+    /// Opens and lists it; a compressed one is unpacked to an unnamed file in `temporary`.
+    pub(super) fn open(path: &Path, temporary: &Path) -> Result<Self> {
+        let fail = |e| Error::io("read", path, e);
+        let mut file = File::open(path).map_err(fail)?;
+        let mut first = [0; 4];
+        let read = file.read_at(&mut first, 0).map_err(fail)?;
+        match &first[..read] {
+            [0x1f, 0x8b, ..] => file = unpack(path, flate2::read::MultiGzDecoder::new(file), temporary)?,
+            [0x28, 0xb5, 0x2f, 0xfd] => {
+                let mut decoder = zstd::Decoder::new(file).map_err(fail)?;
+                decoder.window_log_max(27).map_err(fail)?;
+                file = unpack(path, decoder, temporary)?;
+            }
+            _ => {}
+        }
+        let members = list(&file).map_err(|e| Error::Network {
+            url: path.display().to_string(),
+            why: format!("is no tar archive, or a damaged one: {e}"),
+        })?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            file: Arc::new(file),
+            members,
+        })
+    }
+
+    /// For messages: a member as `ARCHIVE:NAME`.
+    pub(super) fn name(&self, member: &str) -> String {
+        format!("{}:{member}", self.path.display())
+    }
+
+    /// The size of a member; `None` where there is none.
+    pub(super) fn size(&self, name: &str) -> Option<u64> {
+        self.find(name).map(|(_, size)| size)
+    }
+
+    /// A whole small member; `None` where there is none.
+    pub(super) fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        let Some((at, size)) = self.find(name) else {
+            return Ok(None);
+        };
+        let fail = |e| Error::io("read", self.name(name), e);
+        if size > limit {
+            return Err(fail(io::Error::other(format!("larger than {limit} bytes"))));
+        }
+        let mut content = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
+        self.file.read_exact_at(&mut content, at).map_err(fail)?;
+        Ok(Some(content))
+    }
+
+    /// A member from byte `from` on; `None` where there is none.
+    pub(super) fn reader(&self, name: &str, from: u64) -> Option<BufReader<impl Read + Send + use<>>> {
+        let (at, size) = self.find(name)?;
+        let piece = Piece {
+            file: self.file.clone(),
+            at: at + from.min(size),
+            end: at + size,
+        };
+        Some(BufReader::with_capacity(BUFFER, piece))
+    }
+
+    /// Where a member's content is, links followed: `docker save` writes layers that occur twice as links.
+    fn find(&self, name: &str) -> Option<(u64, u64)> {
+        let mut name = name;
+        for _ in 0..8 {
+            match self.members.get(name)? {
+                Member::Content { at, size } => return Some((*at, *size)),
+                Member::Link(target) => name = target,
+            }
+        }
+        None
+    }
+}
+
+/// The bytes of a compressed archive, in a file without a name.
+fn unpack(path: &Path, mut decoder: impl Read, temporary: &Path) -> Result<File> {
+    let fail = |e| Error::io("unpack", path, e);
+    let mut file = fs::unnamed(temporary)?;
+    io::copy(&mut decoder, &mut file).map_err(fail)?;
+    file.rewind().map_err(fail)?;
+    Ok(file)
+}
+
+fn list(file: &File) -> io::Result<HashMap<String, Member>> {
+    let mut members = HashMap::new();
+    let mut archive = tar::Archive::new(BufReader::new(file));
+    for entry in archive.entries_with_seek()? {
+        let entry = entry?;
+        let Ok(name) = String::from_utf8(entry.path_bytes().into_owned()) else {
+            continue;
+        };
+        let name = normal(&name);
+        let kind = entry.header().entry_type();
+        let member = if kind.is_file() {
+            Member::Content {
+                at: entry.raw_file_position(),
+                size: entry.size(),
+            }
+        } else if let (true, Some(target)) = (kind.is_symlink() || kind.is_hard_link(), entry.link_name_bytes()) {
+            let target = String::from_utf8_lossy(&target).into_owned();
+            let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+            match kind.is_symlink() {
+                true => Member::Link(normal(&format!("{folder}/{target}"))),
+                false => Member::Link(normal(&target)),
+            }
+        } else {
+            continue;
+        };
+        members.insert(name, member);
+        if members.len() > MAX_MEMBERS {
+            return Err(io::Error::other(format!("it has more than {MAX_MEMBERS} members")));
+        }
+    }
+    Ok(members)
+}
+
+/// Without `.`, `..` and empty parts.
+fn normal(name: &str) -> String {
+    let mut parts = Vec::new();
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+/// A part of a file that is shared by several readers.
+struct Piece {
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+}
+
+impl Read for Piece {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
+        let wanted = buffer.len().min(left);
+        let read = self.file.read_at(&mut buffer[..wanted], self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}

@@ -1,0 +1,167 @@
+//! What `docker save` and `podman save` write: configs and uncompressed layers, listed by `manifest.json`.
+//!
+//! It has no manifest of the kind that registries have; one is made here, always the same for the same archive: layers are
+//! named by their diff_ids, which the config lists, so that they are checked like any other.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::archive::Archive;
+use super::oci_dir::{missing, wrong_size};
+use super::{Body, Failure, Fetched, Transport, Wanted};
+use crate::error::{Error, Result};
+use crate::ids::{BlobDigest, ManifestDigest};
+use crate::manifest::{CONFIG_LIMIT, MANIFEST_LIMIT};
+use crate::monitor::Monitor;
+use crate::reference::{Choice, Layout};
+
+const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+#[derive(Debug)]
+pub(super) struct DockerArchive {
+    reference: String,
+    archive: Archive,
+    manifest: Vec<u8>,
+    /// The member that has a blob.
+    blobs: HashMap<BlobDigest, String>,
+}
+
+/// One image of `manifest.json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Saved {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<BlobDigest>,
+}
+
+impl DockerArchive {
+    pub(super) fn open(layout: &Layout, archive: Archive) -> Result<Self> {
+        let reference = format!("docker-archive:{layout}");
+        let refuse = |why: String| Error::Network {
+            url: reference.clone(),
+            why,
+        };
+        let list = archive.read("manifest.json", MANIFEST_LIMIT)?;
+        let list = list.ok_or_else(|| refuse("is not what `docker save` writes: it has no manifest.json".into()))?;
+        let images: Vec<Saved> =
+            serde_json::from_slice(&list).map_err(|e| refuse(format!("its manifest.json is malformed: {e}")))?;
+        let image = pick(&images, layout.choice()).map_err(refuse)?;
+        let config = archive.read(&image.config, CONFIG_LIMIT)?;
+        let config = config.ok_or_else(|| missing(archive.name(&image.config)))?;
+        let diff_ids = serde_json::from_slice::<Config>(&config)
+            .map_err(|e| refuse(format!("the config {} is malformed: {e}", image.config)))?
+            .rootfs
+            .diff_ids;
+        if diff_ids.len() != image.layers.len() {
+            let (layers, ids) = (image.layers.len(), diff_ids.len());
+            return Err(refuse(format!("it lists {layers} layers, its config {ids}")));
+        }
+        let config_digest = BlobDigest::from_hash(Sha256::digest(&config).into());
+        let mut blobs = HashMap::from([(config_digest, image.config.clone())]);
+        let mut layers = Vec::new();
+        for (member, diff_id) in image.layers.iter().zip(diff_ids) {
+            let size = archive.size(member).ok_or_else(|| missing(archive.name(member)))?;
+            layers.push(json!({"mediaType": LAYER_TYPE, "digest": diff_id.to_string(), "size": size}));
+            blobs.insert(diff_id, member.clone());
+        }
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": {"mediaType": CONFIG_TYPE, "digest": config_digest.to_string(), "size": config.len()},
+            "layers": layers,
+        });
+        Ok(Self {
+            manifest: manifest.to_string().into_bytes(),
+            reference,
+            archive,
+            blobs,
+        })
+    }
+}
+
+/// The image that is meant.
+fn pick<'i>(images: &'i [Saved], choice: &Choice) -> Result<&'i Saved, String> {
+    let tags = |image: &Saved| image.repo_tags.clone().unwrap_or_default();
+    let all = || {
+        let names: Vec<String> = images.iter().flat_map(tags).collect();
+        match names.is_empty() {
+            true => "none of them has a name; choose by place (:@0)".into(),
+            false => format!("it has: {}", names.join(", ")),
+        }
+    };
+    match choice {
+        Choice::Only => match images {
+            [only] => Ok(only),
+            _ => Err(format!("has {} images; say which, {}", images.len(), all())),
+        },
+        Choice::At(place) => images
+            .get(*place)
+            .ok_or_else(|| format!("has {} images; there is no @{place}", images.len())),
+        Choice::Named(name) => {
+            let full = |name: &str| match name.rsplit_once('/').map_or(name, |(_, last)| last).contains(':') {
+                true => name.to_owned(),
+                false => format!("{name}:latest"),
+            };
+            let wanted = full(name);
+            let fits = |image: &&Saved| {
+                let mut tags = tags(image).into_iter();
+                tags.any(|tag| tag == wanted || tag.strip_prefix("docker.io/library/") == Some(&wanted))
+            };
+            images
+                .iter()
+                .find(fits)
+                .ok_or_else(|| format!("has no image {name:?}; {}", all()))
+        }
+    }
+}
+
+impl Transport for DockerArchive {
+    fn url(&self, wanted: Wanted) -> String {
+        match wanted {
+            Wanted::Top => self.reference.clone(),
+            Wanted::Digest(digest) => format!("{} {digest}", self.reference),
+        }
+    }
+
+    fn head(&self, _: &dyn Monitor) -> Result<Option<ManifestDigest>, Failure> {
+        Ok(Some(super::digest_of(&self.manifest)))
+    }
+
+    fn manifest(&self, _: Wanted, _: &dyn Monitor) -> Result<Fetched, Failure> {
+        Ok(Fetched {
+            bytes: self.manifest.clone(),
+            content_type: None,
+        })
+    }
+
+    fn blob(&self, digest: &BlobDigest, size: u64, from: u64, _: &dyn Monitor) -> Result<Body, Failure> {
+        let none = || missing(format!("{} {digest}", self.reference));
+        let member = self.blobs.get(digest).ok_or_else(none)?;
+        let found = self.archive.size(member).ok_or_else(none)?;
+        if found != size {
+            return Err(wrong_size(self.archive.name(member), size, found));
+        }
+        let reader = self.archive.reader(member, from).ok_or_else(none)?;
+        Ok(Body {
+            reader: Box::new(reader),
+            from,
+        })
+    }
+}
