@@ -24,6 +24,8 @@ pub struct Standing {
     pub booted: bool,
     /// The admin keeps it.
     pub pinned: bool,
+    /// It booted well once: its entry is not counted, or no longer.
+    pub proven: bool,
 }
 
 impl Standing {
@@ -58,16 +60,20 @@ pub fn rollback_target(all: &[Standing]) -> Result<&Standing> {
 }
 
 /// What an update lets go of once its own entry is durable: all but the next, the booted and the pinned ones, and
-/// as many of the newest others as make `keep` in all (at least two: one must be there to go back to). Nothing where
-/// nothing can boot: then the fault is elsewhere.
+/// as many others as make `keep` in all (at least two: one must be there to go back to), those that booted well before
+/// those that never did, the newest first. On a running machine an update that has not been booted does not count: should
+/// it be bad, there is still something to go back to from where the machine is. Nothing where nothing can boot: then the
+/// fault is elsewhere.
 pub fn superseded(all: &[Standing], keep: usize) -> Vec<DeploymentId> {
     let mut ordered = all.to_vec();
-    ordered.sort_by_key(Standing::place);
+    ordered.sort_by_key(|d| (!d.proven, d.place()));
     let Some(next) = next_to_boot(&ordered).map(|d| d.id) else {
         return Vec::new();
     };
     let stays = |d: &Standing| d.id == next || d.booted;
-    let mut room = keep.max(2).saturating_sub(ordered.iter().filter(|d| stays(d)).count());
+    let waits = ordered.iter().any(|d| d.booted && d.id != next);
+    let counted = ordered.iter().filter(|d| stays(d)).count() - usize::from(waits);
+    let mut room = keep.max(2).saturating_sub(counted);
     let mut gone = Vec::new();
     for deployment in &ordered {
         if stays(deployment) || deployment.pinned {
@@ -127,6 +133,7 @@ mod tests {
             bootable: true,
             booted: false,
             pinned: false,
+            proven: false,
         }
     }
 
@@ -154,20 +161,36 @@ mod tests {
         assert_eq!(superseded(&all, 2), [id(2), id(1)]);
         all[0].booted = true;
         all[1].pinned = true;
-        assert_eq!(superseded(&all, 2), [id(3)]);
+        assert_eq!(superseded(&all, 2), [], "4 waits to be booted and does not count");
+        all[0].booted = false;
+        all[3].booted = true;
+        assert_eq!(superseded(&all, 2), [id(1)]);
         assert_eq!(superseded(&all, 3), []);
     }
 
+    #[test]
+    fn a_good_deployment_to_go_back_to_outlives_updates_that_never_ran() {
+        let mut all = [standing(1, 1), standing(2, 2), standing(3, 3), standing(4, 4)];
+        (all[0].proven, all[1].proven, all[1].booted) = (true, true, true);
+        assert_eq!(
+            superseded(&all, 2),
+            [id(3)],
+            "the update before this one goes, not the good one"
+        );
+    }
+
     fn any_standing() -> impl Strategy<Value = Vec<Standing>> {
-        let one = (proptest::option::of(0..9u64), any::<[bool; 3]>());
+        let one = (proptest::option::of(0..9u64), any::<[bool; 4]>());
         proptest::collection::vec(one, 0..8).prop_map(|list| {
-            let flags = |(n, (generation, [bootable, booted, pinned])): (usize, (Option<u64>, [bool; 3]))| Standing {
-                id: id(u8::try_from(n).unwrap()),
-                generation,
-                bootable,
-                booted,
-                pinned,
-            };
+            let flags =
+                |(n, (generation, [bootable, booted, pinned, proven])): (usize, (Option<u64>, [bool; 4]))| Standing {
+                    id: id(u8::try_from(n).unwrap()),
+                    generation,
+                    bootable,
+                    booted,
+                    pinned,
+                    proven,
+                };
             list.into_iter().enumerate().map(flags).collect()
         })
     }

@@ -212,6 +212,7 @@ impl Sysroot {
             bootable: verified.is_ok() && problem.is_none() && whole && tries_left,
             booted: self.options.booted == Some(id),
             pinned: record.as_ref().is_ok_and(|r| r.origin().pinned),
+            proven: entry.as_ref().is_some_and(|e| e.tries == Tries::Good),
         };
         Known {
             id,
