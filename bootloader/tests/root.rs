@@ -170,6 +170,34 @@ fn the_older_form_of_the_argument_is_understood_and_tried_last() {
 }
 
 #[test]
+fn a_repository_with_sha_512_boots_the_same() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::with(cfs_core::ids::Algorithm::Sha512);
+    let seen = machine.run(&[], "cat $S/usr/lib/os-release; findmnt -n -o SOURCE --mountpoint $S");
+    seen.succeeded();
+    seen.shows("NAME=of the image");
+    seen.shows(&format!("composefs:{}", machine.id));
+    assert_eq!(machine.id.len(), 128);
+}
+
+#[test]
+fn after_a_refusal_it_stays_where_a_reboot_would_lead_nowhere() {
+    let machine = Machine::new();
+    machine.cmdline(&machine.argument("").replace("sha256-12:", "sha256-12:ff"));
+    machine
+        .run_here(&["--on-failure", "reboot"])
+        .refused(1, &["no kernel argument names an image"]);
+    machine.cmdline(&format!("composefs.digest=v1-sha256-12:{}", "0".repeat(64)));
+    let refused = machine.run_here(&["--on-failure", "reboot"]);
+    refused.refused(1, &["no reboot: the boot loader does not count", "boot loader's menu"]);
+    machine.counted("\\loader\\entries\\cfs-000002-000000000000+00-04.conf");
+    let refused = machine.run_here(&["--on-failure", "reboot"]);
+    refused.refused(1, &["no reboot: the tries of this entry were used up before"]);
+}
+
+#[test]
 fn another_kind_of_boot_is_left_alone() {
     let machine = Machine::new();
     machine.cmdline("root=UUID=1 quiet");

@@ -72,7 +72,8 @@ pub fn root_of(options: &[String]) -> Option<&str> {
     options.iter().rev().find_map(|option| option.strip_prefix("root="))
 }
 
-fn kernel_nodes(tree: &Tree) -> Vec<(PathBuf, Node)> {
+/// What may be a kernel or initrd, for [`kernel::find`].
+pub(crate) fn kernel_nodes(tree: &Tree) -> Vec<(PathBuf, Node)> {
     let mut nodes = Vec::new();
     for (path, inode) in relative_walk(tree) {
         if !kernel::is_relevant(&path) {
@@ -142,7 +143,7 @@ fn os_release(store: &Store, tree: &Tree) -> Result<String> {
 
 /// A value of os-release(5): shell-like, quotes taken off; the last one counts. Empty counts as missing, and control
 /// characters as spaces: it is shown in a menu.
-fn release_field(text: &str, key: &str) -> Option<String> {
+pub(crate) fn release_field(text: &str, key: &str) -> Option<String> {
     let value = text
         .lines()
         .rev()

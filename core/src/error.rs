@@ -209,6 +209,12 @@ pub enum Error {
     /// There is nothing to do; not a failure, but not success either.
     #[error("{0}")]
     Nothing(String),
+    /// `image lint` found errors; the findings were reported one by one.
+    #[error("image lint: {count} error(s) found; this image cannot be installed and booted as it should")]
+    Lint {
+        /// How many findings of that severity.
+        count: usize,
+    },
     /// `fsck` found damage; the findings were reported one by one.
     #[error("fsck: {count} problem(s) found")]
     Damaged {

@@ -40,6 +40,8 @@ pub mod etc;
 pub mod boot;
 #[cfg(feature = "update")]
 pub mod bootable;
+#[cfg(feature = "update")]
+pub mod lint;
 pub mod plan;
 #[cfg(feature = "update")]
 pub mod sysroot;

@@ -98,10 +98,19 @@ impl Machine {
 
     /// The image lacks one folder.
     pub fn without(missing: &str) -> Self {
+        Self::made(missing, Algorithm::Sha256)
+    }
+
+    /// With digests of this kind.
+    pub fn with(algorithm: Algorithm) -> Self {
+        Self::made("", algorithm)
+    }
+
+    fn made(missing: &str, algorithm: Algorithm) -> Self {
         let keep = tempfile::tempdir().unwrap();
         let root = keep.path().join("sysroot");
         fs::create_dir(&root).unwrap();
-        let store = Store::create(&root.join("composefs"), Algorithm::Sha256).unwrap();
+        let store = Store::create(&root.join("composefs"), algorithm).unwrap();
         let content = b"NAME=of the image, and more than sixty-four bytes, so that it is an object of its own\n";
         let object = store.put(content).unwrap();
         let mut text = String::from("/ 0 40755 9 0 0 0 5.0 - - -\n");
@@ -169,11 +178,24 @@ impl Machine {
 
     /// The kernel argument with this mark.
     pub fn argument(&self, mark: &str) -> String {
-        format!("composefs.digest={mark}v1-sha256-12:{}", self.id)
+        let tag = match self.id.len() {
+            64 => "v1-sha256-12",
+            _ => "v1-sha512-12",
+        };
+        format!("composefs.digest={mark}{tag}:{}", self.id)
     }
 
     pub fn cmdline(&self, line: &str) {
         fs::write(self.path("cmdline"), format!("{line}\n")).unwrap();
+    }
+
+    /// What systemd-boot says of the entry that it counted.
+    pub fn counted(&self, entry: &str) {
+        let mut variable = vec![7, 0, 0, 0];
+        variable.extend(entry.encode_utf16().chain([0]).flat_map(u16::to_le_bytes));
+        fs::create_dir_all(self.path("efivars")).unwrap();
+        let name = "LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+        fs::write(self.path("efivars").join(name), variable).unwrap();
     }
 
     pub fn config(&self, text: &str) {

@@ -8,6 +8,7 @@ mod common;
 mod etc;
 mod faults;
 mod install;
+mod lint;
 mod measure;
 mod mount;
 mod os_image;

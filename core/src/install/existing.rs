@@ -4,9 +4,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::mountinfo::{self, Mount};
-use super::target::{Held, Prepared, WITHOUT_VERITY};
+use super::target::{Prepared, WITHOUT_VERITY};
 use super::tools;
-use crate::deployment::{Deployments, Layout};
 use crate::error::{Error, Result};
 use crate::ids::Algorithm;
 use crate::sys::{filesystem, fs, mount_tree};
@@ -53,14 +52,9 @@ pub fn look(root: &Path, wishes: &Wishes) -> Result<Prepared> {
     };
     Ok(Prepared {
         kernel_arguments: arguments(mount),
-        root: path,
-        boot,
-        esp,
-        root_argument,
         has_verity,
-        partitions: Vec::new(),
         notes: (!has_verity).then(|| WITHOUT_VERITY.to_owned()).into_iter().collect(),
-        held: Held::default(),
+        ..Prepared::given(path, boot, esp, root_argument)
     })
 }
 
@@ -118,13 +112,6 @@ fn check_empty(root: &Path) -> Result<()> {
         return Err(refuse(format!(
             "it is not empty; remove or move away: {}",
             foreign.join(" ")
-        )));
-    }
-    let deployments = Deployments::new(Layout::new(root));
-    if fs::is_dir(&root.join("state/deploy")) && !deployments.list()?.is_empty() {
-        return Err(refuse(format!(
-            "a system is installed there already; use `cfs-update --sysroot {} switch`",
-            root.display()
         )));
     }
     Ok(())

@@ -38,6 +38,8 @@ pub fn add(etc: &Path, tree: &Tree, keys: &[u8]) -> Result<Option<String>> {
         }
     };
     let path = folder.path().join(FILE);
+    // Of an attempt that failed later.
+    RealFs.remove_file(&path)?;
     let mut file = folder.make_file(OsStr::new(FILE))?;
     file.write_all(text.as_bytes())
         .map_err(|e| Error::io("write", &path, e))?;

@@ -24,7 +24,7 @@ use crate::monitor::{Event, Monitor};
 use crate::pull::read_file;
 use crate::registry::{Image, Registry};
 use crate::sys::fs;
-use crate::sysroot::Sysroot;
+use crate::sysroot::{Known, Sysroot};
 use crate::update::{self, Done, Fetched, Wishes};
 
 pub use disk::Disk;
@@ -62,12 +62,7 @@ pub struct Installed {
 /// written to it; [`Error::Tree`] for an image without a boot loader.
 pub fn install(sysroot: &Sysroot, place: &Prepared, request: Request<'_>, monitor: &dyn Monitor) -> Result<Installed> {
     let known = sysroot.known()?;
-    if let Some(found) = known.first() {
-        return Err(Error::Deployment {
-            id: found.id.short(),
-            why: "is installed there already; use `cfs-update switch`".into(),
-        });
-    }
+    refuse_installed(sysroot, &known)?;
     let Request {
         registry,
         image,
@@ -96,6 +91,20 @@ pub fn install(sysroot: &Sysroot, place: &Prepared, request: Request<'_>, monito
     }
     let done = update::publish(sysroot, recorded, &known, monitor)?;
     Ok(Installed { done, loader, host })
+}
+
+/// What a failed installation left has no entry, and is taken over.
+fn refuse_installed(sysroot: &Sysroot, known: &[Known]) -> Result<()> {
+    let Some(found) = known.iter().find(|known| known.entry.is_some()) else {
+        return Ok(());
+    };
+    Err(Error::Deployment {
+        id: found.id.short(),
+        why: format!(
+            "is installed there already; use `cfs-update --sysroot {} switch`",
+            sysroot.layout().root().display()
+        ),
+    })
 }
 
 /// The boot loader's program in the image, and its path there.

@@ -44,6 +44,21 @@ pub(super) struct Held {
 }
 
 impl Prepared {
+    /// A root that is mounted already and stays so.
+    pub fn given(root: PathBuf, boot: PathBuf, esp: PathBuf, root_argument: String) -> Self {
+        Self {
+            root,
+            boot,
+            esp,
+            root_argument,
+            kernel_arguments: Vec::new(),
+            has_verity: true,
+            partitions: Vec::new(),
+            notes: Vec::new(),
+            held: Held::default(),
+        }
+    }
+
     /// Makes everything durable and takes away what was mounted for the installation. A failure here means that
     /// something may not be on the disk.
     pub fn finish(mut self) -> Result<()> {

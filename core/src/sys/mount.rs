@@ -511,6 +511,40 @@ mod tests {
     }
 
     #[test]
+    fn what_a_kernel_lacks_is_named() {
+        let refused = |errno| Refused {
+            errno,
+            log: "overlay: Unknown parameter 'verity'".into(),
+        };
+        let erofs = |errno| explain_erofs(&refused(errno));
+        assert!(erofs(Errno::NODEV).contains("no EROFS") && erofs(Errno::NODEV).contains("erofs"));
+        assert!(erofs(Errno::NOENT).contains("no loop device") && erofs(Errno::NOENT).contains("Linux 6.12"));
+        assert!(!erofs(Errno::IO).contains("this kernel"));
+        let overlay = |errno, check| explain_overlay(Path::new("/t"), check, &refused(errno));
+        assert!(overlay(Errno::NODEV, Verity::Off).contains("no overlayfs"));
+        let old = overlay(Errno::INVAL, Verity::Require);
+        for text in [
+            "verity=require",
+            "Linux 6.6",
+            "data-only layers",
+            "Unknown parameter 'verity'",
+        ] {
+            assert!(old.contains(text), "{old}");
+        }
+        assert!(!overlay(Errno::INVAL, Verity::Off).contains("Linux 6.6"));
+    }
+
+    #[test]
+    fn what_the_kernel_says_of_a_mount_is_kept() {
+        if !is_root() {
+            return;
+        }
+        let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+        let refused = with_log(&context, fsconfig_set_string(&context, "no-such-option", "1")).unwrap_err();
+        assert!(refused.to_string().contains("no-such-option"), "{refused}");
+    }
+
+    #[test]
     fn an_image_without_the_demanded_digest_is_not_mounted() {
         if !is_root() {
             return;

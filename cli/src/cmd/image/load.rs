@@ -24,8 +24,8 @@ use super::objects::Objects;
 use super::scratch;
 use super::source::{Content, Source};
 
-/// SELinux' file contexts are far smaller.
-const OBJECT_LIMIT: u64 = 64 << 20;
+/// SELinux' file contexts are far smaller; an initrd with firmware may have hundreds of megabytes.
+const OBJECT_LIMIT: u64 = 1 << 30;
 const IMAGE_LIMIT: u64 = 8 << 30;
 const BUFFER: usize = 128 << 10;
 
@@ -96,12 +96,21 @@ fn from_content(content: Content, options: &Options) -> Result<Tree> {
 }
 
 fn from_folder(path: &Path, options: &Options) -> Result<Tree> {
-    let files: RefCell<HashMap<ObjectId, PathBuf>> = RefCell::default();
+    // A container's layers have hard links, so the boot variant of the same tree must find them, too.
+    let (tree, files) = scanned(path, options, options.boot)?;
+    boot_variant(tree, options, &|id| read_file(&files, id))
+}
+
+/// Which file has the content of an object.
+type Files = HashMap<ObjectId, PathBuf>;
+
+/// The tree of a folder, and its files where `links` (with hard links found, too) says that contents are wanted.
+fn scanned(path: &Path, options: &Options, links: bool) -> Result<(Tree, Files)> {
+    let files: RefCell<Files> = RefCell::default();
     let mut hasher = Hasher::new(options.algorithm());
     let mut buffer = vec![0; BUFFER];
-    // A container's layers have hard links, so the boot variant of the same tree must find them, too.
     let scanned = ScanOptions {
-        hard_links: options.scan.hard_links || options.boot,
+        hard_links: options.scan.hard_links || links,
         ..options.scan
     };
     let tree = scan(path, scanned, &mut |path, mut file| {
@@ -109,19 +118,20 @@ fn from_folder(path: &Path, options: &Options) -> Result<Tree> {
             Some(objects) => objects.put(path, &file, options.algorithm())?,
             None => hash(&mut hasher, &mut buffer, path, &mut file)?,
         };
-        if options.boot {
+        if links {
             files.borrow_mut().insert(id, path.to_path_buf());
         }
         Ok(id)
     })?;
-    boot_variant(tree, options, &|id| {
-        let files = files.borrow();
-        let path = files.get(id).ok_or_else(|| unreadable(id))?;
-        let content = cfs_core::sys::fs::read(path, OBJECT_LIMIT)?;
-        content.ok_or_else(|| Error::Object {
-            id: id.to_string(),
-            why: format!("{} has gone", path.display()),
-        })
+    Ok((tree, files.into_inner()))
+}
+
+fn read_file(files: &Files, id: &ObjectId) -> Result<Vec<u8>> {
+    let path = files.get(id).ok_or_else(|| unreadable(id))?;
+    let content = cfs_core::sys::fs::read(path, OBJECT_LIMIT)?;
+    content.ok_or_else(|| Error::Object {
+        id: id.to_string(),
+        why: format!("{} has gone", path.display()),
     })
 }
 
@@ -130,6 +140,58 @@ fn from_store(context: &Context, id: &ObjectId, options: &Options) -> Result<Tre
     let store = context.store()?;
     let tree = reader::read(&store.read_object(id, IMAGE_LIMIT)?)?;
     boot_variant(tree, options, &|id| store.read_object(id, OBJECT_LIMIT))
+}
+
+/// Lets `see` look at the tree of a folder or a container image as its layers have it, with the contents of files that
+/// `keeps` names, for the architecture that it says. `None` from `see`: with the contents of all files, once more.
+///
+/// # Errors
+/// [`Error::Usage`] for other sources: a composefs image has lost what only its layers had.
+pub fn look<T>(
+    context: &Context,
+    source: &Source,
+    platform: Option<Platform>,
+    keeps: fn(&[u8]) -> bool,
+    mut see: impl FnMut(&Tree, &dyn Fn(&ObjectId) -> Result<Vec<u8>>, &str) -> Option<T>,
+) -> Result<Option<T>> {
+    match source {
+        Source::Folder(path) => {
+            let options = Options {
+                scan: ScanOptions {
+                    hard_links: true,
+                    ..ScanOptions::default()
+                },
+                ..Options::default()
+            };
+            let (tree, files) = scanned(path, &options, true)?;
+            Ok(see(&tree, &|id| read_file(&files, id), std::env::consts::ARCH))
+        }
+        Source::Reference(reference) => {
+            let registry = Registry::open(reference, &context.registry())?;
+            context.ui.event(Event::Stage(Stage::Resolve));
+            let image = registry.image(&platform.unwrap_or_else(Platform::host), &context.ui)?;
+            let mut at = |store: &Store| {
+                let tree =
+                    pull::import(store, &registry, image.clone(), context.threads(), &context.ui)?.tree(store)?;
+                let read = |id: &ObjectId| store.read_object(id, OBJECT_LIMIT);
+                Ok(see(&tree, &read, &image.config.architecture))
+            };
+            let complete = |store: &Store| image.config.diff_ids.iter().all(|layer| store.has_layer(layer));
+            if let Some(store) = context.store().ok().filter(complete) {
+                return at(&store);
+            }
+            let folder = scratch::folder(&context.environment.temporary)?;
+            let fresh = |name: &str| Store::create(&folder.path().join(name), Algorithm::Sha256);
+            match at(&fresh("hashes")?.only_hashing(keeps))? {
+                // What is wanted may be a hard link to a file of any name.
+                None => at(&fresh("objects")?),
+                seen => Ok(seen),
+            }
+        }
+        _ => Err(Error::Usage(
+            "give a folder or a container image: a composefs image has no /boot any more".into(),
+        )),
+    }
 }
 
 /// Of a container image. Layers that are all in the repository are taken from there; else their files are hashed and

@@ -5,6 +5,7 @@ mod container;
 mod digest;
 mod dump;
 mod inspect;
+mod lint;
 mod load;
 mod ls;
 mod mount;
@@ -26,6 +27,7 @@ pub enum Image {
     Digest(digest::Digest),
     Dump(dump::Dump),
     Inspect(inspect::Inspect),
+    Lint(lint::Lint),
     Pull(pull::Pull),
     Ls(ls::Ls),
     Rm(ls::Rm),
@@ -39,6 +41,7 @@ impl Image {
             Self::Digest(command) => command.run(context),
             Self::Dump(command) => command.run(context),
             Self::Inspect(command) => command.run(context),
+            Self::Lint(command) => command.run(context),
             Self::Pull(command) => command.run(context),
             Self::Ls(command) => command.run(context),
             Self::Rm(command) => command.run(context),

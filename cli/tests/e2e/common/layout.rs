@@ -54,6 +54,12 @@ impl Layer {
         self
     }
 
+    pub fn program(mut self, path: &str) -> Self {
+        let mut header = Self::header(tar::EntryType::Regular, 0o755, 4);
+        self.0.append_data(&mut header, path, &b"#!/x"[..]).unwrap();
+        self
+    }
+
     /// An entry whose name is written as it is, whatever it is.
     pub fn raw_name(mut self, name: &[u8], content: &[u8]) -> Self {
         let mut header = Self::header(tar::EntryType::Regular, 0o644, content.len() as u64);
