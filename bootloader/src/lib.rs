@@ -58,3 +58,10 @@ pub fn open(kind: Kind, boot: BootDir, fs: Arc<dyn Fs>) -> Box<dyn Bootloader> {
         Kind::SystemdBoot => Box::new(SdBoot::new(boot, fs)),
     }
 }
+
+/// Where an image for this architecture keeps the boot loader of this kind, best first.
+pub fn programs(kind: Kind, architecture: &str) -> Vec<String> {
+    match kind {
+        Kind::SystemdBoot => install::programs(architecture),
+    }
+}

@@ -50,6 +50,16 @@ pub fn look(store: &Store, tree: &Tree, architecture: &str) -> Result<Bootable> 
     })
 }
 
+/// Bytes of the kernel and the initrd that [`look`] would find; reads no file.
+pub fn kernel_sizes(tree: &Tree) -> Result<[u64; 2]> {
+    let found = kernel::find(kernel_nodes(tree))?;
+    let size = |path: &Path| {
+        tree.resolve(path.as_os_str().as_bytes())
+            .map_or(0, |inode| inode.size())
+    };
+    Ok([size(&found.linux), size(&found.initrd)])
+}
+
 /// The whole kernel command line of an entry: the image, the root, the image's own arguments, then the host's. Unless
 /// these say `ro` or `rw`, it is `rw`: /etc and /var are on that root, and systemd tries to remount / otherwise, which is
 /// an overlay that cannot be written to.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use cfs_core::boot::{HostArguments, cmdline};
 use cfs_core::ids::Algorithm;
 use cfs_core::install::table::{self, Role, parse_size};
-use cfs_core::install::{self, FileSystem, Prepared, Request, Sizes, existing, format};
+use cfs_core::install::{self, BootFiles, FileSystem, Prepared, Request, Sizes, existing, format};
 use cfs_core::manifest::Platform;
 use cfs_core::monitor::{Event, Monitor, Stage};
 use cfs_core::registry::{Image, Registry};
@@ -18,6 +18,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::Context;
+use super::image::load;
 use super::switch::reference;
 use crate::args::{BootDir, NewStore};
 use crate::output::Report;
@@ -147,6 +148,11 @@ impl ToDisk {
         filesystem::own_mounts()?;
         let source = inputs.source(context)?;
         refuse_small_root(&plan, &source.image)?;
+        if let Some(files) = &source.files {
+            let size = |role| plan.table.of(role).map(|partition| partition.size);
+            let esp = size(Role::Esp).unwrap_or_default();
+            files.check_partitions(&plan.disk.path, size(Role::Xbootldr), esp)?;
+        }
         let remains =
             "the disk was overwritten and boots nothing; once the reason is gone, run the same command with --wipe";
         let place = plan.execute().context(remains)?;
@@ -171,6 +177,9 @@ impl ToFilesystem {
         };
         let place = existing::look(&self.dir, &wishes)?;
         let source = inputs.source(context)?;
+        if let Some(files) = &source.files {
+            files.check_mounted(&place)?;
+        }
         let report = self.common.deploy(context, place, source, inputs)?;
         context.show(&report)
     }
@@ -189,6 +198,8 @@ struct Inputs {
 struct Source {
     registry: Registry,
     image: Image,
+    /// What goes onto the boot partition, where looking costs no network.
+    files: Option<BootFiles>,
 }
 
 impl Common {
@@ -222,7 +233,9 @@ impl Common {
         let mut options = context.options_for(&place.root, &place.boot, Some(self.algorithm(context)))?;
         options.root_argument = Some(place.root_argument.clone());
         let sysroot = Sysroot::open(options, "install")?;
-        let Source { registry, mut image } = source;
+        let Source {
+            registry, mut image, ..
+        } = source;
         if let Some(target) = inputs.target {
             image.reference = target;
         }
@@ -252,8 +265,18 @@ impl Inputs {
         let platform = Platform::host();
         let image = registry.image(&platform, &context.ui)?;
         image.config.check_platform(&platform, &image.reference.to_string())?;
-        Ok(Source { registry, image })
+        let files = match &self.image {
+            // Known once the layers are there; fetching them twice would cost more than it saves.
+            Reference::Registry(_) => None,
+            _ => Some(boot_files(context, &registry, &image)?),
+        };
+        Ok(Source { registry, image, files })
     }
+}
+
+fn boot_files(context: &Context, registry: &Registry, image: &Image) -> CoreResult<BootFiles> {
+    let programs = cfs_bootloader::programs(cfs_bootloader::Kind::default(), &image.config.architecture);
+    BootFiles::find(&load::preview(context, registry, image)?, &programs)
 }
 
 /// What is compressed does not get smaller: a root that cannot even hold that is too small.

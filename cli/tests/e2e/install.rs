@@ -268,15 +268,16 @@ fn a_file_system_without_fs_verity_or_with_something_in_it_is_refused_and_stays_
     let refused = install(root.dir.path(), ["to-filesystem", "/", &reference, "--boot", "/tmp"]).expect(1);
     assert!(refused.stderr.contains("cfs-update switch"), "{}", refused.stderr);
 
-    // Nothing of a failed attempt is in the way of the next; a second installation is refused.
+    // An image that cannot be installed is found out before; a second installation is refused.
     let broken = small(1, "k", 1, 100).finish().layout(&root.path("no-loader"), "os");
     let failed = root.install(&broken, ["--allow-missing-verity"]).expect(1);
     assert!(
-        failed.stderr.contains("the image needs systemd-boot"),
+        failed.stderr.contains("the image needs its boot loader"),
         "{}",
         failed.stderr
     );
     assert_eq!(list(&root.path("esp")), empty.1, "nothing was written to $BOOT");
+    assert!(!root.mount().join("composefs").exists());
     root.install(&reference, ["--allow-missing-verity"]).expect(0);
     let again = root.install(&reference, ["--allow-missing-verity"]).expect(1);
     assert!(again.stderr.contains("installed there already"), "{}", again.stderr);
@@ -302,6 +303,10 @@ fn a_boot_partition_that_cannot_hold_two_kernels_is_refused_with_numbers_before_
     let left = list(&esp);
     tool("umount", [&esp]);
     let refused = refused.expect(4);
+    assert!(
+        !root.mount().join("composefs").exists(),
+        "the root was not touched either"
+    );
     assert!(
         refused.stderr.contains("bytes needed") && refused.stderr.contains("5242880 free"),
         "{}",

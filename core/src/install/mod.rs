@@ -19,13 +19,15 @@ pub mod tools;
 use std::path::Path;
 
 use crate::boot::HostArguments;
+use crate::bootable;
 use crate::error::{Error, Result};
 use crate::monitor::{Event, Monitor};
 use crate::pull::read_file;
 use crate::registry::{Image, Registry};
 use crate::sys::fs;
 use crate::sysroot::{Known, Sysroot};
-use crate::update::{self, Done, Fetched, Wishes};
+use crate::tree::Tree;
+use crate::update::{self, Done, Wishes};
 
 pub use disk::Disk;
 pub use table::{FileSystem, Sizes, Table};
@@ -71,8 +73,13 @@ pub fn install(sysroot: &Sysroot, place: &Prepared, request: Request<'_>, monito
     } = request;
     let fetched = update::fetch(sysroot, registry, image, &known, Wishes::default(), monitor)?;
     let architecture = fetched.architecture().to_owned();
-    let (loader, program) = find_loader(sysroot, &fetched)?;
-    refuse_small(place, &fetched, program.len() as u64)?;
+    let files = BootFiles::find(fetched.tree(), &sysroot.bootloader().programs(&architecture))?;
+    files.check_mounted(place)?;
+    let loader = files.loader;
+    let program = match fetched.tree().resolve(&loader) {
+        Some(inode) => read_file(sysroot.store(), &loader, inode)?,
+        None => Vec::new(),
+    };
     host.save(sysroot.fs(), sysroot.layout())?;
     let recorded = update::record(sysroot, fetched, &known, monitor)?;
     let etc = recorded.deployment().etc();
@@ -107,38 +114,86 @@ fn refuse_installed(sysroot: &Sysroot, known: &[Known]) -> Result<()> {
     })
 }
 
-/// The boot loader's program in the image, and its path there.
-fn find_loader(sysroot: &Sysroot, fetched: &Fetched) -> Result<(String, Vec<u8>)> {
-    let bootloader = sysroot.bootloader();
-    let paths = bootloader.programs(fetched.architecture());
-    for path in &paths {
-        if let Some(inode) = fetched.tree().resolve(path) {
-            return Ok((path.clone(), read_file(sysroot.store(), path, inode)?));
-        }
-    }
-    let name = bootloader.name();
-    Err(match paths.last() {
-        Some(path) => Error::Tree {
-            path: path.into(),
-            why: format!("is not in the image; the image needs {name} (Debian: package {name}-efi)"),
-        },
-        None => Error::BootEntry {
-            entry: name.into(),
-            why: format!("there is none for architecture {}", fetched.architecture()),
-        },
-    })
+/// What of an image goes onto the boot partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootFiles {
+    /// Bytes of kernel and initrd.
+    kernel: [u64; 2],
+    /// The boot loader's program in the image.
+    loader: String,
+    loader_size: u64,
 }
 
-/// Room for this kernel and that of an update, and for the loader.
-fn refuse_small(place: &Prepared, fetched: &Fetched, loader: u64) -> Result<()> {
-    let kernel = &fetched.bootable().kernel;
-    let sizes = [kernel.linux.size()?, kernel.initrd.size()?];
-    let (boot, esp) = (free(&place.boot)?, free(&place.esp)?);
-    if place.boot == place.esp {
-        return boot.refuse(&place.boot, boot.kernels(sizes) + boot.loader(loader), TWO_KERNELS);
+impl BootFiles {
+    /// Looks into a merged tree; `programs` is where the boot loader may be, best first. No content is read.
+    ///
+    /// # Errors
+    /// [`Error::Tree`] for an image without kernel, initrd or boot loader.
+    pub fn find(tree: &Tree, programs: &[String]) -> Result<Self> {
+        let found = programs.iter().find_map(|path| Some((path, tree.resolve(path)?)));
+        let (loader, inode) = found.ok_or_else(|| Error::Tree {
+            path: programs.last().map_or_else(|| Path::new("/"), Path::new).into(),
+            why: "is not in the image; the image needs its boot loader (Debian: package systemd-boot-efi)".into(),
+        })?;
+        Ok(Self {
+            kernel: bootable::kernel_sizes(tree)?,
+            loader: loader.clone(),
+            loader_size: inode.size(),
+        })
     }
-    boot.refuse(&place.boot, boot.kernels(sizes), TWO_KERNELS)?;
-    esp.refuse(&place.esp, esp.loader(loader), "the boot loader must fit (--esp-size)")
+
+    /// Whether they fit, before there is a file system: `boot` and `esp` are the sizes of the partitions, `None` where
+    /// one is both.
+    ///
+    /// # Errors
+    /// [`Error::Space`] of `path`.
+    pub fn check_partitions(&self, path: &Path, boot: Option<u64>, esp: u64) -> Result<()> {
+        // The largest that FAT itself may take: two tables of four bytes for each cluster of 512.
+        let usable = |size: u64| Free {
+            bytes: size.saturating_sub(size / 64).saturating_sub(table::MIB),
+            block: 512,
+        };
+        let places = Places {
+            boot: (path, boot.map_or_else(|| usable(esp), usable)),
+            esp: boot.map(|_| (path, usable(esp))),
+        };
+        self.check(&places, "nothing was changed")
+    }
+
+    /// Whether they fit onto what is mounted.
+    ///
+    /// # Errors
+    /// [`Error::Space`] with the folder.
+    pub fn check_mounted(&self, place: &Prepared) -> Result<()> {
+        let places = Places {
+            boot: (&place.boot, free(&place.boot)?),
+            esp: match place.boot == place.esp {
+                true => None,
+                false => Some((&place.esp, free(&place.esp)?)),
+            },
+        };
+        self.check(&places, "nothing was written to it")
+    }
+
+    /// Room for this kernel and that of an update, and for the loader.
+    fn check(&self, places: &Places<'_>, done: &str) -> Result<()> {
+        let (path, boot) = places.boot;
+        let kernels = boot.kernels(self.kernel);
+        match places.esp {
+            None => boot.refuse(path, kernels + boot.loader(self.loader_size), done, TWO_KERNELS),
+            Some((esp_path, esp)) => {
+                boot.refuse(path, kernels, done, TWO_KERNELS)?;
+                let what = "the boot loader must fit (--esp-size)";
+                esp.refuse(esp_path, esp.loader(self.loader_size), done, what)
+            }
+        }
+    }
+}
+
+/// What is free where; `esp` only where it is another partition.
+struct Places<'a> {
+    boot: (&'a Path, Free),
+    esp: Option<(&'a Path, Free)>,
 }
 
 const TWO_KERNELS: &str = "two kernels with their initrds must fit, for this system and its update: make the partition \
@@ -175,7 +230,7 @@ impl Free {
         self.blocks(size).saturating_mul(3).saturating_add(12 * self.block)
     }
 
-    fn refuse(self, folder: &Path, needed: u64, remedy: &str) -> Result<()> {
+    fn refuse(self, folder: &Path, needed: u64, done: &str, remedy: &str) -> Result<()> {
         if needed <= self.bytes {
             return Ok(());
         }
@@ -183,7 +238,7 @@ impl Free {
             path: folder.to_path_buf(),
             needed,
             free: self.bytes,
-            remedy: format!("nothing was written to it; {remedy}"),
+            remedy: format!("{done}; {remedy}"),
         })
     }
 }
@@ -207,23 +262,65 @@ fn machine_id_warning(etc: &Path) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn files() -> BootFiles {
+        BootFiles {
+            kernel: [10_000, 8192],
+            loader: "loader".into(),
+            loader_size: 5000,
+        }
+    }
+
     #[test]
     fn two_kernels_and_the_loader_must_fit_and_one_byte_less_is_refused_with_numbers() {
-        let free = |bytes| Free { bytes, block: 4096 };
+        let with = |bytes| Places {
+            boot: (Path::new("/esp"), Free { bytes, block: 4096 }),
+            esp: None,
+        };
         // 2 * (3 + 2) blocks of kernels, 16 beside them; 3 * 2 of the loader, 12 beside it.
-        let needed = free(0).kernels([10_000, 8192]) + free(0).loader(5000);
-        assert_eq!(needed, (10 + 16 + 6 + 12) * 4096);
-        assert!(free(needed).refuse(Path::new("/esp"), needed, TWO_KERNELS).is_ok());
-        let error = free(needed - 1)
-            .refuse(Path::new("/esp"), needed, TWO_KERNELS)
-            .unwrap_err();
+        let needed = (10 + 16 + 6 + 12) * 4096;
+        assert!(files().check(&with(needed), "nothing was changed").is_ok());
+        let error = files().check(&with(needed - 1), "nothing was changed").unwrap_err();
         assert_eq!(error.kind(), crate::Kind::Space);
         let text = error.to_string();
         assert!(
-            text.starts_with(&format!("/esp: {needed} bytes needed, {} free", needed - 1)),
+            text.starts_with(&format!(
+                "/esp: {needed} bytes needed, {} free; nothing was changed",
+                needed - 1
+            )),
             "{text}"
         );
         assert!(text.contains("--esp-size"), "{text}");
+    }
+
+    #[test]
+    fn kernels_need_no_room_on_the_esp_where_there_is_a_boot_partition() {
+        let files = BootFiles {
+            kernel: [20 << 20, 30 << 20],
+            ..files()
+        };
+        let check = |boot, esp| {
+            files
+                .check_partitions(Path::new("/dev/sdx"), boot, esp)
+                .map_err(|e| e.to_string())
+        };
+        assert!(check(None, 104 << 20).is_ok());
+        assert!(check(None, 100 << 20).unwrap_err().contains("/dev/sdx: 104"));
+        assert!(check(Some(104 << 20), 36 << 20).is_ok());
+        assert!(check(Some(100 << 20), 512 << 20).unwrap_err().contains("two kernels"));
+        assert!(
+            check(Some(200 << 20), 1 << 20)
+                .unwrap_err()
+                .contains("the boot loader must fit")
+        );
+    }
+
+    #[test]
+    fn an_image_without_boot_loader_is_told_what_it_needs() {
+        let text = "/ 0 40755 2 0 0 0 0.0 - - -\n";
+        let tree = crate::image::dump::parse(text.as_bytes()).unwrap();
+        let programs = ["usr/a.efi.signed".to_owned(), "usr/a.efi".to_owned()];
+        let error = BootFiles::find(&tree, &programs).unwrap_err().to_string();
+        assert!(error.starts_with("usr/a.efi: is not in the image"), "{error}");
     }
 
     #[test]

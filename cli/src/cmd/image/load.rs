@@ -12,7 +12,7 @@ use cfs_core::manifest::Platform;
 use cfs_core::monitor::{Event, Monitor, Stage};
 use cfs_core::pull::{self, Variant};
 use cfs_core::reference::Reference;
-use cfs_core::registry::Registry;
+use cfs_core::registry::{self, Registry};
 use cfs_core::store::Store;
 use cfs_core::sys::verity::Hasher;
 use cfs_core::tree::{ScanOptions, Tree, scan};
@@ -224,6 +224,13 @@ fn from_reference(context: &Context, reference: &Reference, options: &Options) -
         Err(Error::Object { .. }) if options.boot => make(&fresh("objects")?),
         made => made,
     }
+}
+
+/// The merged tree of a container image, of which no file is kept.
+pub fn preview(context: &Context, registry: &Registry, image: &registry::Image) -> Result<Tree> {
+    let folder = scratch::folder(&context.environment.temporary)?;
+    let store = Store::create(&folder.path().join("preview"), Algorithm::Sha256)?.only_hashing(|_| false);
+    pull::import(&store, registry, image.clone(), context.threads(), &context.ui)?.tree(&store)
 }
 
 /// What the boot variant reads from an image: SELinux' policy.

@@ -6,7 +6,7 @@ mod digest;
 mod dump;
 mod inspect;
 mod lint;
-mod load;
+pub(super) mod load;
 mod ls;
 mod mount;
 mod objects;
