@@ -9,6 +9,7 @@ use crate::boot::kernel::{self, FileSource, KernelFiles, Node};
 use crate::boot::{HostArguments, cmdline, kargs};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
+use crate::initrd::{self, Listing};
 use crate::pull::read_file;
 use crate::store::Store;
 use crate::tree::{Inode, Kind, Regular, Tree};
@@ -58,6 +59,28 @@ pub fn kernel_sizes(tree: &Tree) -> Result<[u64; 2]> {
             .map_or(0, |inode| inode.size())
     };
     Ok([size(&found.linux), size(&found.initrd)])
+}
+
+impl Bootable {
+    /// What keeps it from booting for certain, as far as the initrd shows: it lists its files, and no program that mounts a
+    /// deployment is among them. A warning and no refusal, since there may be programs that are not known here; the entry's
+    /// tries lead back.
+    ///
+    /// # Errors
+    /// What opening the initrd gives.
+    pub fn warning(&self) -> Result<Option<String>> {
+        let Listing::Names(names) = initrd::list(self.kernel.initrd.open()?) else {
+            return Ok(None);
+        };
+        Ok((!initrd::boots_deployments(&names)).then(|| {
+            format!(
+                "the initrd of kernel {} has neither /{} nor another program that mounts a deployment: this image will not \
+                 boot, and the machine will come back to the deployment before it; `image lint` says what to do",
+                self.kernel.version,
+                initrd::PROGRAM
+            )
+        }))
+    }
 }
 
 /// The whole kernel command line of an entry: the image, the root, the image's own arguments, then the host's. Unless

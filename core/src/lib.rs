@@ -39,6 +39,8 @@ pub mod deployment;
 pub mod etc;
 pub mod boot;
 #[cfg(feature = "update")]
+pub mod initrd;
+#[cfg(feature = "update")]
 pub mod bootable;
 #[cfg(feature = "update")]
 pub mod lint;

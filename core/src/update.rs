@@ -263,6 +263,9 @@ pub fn fetch(
     if let Some(note) = &bootable.note {
         monitor.event(Event::Note(note.clone()));
     }
+    if let Some(warning) = bootable.warning()? {
+        monitor.event(Event::Warning(warning));
+    }
     Ok(Fetched {
         imported,
         tree,

@@ -105,8 +105,12 @@ impl<'a> Mounter<'a> {
             name: Some(&name),
         };
         mount_file(self.image.file(), &options, &self.image_root).map_err(|e| {
-            Refusal::from(e)
-                .remedy("boot another deployment; the kernel needs EROFS, and overlayfs of Linux 6.6 or later")
+            Refusal::new(
+                "the image cannot be mounted",
+                "a kernel with EROFS, and with overlayfs of Linux 6.6 or later",
+                e.to_string(),
+            )
+            .remedy("boot another deployment; take a kernel that has these, and an initramfs with its modules")
         })
     }
 

@@ -140,3 +140,18 @@ fn a_folder_is_an_image_in_the_making_and_a_composefs_image_is_none_any_more() {
     cfs.run(["image", "lint", built]).expect(2);
     cfs.run(["image", "lint", &"0".repeat(64)]).expect(2);
 }
+
+#[test]
+fn switch_warns_of_an_initrd_that_cannot_boot_a_deployment() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let without = image(
+        dir.path(),
+        Layer::default().file(INITRAMFS, initrd(&["init", "usr/bin/sh"])),
+    );
+    let warned = cfs.run(["switch", &without]).expect(0);
+    assert!(warned.stderr.contains("will not boot"), "{}", warned.stderr);
+    let good = image(dir.path(), Layer::default().file(INITRAMFS, initrd(&[PROGRAM])));
+    let quiet = cfs.run(["switch", &good]).expect(0);
+    assert!(!quiet.stderr.contains("will not boot"), "{}", quiet.stderr);
+}

@@ -2,21 +2,13 @@
 
 use std::path::Path;
 
-use super::{Lint, Listing, list};
+use super::Lint;
 use crate::boot::{cmdline, kargs, kernel};
 use crate::bootable;
 use crate::error::Error;
+use crate::initrd::{self, EQUIVALENT, Listing, PROGRAM};
 use crate::tree::Kind;
 
-/// Our program.
-const PROGRAM: &str = "usr/lib/cfs-update/cfs-update-root";
-/// What else boots the same layout: bootc's and composefs-rs' programs, as they lie in an initrd.
-const EQUIVALENT: [&str; 4] = [
-    "usr/lib/bootc/initramfs-setup",
-    "usr/bin/composefs-setup-root",
-    "bin/composefs-setup-root",
-    "usr/sbin/composefs-setup-root",
-];
 const CONFIG: &str = "usr/lib/composefs/setup-root-conf.toml";
 const MAKE_INITRD: &str = "install cfs-update's files (make install DESTDIR=...) before the initramfs is made (dracut, \
      update-initramfs or mkinitcpio), or make it anew";
@@ -54,7 +46,7 @@ impl Lint<'_> {
     }
 
     fn initrd(&mut self, version: &str, path: &str) {
-        let names = match self.content(path).map(|bytes| list(&bytes)) {
+        let names = match self.content(path).map(|bytes| initrd::list(bytes.as_slice())) {
             Some(Listing::Names(names)) => names,
             Some(Listing::Broken(why)) => {
                 return self.error("initrd", format!("/{path} is no initrd: {why}"), "make it anew");
@@ -70,7 +62,7 @@ impl Lint<'_> {
             }
         };
         let there = |path: &str| names.iter().any(|name| name == path);
-        if !there(PROGRAM) && !EQUIVALENT.iter().any(|path| there(path)) {
+        if !initrd::boots_deployments(&names) {
             self.no_program(&format!("/{path}"));
         } else if !there(PROGRAM) {
             let what = format!("/{path} has another tool's program to mount a deployment, not cfs-update-root");

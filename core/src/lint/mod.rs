@@ -8,7 +8,6 @@
 
 mod boot;
 mod files;
-mod initrd;
 mod system;
 
 use std::fmt;
@@ -18,8 +17,6 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::ids::ObjectId;
 use crate::tree::{Inode, Kind, Tree};
-
-pub use initrd::{Listing, list};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::initrd::tests::cpio;
 use super::*;
 use crate::error::Error;
 use crate::ids::Algorithm;
 use crate::image::dump;
+use crate::initrd::tests::cpio;
 use crate::sys::verity;
 
 /// Path, then what the dump says of it: mode, owner, group, content or target.

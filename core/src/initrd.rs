@@ -10,6 +10,9 @@ const NAMES: usize = 1 << 20;
 const NAME: u64 = 1 << 12;
 const BYTES: u64 = 8 << 30;
 const HEADER: usize = 110;
+/// The longest magic number.
+const MAGIC: u64 = 6;
+const BUFFER: usize = 64 << 10;
 
 /// The result of [`list`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,37 +25,68 @@ pub enum Listing {
     Broken(String),
 }
 
-/// Lists an initrd.
-pub fn list(bytes: &[u8]) -> Listing {
+/// Our program, as it lies in an initrd.
+pub const PROGRAM: &str = "usr/lib/cfs-update/cfs-update-root";
+/// What else boots the same layout: bootc's and composefs-rs' programs.
+pub const EQUIVALENT: [&str; 4] = [
+    "usr/lib/bootc/initramfs-setup",
+    "usr/bin/composefs-setup-root",
+    "bin/composefs-setup-root",
+    "usr/sbin/composefs-setup-root",
+];
+
+/// Whether an initrd with these names can boot a deployment.
+pub fn boots_deployments(names: &[String]) -> bool {
+    let known = |name: &String| name == PROGRAM || EQUIVALENT.contains(&name.as_str());
+    names.iter().any(known)
+}
+
+/// Lists an initrd, in one pass; memory does not grow with it.
+pub fn list(initrd: impl Read) -> Listing {
     let mut names = Vec::new();
-    let mut rest = bytes;
+    match read(initrd, &mut names) {
+        Ok(None) => Listing::Names(names),
+        Ok(Some(how)) => Listing::Compressed(how),
+        Err(e) => Listing::Broken(e.to_string()),
+    }
+}
+
+/// How the rest is compressed, where that cannot be read here.
+fn read(initrd: impl Read, names: &mut Vec<String>) -> io::Result<Option<&'static str>> {
+    let mut rest = io::BufReader::with_capacity(BUFFER, initrd.take(BYTES));
     loop {
-        // Archives are padded with zeros.
-        let zeros = rest.iter().take_while(|&&b| b == 0).count();
-        rest = &rest[zeros..];
-        if rest.is_empty() {
-            break;
-        }
-        let read = match rest {
-            [b'0', b'7', b'0', b'7', b'0', b'1' | b'2', ..] => archive(&mut rest, &mut names).map(|()| false),
-            [0x1f, 0x8b, ..] => compressed(flate2::bufread::MultiGzDecoder::new(rest), &mut names),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-                zstd::stream::read::Decoder::with_buffer(rest).and_then(|decoder| compressed(decoder, &mut names))
-            }
-            _ => match other(rest) {
-                Some(name) => return Listing::Compressed(name),
-                None => Err(invalid(
-                    "it is neither a cpio archive nor compressed in a way that is known",
-                )),
-            },
+        let Some(first) = after_zeros(&mut rest)? else {
+            return Ok(None);
         };
-        match read {
-            Ok(false) => {}
-            Ok(true) => break,
-            Err(e) => return Listing::Broken(e.to_string()),
+        let mut head = vec![first];
+        (&mut rest).take(MAGIC - 1).read_to_end(&mut head)?;
+        match head.as_slice() {
+            [b'0', b'7', b'0', b'7', b'0', b'1' | b'2'] => archive(&mut head.as_slice().chain(&mut rest), names)?,
+            [0x1f, 0x8b, ..] => {
+                let stream = io::BufReader::new(head.as_slice().chain(rest));
+                return compressed(flate2::bufread::MultiGzDecoder::new(stream), names);
+            }
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+                return compressed(zstd::stream::read::Decoder::new(head.as_slice().chain(rest))?, names);
+            }
+            head => {
+                let unknown = || invalid("it is neither a cpio archive nor compressed in a way that is known");
+                return other(head).map(Some).ok_or_else(unknown);
+            }
         }
     }
-    Listing::Names(names)
+}
+
+/// The first byte that is not zero: archives are padded with zeros.
+fn after_zeros(stream: &mut impl Read) -> io::Result<Option<u8>> {
+    let mut byte = [0];
+    loop {
+        match stream.read(&mut byte)? {
+            0 => return Ok(None),
+            _ if byte[0] != 0 => return Ok(Some(byte[0])),
+            _ => {}
+        }
+    }
 }
 
 fn other(bytes: &[u8]) -> Option<&'static str> {
@@ -69,21 +103,13 @@ fn other(bytes: &[u8]) -> Option<&'static str> {
         .map(|(_, name)| *name)
 }
 
-/// The archives in a compressed stream, which is the rest of the initrd: `true`.
-fn compressed(stream: impl Read, names: &mut Vec<String>) -> io::Result<bool> {
-    let mut stream = io::BufReader::new(stream.take(BYTES));
-    loop {
-        let mut first = [0; 1];
-        loop {
-            if stream.read(&mut first)? == 0 {
-                return Ok(true);
-            }
-            if first[0] != 0 {
-                break;
-            }
-        }
-        archive(&mut (&first[..]).chain(&mut stream), names)?;
+/// The archives in a compressed stream, which is the rest of the initrd.
+fn compressed(stream: impl Read, names: &mut Vec<String>) -> io::Result<Option<&'static str>> {
+    let mut stream = io::BufReader::with_capacity(BUFFER, stream.take(BYTES));
+    while let Some(first) = after_zeros(&mut stream)? {
+        archive(&mut (&[first][..]).chain(&mut stream), names)?;
     }
+    Ok(None)
 }
 
 /// One archive, to its trailer.
@@ -132,7 +158,7 @@ fn invalid(why: &str) -> io::Error {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::io::Write;
 
     use proptest::prelude::*;
@@ -174,16 +200,19 @@ pub(super) mod tests {
             let mut initrd = early.clone();
             initrd.resize(initrd.len().next_multiple_of(512), 0);
             initrd.extend(compressed);
-            assert_eq!(list(&initrd), Listing::Names(expected.to_vec()));
+            assert_eq!(list(initrd.as_slice()), Listing::Names(expected.to_vec()));
         }
-        assert_eq!(list(&[]), Listing::Names(Vec::new()));
+        assert_eq!(list(io::empty()), Listing::Names(Vec::new()));
     }
 
     #[test]
     fn what_cannot_be_read_is_named() {
-        assert_eq!(list(&[0xfd, b'7', b'z', b'X', b'Z', 0, 1]), Listing::Compressed("xz"));
-        assert_eq!(list(&[0x02, 0x21, 0x4c, 0x18, 1]), Listing::Compressed("lz4"));
-        assert!(matches!(list(b"garbage"), Listing::Broken(_)));
+        assert_eq!(
+            list(&[0xfd, b'7', b'z', b'X', b'Z', 0, 1][..]),
+            Listing::Compressed("xz")
+        );
+        assert_eq!(list(&[0x02, 0x21, 0x4c, 0x18, 1][..]), Listing::Compressed("lz4"));
+        assert!(matches!(list(&b"garbage"[..]), Listing::Broken(_)));
         let archive = cpio(&["usr/lib/a.ko"]);
         for end in 1..archive.len() - 4 {
             assert!(!matches!(list(&archive[..end]), Listing::Compressed(_)), "{end}");
@@ -198,8 +227,8 @@ pub(super) mod tests {
             let mut archive = cpio(&["a", "usr/lib/b.ko"]);
             let at = at.min(archive.len());
             archive.splice(at.., bytes.iter().copied());
-            list(&archive);
-            list(&bytes);
+            list(archive.as_slice());
+            list(bytes.as_slice());
         }
     }
 }
