@@ -40,8 +40,12 @@ pub fn look(root: &Path, wishes: &Wishes) -> Result<Prepared> {
     })?;
     check_root(mount).map_err(refuse)?;
     check_empty(&path)?;
-    let places = Places::find(&path, wishes.boot.as_deref(), fs::is_dir, mount_tree::is_mount_point);
-    let Places { boot, esp } = places.map_err(refuse)?;
+    let seen = Seen {
+        is_dir: &fs::is_dir,
+        is_mounted: &mount_tree::is_mount_point,
+        is_fat: &is_fat,
+    };
+    let Places { boot, esp } = Places::find(&path, wishes.boot.as_deref(), &seen).map_err(refuse)?;
     let has_verity = filesystem::has_verity(&path, wishes.algorithm)?;
     if !has_verity && !wishes.allow_missing_verity {
         return Err(refuse(without_verity(mount)));
@@ -50,10 +54,19 @@ pub fn look(root: &Path, wishes: &Wishes) -> Result<Prepared> {
         Some(given) => given.clone(),
         None => root_argument(&path, mount)?,
     };
+    let not_fat = format!(
+        "{} is not FAT, which is all that firmware and systemd-boot can read",
+        boot.display()
+    );
+    let notes = [(has_verity, WITHOUT_VERITY.to_owned()), (is_fat(&boot), not_fat)];
     Ok(Prepared {
         kernel_arguments: arguments(mount),
         has_verity,
-        notes: (!has_verity).then(|| WITHOUT_VERITY.to_owned()).into_iter().collect(),
+        notes: notes
+            .into_iter()
+            .filter(|(good, _)| !good)
+            .map(|(_, note)| note)
+            .collect(),
         ..Prepared::given(path, boot, esp, root_argument)
     })
 }
@@ -124,24 +137,28 @@ struct Places {
     esp: PathBuf,
 }
 
+/// How folders are looked at.
+struct Seen<'a> {
+    is_dir: &'a dyn Fn(&Path) -> bool,
+    is_mounted: &'a dyn Fn(&Path) -> bool,
+    is_fat: &'a dyn Fn(&Path) -> bool,
+}
+
 impl Places {
     /// What is mounted at `boot` is `$BOOT`, what is mounted at `efi` or `boot/efi` the EFI system partition; one of
-    /// them is both where there is no other. A folder that was given counts as `$BOOT` whatever it is.
-    fn find(
-        root: &Path,
-        given: Option<&Path>,
-        is_dir: impl Fn(&Path) -> bool,
-        is_mounted: impl Fn(&Path) -> bool,
-    ) -> Result<Self, String> {
-        if let Some(given) = given.filter(|given| !is_dir(given)) {
+    /// them is both where there is no other, or where the one at `boot` is of a kind that systemd-boot cannot read. A
+    /// folder that was given counts as `$BOOT` whatever it is.
+    fn find(root: &Path, given: Option<&Path>, seen: &Seen<'_>) -> Result<Self, String> {
+        if let Some(given) = given.filter(|given| !(seen.is_dir)(given)) {
             return Err(format!("--boot {}: no such folder", given.display()));
         }
         let mounted = |names: &[&str]| {
             let mut paths = names.iter().map(|name| root.join(name));
-            paths.find(|path| is_mounted(path))
+            paths.find(|path| (seen.is_mounted)(path))
         };
         let esp = mounted(&["efi", "boot/efi"]);
-        let boot = given.map(Path::to_path_buf).or_else(|| mounted(&["boot"]));
+        let found = || mounted(&["boot"]).filter(|boot| esp.is_none() || (seen.is_fat)(boot));
+        let boot = given.map(Path::to_path_buf).or_else(found);
         match (boot, esp) {
             (Some(boot), Some(esp)) => Ok(Self { boot, esp }),
             (Some(both), None) | (None, Some(both)) => Ok(Self {
@@ -154,6 +171,14 @@ impl Places {
             )),
         }
     }
+}
+
+fn is_fat(folder: &Path) -> bool {
+    /// `MSDOS_SUPER_MAGIC` of linux/magic.h.
+    const FAT: i64 = 0x4d44;
+    // The type of the field differs between architectures.
+    #[allow(clippy::unnecessary_cast, clippy::cast_lossless)]
+    rustix::fs::statfs(folder).is_ok_and(|stat| stat.f_type as i64 == FAT)
 }
 
 /// By the UUID that udev, or else blkid, has for the device.
@@ -192,11 +217,29 @@ fn uuid_from_udev(root: &Path) -> Result<Option<String>> {
 mod tests {
     use super::*;
 
-    fn find(given: Option<&str>, mounted: &[&str]) -> Result<(String, String), String> {
+    fn find_with(given: Option<&str>, mounted: &[&str], fat: bool) -> Result<(String, String), String> {
         let is_mounted = |path: &Path| mounted.iter().any(|own| path == Path::new(own));
-        let is_dir = |path: &Path| path == Path::new("/esp");
-        let places = Places::find(Path::new("/mnt"), given.map(Path::new), is_dir, is_mounted)?;
+        let seen = Seen {
+            is_dir: &|path| path == Path::new("/esp"),
+            is_mounted: &is_mounted,
+            is_fat: &|path| fat || path != Path::new("/mnt/boot"),
+        };
+        let places = Places::find(Path::new("/mnt"), given.map(Path::new), &seen)?;
         Ok((places.boot.display().to_string(), places.esp.display().to_string()))
+    }
+
+    fn find(given: Option<&str>, mounted: &[&str]) -> Result<(String, String), String> {
+        find_with(given, mounted, true)
+    }
+
+    #[test]
+    fn a_boot_partition_that_systemd_boot_cannot_read_is_passed_over() {
+        let both = |path: &str| Ok((path.to_owned(), path.to_owned()));
+        assert_eq!(
+            find_with(None, &["/mnt/boot", "/mnt/boot/efi"], false),
+            both("/mnt/boot/efi")
+        );
+        assert_eq!(find_with(None, &["/mnt/boot"], false), both("/mnt/boot"));
     }
 
     #[test]

@@ -140,3 +140,40 @@ fn configure(device: &File, file: &File, part: &Part, direct: bool) -> Result<()
     // SAFETY: the opcode's argument is `struct loop_config`, which holds no pointers; the file stays open.
     unsafe { ioctl::ioctl(device.as_fd(), ioctl::Setter::<OPCODE, loop_config>::new(config)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_file_is_a_device_of_its_own_and_goes_when_it_is_dropped() {
+        if !rustix::process::geteuid().is_root() {
+            println!("not checked: loop devices need root");
+            return;
+        }
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(3 << 20).unwrap();
+        let part = LoopDevice::attach_part(&file, 1 << 20, 1 << 20, 512).unwrap();
+        let path = part.path().to_path_buf();
+        let mut device = File::options().read(true).write(true).open(&path).unwrap();
+        device.write_all(&[7; 4096]).unwrap();
+        device.sync_all().unwrap();
+        let mut rest = Vec::new();
+        device.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest.len(), (1 << 20) - 4096, "it ends where the part ends");
+        drop(device);
+        let backing = |path: &std::path::Path| {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            std::fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok()
+        };
+        let attached = backing(&path);
+        drop(part);
+        assert!(attached.is_some() && backing(&path) != attached, "nothing is left");
+        let mut found = [0; 8192];
+        file.read_exact_at(&mut found, (1 << 20) - 4096).unwrap();
+        assert!(found[..4096].iter().all(|b| *b == 0) && found[4096..].iter().all(|b| *b == 7));
+    }
+}
