@@ -3,7 +3,7 @@
 # there, lets both make an initramfs, and lists what is in them. Lines `=== initramfs-tools` and `=== order` (of its
 # scripts that run when the root is mounted) separate the lists.
 #
-#   testdata/initramfs.sh PROGRAM DIR
+#   testdata/initramfs.sh PROGRAM DIR         as root
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$2"
@@ -16,7 +16,7 @@ mkdir -p "$out/built"
 cp "$1" "$out/built/cfs-update-root"
 : >"$out/built/cfs-update"
 
-key=$(sha256sum <"$here/initramfs.sh" | cut -d' ' -f1)-$(id -u)
+key=$(sha256sum <"$here/initramfs.sh" | cut -d' ' -f1)
 root=$out/root.tar
 if [ ! -f "$out/key" ] || [ "$(cat "$out/key")" != "$key" ]; then
     rm -rf "$out/key" "$out/keyring"
@@ -26,9 +26,7 @@ if [ ! -f "$out/key" ] || [ "$(cat "$out/key")" != "$key" ]; then
     done
     mirror=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
         sed -n 's/^Debian //p' | sort -u | head -n 1)
-    mode=unshare
-    [ "$(id -u)" != 0 ] || mode=root
-    mmdebstrap --quiet --mode="$mode" --variant=essential --keyring="$out/keyring" \
+    mmdebstrap --quiet --mode=root --variant=essential --keyring="$out/keyring" \
         --include="linux-image-cloud-$(dpkg --print-architecture),systemd,systemd-sysv,udev,kmod,zstd,cpio,dracut-core,initramfs-tools-core" \
         --aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
@@ -59,22 +57,10 @@ mkdir /tmp/unpacked
 unmkinitramfs /tmp/tools.img /tmp/unpacked
 cat /tmp/unpacked/scripts/local-bottom/ORDER /tmp/unpacked/main/scripts/local-bottom/ORDER 2>/dev/null || :'
 
-if [ "$(id -u)" = 0 ]; then
-    rm -rf "$out/root"
-    mkdir "$out/root"
-    trap 'rm -rf "$out/root"' EXIT
-    tar -C "$out/root" -xf "$root"
-    install_into "$out/root"
-    mkdir -p "$out/root/etc/initramfs-tools/conf.d"
-    chroot "$out/root" /bin/bash -c "$inside"
-else
-    # Ids of the system live in a user namespace, where only mmdebstrap's own helper can remove them again.
-    staged=$(mktemp -d "$out/staged.XXXXXX")
-    trap 'rm -rf "$staged"' EXIT
-    install_into "$staged"
-    mkdir -p "$staged/etc/initramfs-tools/conf.d"
-    mmdebstrap --quiet --mode=unshare --variant=custom --setup-hook="tar -C \"\$1\" -xf '$root' --exclude=./dev/*" \
-        --setup-hook="tar -C '$staged' --owner=0 --group=0 -cf - . | tar -C \"\$1\" -xf - --keep-directory-symlink" \
-        --customize-hook="printf '%s' '$inside' >\"\$1/tmp/inside\"; chroot \"\$1\" /bin/bash /tmp/inside >&2" \
-        --format=null '' /dev/null 2>&1
-fi
+rm -rf "$out/root"
+mkdir "$out/root"
+trap 'rm -rf "$out/root"' EXIT
+tar -C "$out/root" -xf "$root"
+install_into "$out/root"
+mkdir -p "$out/root/etc/initramfs-tools/conf.d"
+chroot "$out/root" /bin/bash -c "$inside"

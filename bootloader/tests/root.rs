@@ -125,7 +125,7 @@ fn the_next_root_of_a_soft_reboot_is_made_beside_the_running_one() {
     let machine = Machine::new();
     let seen = machine.run(
         &["--target", "/mnt"],
-        "cat /mnt/etc/hostname; ls -d $S/composefs /mnt/sysroot/composefs; findmnt -n -o SOURCE --mountpoint /mnt",
+        "\"$@\" || exit 98; cat /mnt/etc/hostname; ls -d $S/composefs /mnt/sysroot/composefs; findmnt -n -o SOURCE --mountpoint /mnt",
     );
     seen.succeeded();
     seen.shows("the administrator's");
@@ -180,6 +180,24 @@ fn a_repository_with_sha_512_boots_the_same() {
     seen.shows("NAME=of the image");
     seen.shows(&format!("composefs:{}", machine.id));
     assert_eq!(machine.id.len(), 128);
+}
+
+#[test]
+fn what_another_program_has_mounted_already_is_left_alone() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::new();
+    for config in ["", "[root]\ntransient = true"] {
+        machine.config(config);
+        let seen = machine.run(
+            &[],
+            "echo first; \"$@\" || exit 98; awk -v s=\"$S\" '$5 == s' /proc/self/mountinfo | wc -l",
+        );
+        seen.succeeded();
+        seen.shows("first\n1\n");
+        assert!(seen.stderr.contains("already: nothing to do"), "{seen}");
+    }
 }
 
 #[test]

@@ -79,6 +79,14 @@ fn run(options: &Options, console: &Console) -> Result<bool, Refusal> {
         console.note("the kernel command line has neither composefs.digest= nor composefs=: nothing to do");
         return Ok(false);
     };
+    let in_place = options.target == options.sysroot;
+    if let Some(source) = mount_tree::source(&options.target).filter(|source| in_place && is_deployment(source)) {
+        console.note(&format!(
+            "{} has {source} already: nothing to do",
+            options.target.display()
+        ));
+        return Ok(true);
+    }
     let config = match text(&options.config)? {
         Some(text) => Config::parse(&text).map_err(|why| config::refuse(&options.config, &why))?,
         None => Config::default(),
@@ -97,7 +105,7 @@ fn run(options: &Options, console: &Console) -> Result<bool, Refusal> {
         id: image.id(),
         proof,
         read_only: mount_tree::is_read_only(&sysroot)?,
-        in_place: options.target == options.sysroot,
+        in_place,
     };
     let steps = plan::plan(&config, &facts);
     if options.dry_run {
@@ -109,6 +117,11 @@ fn run(options: &Options, console: &Console) -> Result<bool, Refusal> {
     let signed = signer.map_or_else(String::new, |key| format!(", signed by {key}"));
     console.note(&format!("booting {} ({proof}{signed})", image.id()));
     Ok(true)
+}
+
+/// By the source of its root: ours, or what another tool's program has mounted before us.
+fn is_deployment(source: &str) -> bool {
+    source.starts_with("composefs:") || source.starts_with("transient:composefs=")
 }
 
 fn text(path: &std::path::Path) -> Result<Option<String>, Refusal> {

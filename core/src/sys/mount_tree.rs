@@ -198,14 +198,16 @@ pub fn block_device(folder: &Path) -> Option<(u32, u32)> {
         return Some((major, minor));
     }
     // btrfs has a number of its own for each subvolume; the mount table names the device.
-    let table = super::fs::read_text(Path::new("/proc/self/mountinfo"), 1 << 24).ok()??;
-    let line = table
-        .lines()
-        .rev()
-        .find(|l| l.split(' ').nth(4).map(Path::new) == Some(folder))?;
-    let (_, source) = line.split_once(" - ")?;
-    let device = std::fs::metadata(source.split(' ').nth(1)?).ok()?.rdev();
+    let device = std::fs::metadata(source(folder)?).ok()?.rdev();
     (device != 0).then(|| (rustix::fs::major(device), rustix::fs::minor(device)))
+}
+
+/// The source of what is mounted at `folder`, as the mount table has it; `None` where nothing is mounted exactly there.
+pub fn source(folder: &Path) -> Option<String> {
+    let table = super::fs::read_text(Path::new("/proc/self/mountinfo"), 1 << 24).ok()??;
+    let here = |line: &&str| line.split(' ').nth(4).map(Path::new) == Some(folder);
+    let (_, shown) = table.lines().rev().find(here)?.split_once(" - ")?;
+    shown.split(' ').nth(1).map(str::to_owned)
 }
 
 fn attach(mount: &OwnedFd, target: &Dir) -> Result<(), Errno> {
