@@ -155,6 +155,11 @@ impl ToDisk {
         }
         let remains =
             "the disk was overwritten and boots nothing; once the reason is gone, run the same command with --wipe";
+        let note = format!(
+            "{}: partitions and file systems are being made",
+            plan.disk.path.display()
+        );
+        context.ui.event(Event::Note(note));
         let place = plan.execute().context(remains)?;
         let report = self.common.deploy(context, place, source, inputs).context(remains)?;
         context.show(&Done {

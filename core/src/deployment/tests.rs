@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::list::{NEXT_SEAL, SEAL};
 use super::*;
+use crate::boot::HostArguments;
 use crate::error::{Error, Kind, Result};
 use crate::ids::{Algorithm, DeploymentId, ManifestDigest};
 use crate::signature::{ImageFacts, SignedImage, SigningKey, TrustStore};
@@ -662,6 +663,7 @@ fn every_file_of_state_format_1_is_read_and_written_as_ever() {
     assert_eq!(
         names,
         [
+            "boot.toml",
             "counters.json",
             "deployment.origin",
             "failed.json",
@@ -671,8 +673,7 @@ fn every_file_of_state_format_1_is_read_and_written_as_ever() {
     );
     names
         .iter()
-        .skip(2)
-        .chain([&names[0]])
+        .filter(|name| *name != "deployment.origin")
         .for_each(|name| put(name.to_str().unwrap()));
 
     let origin = Origin::parse(&sample("deployment.origin")).unwrap();
@@ -694,6 +695,15 @@ fn every_file_of_state_format_1_is_read_and_written_as_ever() {
     History::append(&RealFs, layout, &history.events[1]).unwrap();
     let last = sample("history.jsonl").lines().last().unwrap().to_owned() + "\n";
     assert_eq!(now("history.jsonl"), sample("history.jsonl") + &last);
+
+    let host = HostArguments::load(layout).unwrap();
+    assert_eq!(
+        host.kernel_arguments,
+        ["console=ttyS0,115200", "dyndbg=\"file a.c +p\""]
+    );
+    assert!(host.allow_missing_verity);
+    host.save(&RealFs, layout).unwrap();
+    assert_eq!(now("boot.toml"), sample("boot.toml"));
 
     let next = crate::signature::next_counter(&RealFs, &layout.state(), []).unwrap();
     assert_eq!((next.counter, next.warning), (42, None));

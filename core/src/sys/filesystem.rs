@@ -30,7 +30,11 @@ pub fn own_mounts() -> Result<()> {
     // SAFETY: without `UnshareFlags::FILES`, nothing changes for descriptors.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(fail)?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private).map_err(fail)
+    match rustix::mount::mount_change("/", private) {
+        // In a chroot the root is no mount, and nothing says that mounts below it are shared.
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(e) => Err(fail(e)),
+    }
 }
 
 /// A mounted file system.
