@@ -5,10 +5,10 @@
 
 use std::io::{self, Read};
 
-/// More names, longer names or more bytes than any initrd has end the listing with an error.
-const NAMES: usize = 1 << 20;
+/// Longer names, more bytes of names or more bytes at all than any initrd has end the listing with an error.
 const NAME: u64 = 1 << 12;
-const BYTES: u64 = 8 << 30;
+const NAMES: usize = 16 << 20;
+const BYTES: u64 = 4 << 30;
 const HEADER: usize = 110;
 /// The longest magic number.
 const MAGIC: u64 = 6;
@@ -41,18 +41,25 @@ pub fn boots_deployments(names: &[String]) -> bool {
     names.iter().any(known)
 }
 
+#[derive(Default)]
+struct Names {
+    list: Vec<String>,
+    /// What they take in memory.
+    bytes: usize,
+}
+
 /// Lists an initrd, in one pass; memory does not grow with it.
 pub fn list(initrd: impl Read) -> Listing {
-    let mut names = Vec::new();
+    let mut names = Names::default();
     match read(initrd, &mut names) {
-        Ok(None) => Listing::Names(names),
+        Ok(None) => Listing::Names(names.list),
         Ok(Some(how)) => Listing::Compressed(how),
         Err(e) => Listing::Broken(e.to_string()),
     }
 }
 
 /// How the rest is compressed, where that cannot be read here.
-fn read(initrd: impl Read, names: &mut Vec<String>) -> io::Result<Option<&'static str>> {
+fn read(initrd: impl Read, names: &mut Names) -> io::Result<Option<&'static str>> {
     let mut rest = io::BufReader::with_capacity(BUFFER, initrd.take(BYTES));
     loop {
         let Some(first) = after_zeros(&mut rest)? else {
@@ -104,7 +111,7 @@ fn other(bytes: &[u8]) -> Option<&'static str> {
 }
 
 /// The archives in a compressed stream, which is the rest of the initrd.
-fn compressed(stream: impl Read, names: &mut Vec<String>) -> io::Result<Option<&'static str>> {
+fn compressed(stream: impl Read, names: &mut Names) -> io::Result<Option<&'static str>> {
     let mut stream = io::BufReader::with_capacity(BUFFER, stream.take(BYTES));
     while let Some(first) = after_zeros(&mut stream)? {
         archive(&mut (&[first][..]).chain(&mut stream), names)?;
@@ -113,7 +120,7 @@ fn compressed(stream: impl Read, names: &mut Vec<String>) -> io::Result<Option<&
 }
 
 /// One archive, to its trailer.
-fn archive(stream: &mut impl Read, names: &mut Vec<String>) -> io::Result<()> {
+fn archive(stream: &mut impl Read, names: &mut Names) -> io::Result<()> {
     loop {
         let mut header = [0; HEADER];
         stream.read_exact(&mut header)?;
@@ -126,7 +133,7 @@ fn archive(stream: &mut impl Read, names: &mut Vec<String>) -> io::Result<()> {
             u64::from_str_radix(digits, 16).map_err(|_| invalid("a number in its cpio archive is none"))
         };
         let (size, length) = (field(54)?, field(94)?);
-        if length == 0 || length > NAME || names.len() == NAMES {
+        if length == 0 || length > NAME || names.bytes > NAMES {
             return Err(invalid("a name in its cpio archive is too long, or there are too many"));
         }
         let mut name = vec![0; usize::try_from(length).unwrap_or_default()];
@@ -142,7 +149,8 @@ fn archive(stream: &mut impl Read, names: &mut Vec<String>) -> io::Result<()> {
             .strip_prefix('.')
             .filter(|rest| rest.starts_with('/'))
             .unwrap_or(&name);
-        names.push(name.trim_start_matches('/').to_owned());
+        names.bytes += name.len() + size_of::<String>();
+        names.list.push(name.trim_start_matches('/').to_owned());
     }
 }
 

@@ -2,14 +2,17 @@
 //!
 //! The boot loader takes one try off an entry before it boots it and says so in the EFI variable `LoaderBootCountPath`
 //! (systemd-boot). Where it does, a reboot is the way on: the next try, or the next entry once all are used up. Where it
-//! does not, or where this entry is booted though its tries are used up, nothing else can boot, and a reboot would only
-//! hide from the console what is wrong; so a machine with one deployment does not loop.
+//! does not, or where this entry is booted though its tries were used up before, nothing else can boot, and a reboot would
+//! only hide from the console what is wrong; so a machine with one deployment does not loop. How many tries there were at
+//! first is not known here: above the usual three, that another deployment is there says that a reboot may lead to it.
 
 use std::path::Path;
 use std::time::Duration;
 
 use cfs_bootloader::counter::CountedName;
 use cfs_core::boot::Tries;
+use cfs_core::deployment::Layout;
+use cfs_core::ids::DeploymentId;
 use cfs_core::sys::{fs, power};
 
 use crate::console::Console;
@@ -19,8 +22,10 @@ const VARIABLE: &str = "LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f
 const VARIABLE_LIMIT: u64 = 4096;
 /// So that a person can read what is wrong.
 const PAUSE: Duration = Duration::from_secs(10);
-/// As many as `cfs-update` gives a new entry, at most.
-const MOST_TRIES: u32 = 3;
+/// What `cfs-update` gives a new entry, unless it is set otherwise.
+const USUAL_TRIES: u32 = 3;
+/// What it can be set to at most.
+const MOST_TRIES: u32 = 99;
 
 /// What the boot loader's counting allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +37,10 @@ pub enum Way {
 }
 
 /// Reboots, or returns at once.
-pub fn act(efivars: &Path, console: &Console) {
+pub fn act(efivars: &Path, sysroot: &Path, console: &Console) {
     let variable = fs::read(&efivars.join(VARIABLE), VARIABLE_LIMIT).ok().flatten();
     let path = variable.as_deref().and_then(text);
-    match way(path.as_deref()) {
+    match way(path.as_deref(), has_others(sysroot)) {
         Way::Stay(why) => console.problem(&format!("no reboot: {why}")),
         Way::Reboot => {
             console.problem(
@@ -49,15 +54,24 @@ pub fn act(efivars: &Path, console: &Console) {
     }
 }
 
-/// By the path of the entry as it was renamed for this boot.
-pub fn way(path: Option<&str>) -> Way {
+/// Whether there is more than one deployment; `false` where it cannot be seen.
+fn has_others(sysroot: &Path) -> bool {
+    let names = fs::names(&Layout::new(sysroot).deployments()).unwrap_or_default();
+    let deployments = names
+        .iter()
+        .filter(|name| name.to_str().is_some_and(|name| name.parse::<DeploymentId>().is_ok()));
+    deployments.count() > 1
+}
+
+/// By the path of the entry as it was renamed for this boot, and whether there are other deployments.
+pub fn way(path: Option<&str>, others: bool) -> Way {
     let Some(path) = path else {
         return Way::Stay("the boot loader does not count the tries of this entry");
     };
     let name = path.rsplit(['\\', '/']).next().unwrap_or(path);
     match CountedName::parse(name).tries() {
         Tries::Left { .. } => Way::Reboot,
-        Tries::Bad { done } if done <= MOST_TRIES => Way::Reboot,
+        Tries::Bad { done } if done <= USUAL_TRIES || others && done <= MOST_TRIES => Way::Reboot,
         Tries::Bad { .. } => {
             Way::Stay("the tries of this entry were used up before, and there was no other one to boot")
         }
@@ -81,11 +95,11 @@ mod tests {
 
     #[test]
     fn a_counted_entry_reboots_until_its_tries_were_used_up_before() {
-        let way = |counter: &str| {
-            way(Some(&format!(
-                "\\loader\\entries\\cfs-000007-0123456789ab{counter}.conf"
-            )))
+        let of = |counter: &str, others| {
+            let entry = format!("\\loader\\entries\\cfs-000007-0123456789ab{counter}.conf");
+            way(Some(&entry), others)
         };
+        let way = |counter: &str| of(counter, false);
         assert_eq!(way("+02-01"), Way::Reboot);
         assert_eq!(way("+01-02"), Way::Reboot);
         // The last try: the boot loader now prefers every other entry.
@@ -94,11 +108,15 @@ mod tests {
         assert!(matches!(way("+00-04"), Way::Stay(_)));
         assert!(matches!(way("+0-4"), Way::Stay(_)));
         assert!(matches!(way(""), Way::Stay(_)));
+        // The last of six tries, which only another deployment tells from one too many.
+        assert_eq!(of("+00-06", true), Way::Reboot);
+        assert!(matches!(of("+00-06", false), Way::Stay(_)));
+        assert!(matches!(of("", true), Way::Stay(_)));
     }
 
     #[test]
     fn without_a_counting_boot_loader_the_message_stays_on_the_console() {
-        assert!(matches!(way(None), Way::Stay(_)));
+        assert!(matches!(way(None, true), Way::Stay(_)));
     }
 
     #[test]

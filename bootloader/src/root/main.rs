@@ -64,7 +64,7 @@ fn main() -> ExitCode {
                 console.problem("another deployment can be chosen in the boot loader's menu");
             }
             if options.on_failure == OnFailure::Reboot && !options.dry_run {
-                failure::act(&options.efivars, &console);
+                failure::act(&options.efivars, &options.sysroot, &console);
             }
             ExitCode::from(refusal.exit_code())
         }
