@@ -280,6 +280,9 @@ impl Inputs {
 }
 
 fn boot_files(context: &Context, registry: &Registry, image: &Image) -> CoreResult<BootFiles> {
+    context
+        .ui
+        .event(Event::Note("looking for kernel and boot loader in the image".into()));
     let programs = cfs_bootloader::programs(cfs_bootloader::Kind::default(), &image.config.architecture);
     BootFiles::find(&load::preview(context, registry, image)?, &programs)
 }
@@ -402,7 +405,9 @@ impl Report for Done {
             ("Root", &self.root_argument),
             ("Kernel args", &arguments),
         ] {
-            text.push_str(&format!("{label:>16}: {value}\n"));
+            if !value.is_empty() {
+                text.push_str(&format!("{label:>16}: {value}\n"));
+            }
         }
         text
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use cfs_core::ids::{Algorithm, ObjectId};
 use cfs_core::image::{Versions, dump, reader, writer};
 use cfs_core::manifest::Platform;
-use cfs_core::monitor::{Event, Monitor, Stage};
+use cfs_core::monitor::{Event, Monitor, Quiet, Stage};
 use cfs_core::pull::{self, Variant};
 use cfs_core::reference::Reference;
 use cfs_core::registry::{self, Registry};
@@ -226,11 +226,11 @@ fn from_reference(context: &Context, reference: &Reference, options: &Options) -
     }
 }
 
-/// The merged tree of a container image, of which no file is kept.
+/// The merged tree of a container image, of which no file is kept, before the work that is shown begins.
 pub fn preview(context: &Context, registry: &Registry, image: &registry::Image) -> Result<Tree> {
     let folder = scratch::folder(&context.environment.temporary)?;
     let store = Store::create(&folder.path().join("preview"), Algorithm::Sha256)?.only_hashing(|_| false);
-    pull::import(&store, registry, image.clone(), context.threads(), &context.ui)?.tree(&store)
+    pull::import(&store, registry, image.clone(), context.threads(), &Quiet)?.tree(&store)
 }
 
 /// What the boot variant reads from an image: SELinux' policy.
