@@ -23,6 +23,11 @@ rm -f vmlinuz vmlinuz.old initrd.img initrd.img.old
 rm -rf boot efi sysroot
 mkdir -p boot efi sysroot
 
+# What people write lies in /var; tmpfiles.d makes the folders (50-image.conf).
+rm -rf home root
+ln -s var/home home
+ln -s var/roothome root
+
 # What is to start is decided here, and once more on the first boot, when systemd fills in the machine's id.
 chroot . systemctl --quiet preset-all
 echo uninitialized >etc/machine-id
@@ -34,5 +39,5 @@ if [ -d var/lib/dpkg ] && [ ! -L var/lib/dpkg ]; then
     mv var/lib/dpkg usr/lib/sysimage/dpkg
     ln -s ../../usr/lib/sysimage/dpkg var/lib/dpkg
 fi
-rm -rf usr/lib/sysimage/dpkg/*-old var/lib/apt/lists var/cache/* var/log/* var/tmp/* tmp/*
+rm -rf usr/lib/sysimage/dpkg/*-old var/lib/apt/lists var/lib/apt/extended_states var/cache/* var/log/* var/tmp/* tmp/*
 rm -rf run/* 2>/dev/null || :

@@ -5,6 +5,7 @@ firmware; from then on everything happens in the machine itself, over power cuts
 """
 
 import random
+import subprocess
 import time
 
 import direct
@@ -38,6 +39,8 @@ def run(report, work):
     with report.step("images: good, better, one that its health check fails, one that panics", vital=True) as note:
         images = Images(work)
         note(f"{len(images.machine.layers)} layers, one more for each version")
+    with report.step("image lint finds nothing to say about the example, and names what a broken one lacks"):
+        lint(images.layout)
     with Registry(work / "registry") as registry:
         registry.push(images.layout, "good", "os:latest")
         drive = Disk(disk.blank(work / "machine.img", 3000))
@@ -85,6 +88,16 @@ def test_files():
     files |= {f"etc/systemd/system/{unit}.service": ("->", "/dev/null") for unit in MASKED.split()}
     files |= {f"etc/systemd/system/{unit}.timer": ("->", "/dev/null") for unit in MASKED_TIMERS.split()}
     return files
+
+
+def lint(layout):
+    """`image lint` on the host."""
+    layout.tag("lacking", layout.layers("1")[:1], "1", image.created(1))
+    for tag, good in (("1", True), ("lacking", False)):
+        command = [image.program(), "image", "lint", f"oci:{layout.path}:{tag}"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        expect((done.returncode == 0) == good, f"{tag}: exit {done.returncode}\n{done.stdout[-2000:]}")
+        expect(good or "kernel" in done.stdout, f"a missing kernel is not named:\n{done.stdout[-2000:]}")
 
 
 def insecure(registry):
