@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::common::layout::{How, Image, Layer, base};
-use crate::common::{Cfs, scratch};
+use crate::common::{Cfs, OsImage, scratch};
 
 /// A cpio archive (newc) of empty files.
 fn initrd(names: &[&str]) -> Vec<u8> {
@@ -154,4 +154,31 @@ fn switch_warns_of_an_initrd_that_cannot_boot_a_deployment() {
     let good = image(dir.path(), Layer::default().file(INITRAMFS, initrd(&[PROGRAM])));
     let quiet = cfs.run(["switch", &good]).expect(0);
     assert!(!quiet.stderr.contains("will not boot"), "{}", quiet.stderr);
+}
+
+#[test]
+fn a_real_debian_lacks_what_was_not_installed_and_nothing_else() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    for tag in ["1-gzip", "2-zstd"] {
+        let report = cfs
+            .run(["image", "lint", "--json", &OsImage::get().layout(tag)])
+            .expect(1)
+            .json();
+        let errors = checks(&report, "error");
+        // Its initrd is looked into, and was made without our hook, so without EROFS, too. Two files of the test image have
+        // odd owners on purpose.
+        assert!(errors.contains(&"initramfs-program".to_owned()), "{report}");
+        let known = ["initramfs-program", "initramfs-driver", "owners"];
+        assert!(errors.iter().all(|check| known.contains(&check.as_str())), "{report:#}");
+        for (check, text) in [
+            ("var", "/var/"),
+            ("updater", "cfs-update"),
+            ("boot-loader", "systemd-boot"),
+        ] {
+            let mut findings = report["findings"].as_array().unwrap().iter();
+            let said = |finding: &Value| finding["check"] == check && finding["what"].as_str().unwrap().contains(text);
+            assert!(findings.any(said), "{check}: {report:#}");
+        }
+    }
 }
