@@ -19,7 +19,8 @@ RECIPE = REPO / "examples" / "debian-13"
 
 def program():
     """The program under test: CFS_PROGRAM, or the debug build."""
-    path = pathlib.Path(os.environ.get("CFS_PROGRAM", REPO / "target" / "debug" / "cfs-update")).resolve()
+    built = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPO / "target")) / "debug" / "cfs-update"
+    path = pathlib.Path(os.environ.get("CFS_PROGRAM") or built).resolve()
     if not path.exists():
         raise SystemExit(f"there is no {path}; build it, or set CFS_PROGRAM")
     return path
@@ -29,12 +30,12 @@ def key(*more):
     """A digest of everything that the base image is made of."""
     digest = hashlib.sha256(repr(more).encode())
     built = program()
-    files = [built, built.with_name("cfs-update-root"), REPO / "testdata" / "oci.sh", REPO / "Cargo.toml"]
-    for folder in (RECIPE, REPO / "bootloader", REPO / "units"):
-        files += sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".rs")
+    files = [built, built.with_name("cfs-update-root"), REPO / "testdata" / "oci.sh", REPO / "Makefile"]
+    for folder in (RECIPE, REPO / "bootloader" / "initramfs", REPO / "cli" / "systemd"):
+        files += sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         if path.exists():
-            digest.update(str(path).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+            digest.update(str(path.name).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:32]
 
 

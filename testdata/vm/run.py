@@ -27,6 +27,9 @@ def main(names):
     if unknown:
         print(f"no scenario is called {', '.join(sorted(unknown))}; there are: {', '.join(SCENARIOS)}", file=sys.stderr)
         return 2
+    if os.geteuid() != 0:
+        print("run it as root: the files of a disk image keep the owners that the layers give them", file=sys.stderr)
+        return 2
     work = pathlib.Path(os.environ.get("CFS_VM_WORK", image.REPO / "target" / "vm")).resolve()
     work.mkdir(parents=True, exist_ok=True)
     table = report.Report()
