@@ -2,7 +2,8 @@
 //!
 //! Invariant: a file that an entry names is complete and durable under its name before the entry is; an entry appears
 //! complete or not at all. Every step syncs what it made even where it was there already: an earlier run that was
-//! killed may have left names that are not on the disk yet.
+//! killed may have left names that are not on the disk yet. A renamed file is synced under its new name, too: FAT has a
+//! size of 0 there until then (see [`fs::replace`]).
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -49,7 +50,7 @@ pub fn kernel(fs: &dyn Fs, folder: &Path, kernel: &KernelFiles, digest: KernelDi
     for name in NAMES {
         fs.rename(&temporary(folder, name), &folder.join(name))?;
     }
-    fs.sync_dir(folder)
+    sync_kernel(fs, folder)
 }
 
 /// Both files under their temporary names, synced and compared with the digest.
@@ -125,6 +126,7 @@ pub fn mark(fs: &dyn Fs, folder: &Path, file: &str, mark: Mark) -> Result<String
         } else {
             fs.rename(&folder.join(file), &folder.join(&marked))?;
         }
+        fs.sync_file(&folder.join(&marked))?;
     }
     fs.sync_dir(folder)?;
     Ok(marked)

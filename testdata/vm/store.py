@@ -123,6 +123,7 @@ class Store:
             ("--verity require is refused where there is no fs-verity", self._no_verity),
             ("FAT: names, one kernel for two versions; upgrade, status, rollback, gc, fsck", self._boot_entries),
             ("FAT: the same after a remount, clean in between", self._remount),
+            ("FAT: the power is cut as soon as a rollback has returned: its entry is whole", self._cut),
             ("a repository with SHA-512 digests", self._sha512),
             ("btrfs: objects with fs-verity, mounted with verity", self._btrfs),
             ("system calls for each object, fs-verity included", self._calls),
@@ -323,6 +324,17 @@ class Store:
         expect(self.guest.check(script) == before, "other files or names than before")
         self._fsck()
         note(output.strip().splitlines()[-1])
+
+    def _cut(self, note):
+        """FAT keeps a file's size in the folder; a rename that is not followed by a sync of the file leaves it empty."""
+        self.guest.check(f"{EXT4} rollback")
+        self.guest.kill()
+        self.guest.start()
+        self.guest.wait_ready()
+        self._prepare()
+        sizes = self.guest.check("cd /mnt/vfat && find loader/entries cfs-update -type f -printf '%s %f\\n'").splitlines()
+        expect(sizes and not any(line.startswith("0 ") for line in sizes), f"empty files: {sizes}")
+        note(f"{len(sizes)} files; {self._fsck()}")
 
     # --- other stores -------------------------------------------------------------------------------------------------
     def _sha512(self, note):

@@ -139,7 +139,10 @@ pub fn create_dir_all(fs: &dyn Fs, path: &Path, mode: u32) -> Result<()> {
     fs.create_dir(path, mode)
 }
 
-/// Puts `content` at `path`, complete and durable or not at all: temporary name, sync, rename, sync of the folder.
+/// Puts `content` at `path`, complete and durable or not at all: temporary name, sync, rename, sync of file and folder.
+///
+/// The file once more after the rename: FAT keeps size and place in the folder, its new name begins with a size of 0, and
+/// syncing the folder does not bring the file's own size there. Without it a power cut leaves an empty file.
 ///
 /// The temporary name starts with `.#`, which no boot loader and no reader of ours takes for an entry; a leftover of
 /// an interrupted run is overwritten.
@@ -149,6 +152,7 @@ pub fn replace(fs: &dyn Fs, path: &Path, mode: u32, content: &[u8]) -> Result<()
     fs.create(&temporary, mode, &mut &*content)?;
     fs.sync_file(&temporary)?;
     fs.rename(&temporary, path)?;
+    fs.sync_file(path)?;
     fs.sync_dir(parent(path)?)
 }
 
