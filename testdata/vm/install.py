@@ -231,8 +231,10 @@ class Installed:
                 findmnt -no OPTIONS / | grep verity=require""")
         with self.report.step("/boot is the extended boot partition, /efi the ESP") as note:
             note(self.guest.check("""set -e
-                ls /boot/loader/entries/*.conf && ls /efi/EFI/BOOT && findmnt -nro TARGET,SOURCE,FSTYPE /boot /efi ||
-                findmnt -nro TARGET,SOURCE,FSTYPE""").strip().replace("\n", ", "))
+                ls /boot/loader/entries/*.conf /efi/EFI/BOOT/BOOTX64.EFI >/dev/null
+                [ ! -e /boot/EFI ]
+                grep -o '^[^ ]* /boot vfat' /proc/mounts
+                grep -o '^[^ ]* /efi vfat' /proc/mounts""").strip().replace("\n", ", "))
         with self.report.step("root's authorized keys are there") as note:
             self.guest.check(f"systemctl is-system-running --wait || :; grep '{KEY}' /root/.ssh/authorized_keys", 300)
             note(self.guest.check("stat -c '%a %U %n' /root/.ssh /root/.ssh/authorized_keys").strip().replace("\n", ", "))

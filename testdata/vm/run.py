@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The program in a virtual machine: runs scenarios, prints a table of what was seen, ends with 1 if anything is off.
 
-    testdata/vm/run.py [SCENARIO…]        all of them without an argument; `store`, `boot`
+    testdata/vm/run.py [SCENARIO…]        all of them without an argument; `store`, `install`, `boot`
 
 Environment: CFS_PROGRAM (the program; target/debug/cfs-update), CFS_VM_WORK (folder; target/vm), CFS_VM_ACCEL (tcg).
 """
@@ -15,10 +15,11 @@ sys.dont_write_bytecode = True
 
 import boot
 import image
+import install
 import report
 import store
 
-SCENARIOS = {"store": store.run, "boot": boot.run}
+SCENARIOS = {"store": store.run, "install": install.run, "boot": boot.run}
 
 
 def main(names):
