@@ -18,6 +18,9 @@ use crate::counter::CountedName;
 /// What the name of a file begins with until it is complete.
 pub const TEMPORARY: &str = ".#";
 
+/// No entry of ours is longer.
+const ENTRY_LIMIT: u64 = 64 << 10;
+
 /// The files of a kernel folder.
 const NAMES: [&str; 2] = ["linux", "initrd"];
 
@@ -109,10 +112,10 @@ pub fn entry(fs: &dyn Fs, folder: &Path, name: &str, content: &[u8]) -> Result<(
     done
 }
 
-/// Renames an entry to what its counter is after `mark`; durable when this returns.
+/// Gives an entry the name that its counter has after `mark`; durable when this returns.
 ///
-/// Where there is one under the new name already (a power cut between the two halves of a rename on FAT may leave
-/// both), that one stays and the counted one goes: both have the same content.
+/// Not by a rename: on FAT the file is empty under its new name until it is synced there, and this may be the only entry
+/// that boots. A copy appears first, then the counted one goes; a power cut between leaves both, with the same content.
 pub fn mark(fs: &dyn Fs, folder: &Path, file: &str, mark: Mark) -> Result<String> {
     let counted = CountedName::parse(file);
     let marked = match mark {
@@ -120,13 +123,16 @@ pub fn mark(fs: &dyn Fs, folder: &Path, file: &str, mark: Mark) -> Result<String
         Mark::Bad => counted.bad(),
     }
     .to_string();
-    if marked != file {
-        if fs::exists(&folder.join(&marked)) {
-            fs.remove_file(&folder.join(file))?;
-        } else {
-            fs.rename(&folder.join(file), &folder.join(&marked))?;
-        }
-        fs.sync_file(&folder.join(&marked))?;
+    if marked == file {
+        fs.sync_file(&folder.join(file))?;
+    } else {
+        let missing = || Error::BootEntry {
+            entry: file.into(),
+            why: "it has gone; run the command again".into(),
+        };
+        let content = fs::read(&folder.join(file), ENTRY_LIMIT)?.ok_or_else(missing)?;
+        fs::replace(fs, &folder.join(&marked), 0o644, &content)?;
+        fs.remove_file(&folder.join(file))?;
     }
     fs.sync_dir(folder)?;
     Ok(marked)

@@ -40,7 +40,7 @@ impl Machine {
             .stash
             .join(std::fs::read_dir(&self.stash).unwrap().count().to_string());
         std::fs::create_dir(&stash).unwrap();
-        CrashFs::new(self.boot.parent().unwrap(), &stash)
+        CrashFs::new(self.boot.parent().unwrap(), &stash).with_fat(&self.boot)
     }
 
     /// Not cut; syncing costs nothing.

@@ -79,7 +79,7 @@ impl Machine {
         self.stashes += 1;
         let stash = self.base.with_file_name(format!("stash-{}", self.stashes));
         std::fs::create_dir(&stash).unwrap();
-        CrashFs::new(&self.base, &stash)
+        CrashFs::new(&self.base, &stash).with_fat(&self.base.join("boot"))
     }
 
     fn loader(&mut self) -> Box<dyn Bootloader> {

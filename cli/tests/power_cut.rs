@@ -165,7 +165,7 @@ impl Bench {
             .unwrap();
         assert!(copied.success());
         std::fs::create_dir(&stash).unwrap();
-        let fs = CrashFs::new(&root, &stash);
+        let fs = CrashFs::new(&root, &stash).with_fat(&root.join("boot"));
         (root, fs)
     }
 

@@ -43,6 +43,7 @@ pub enum Loss {
 pub struct CrashFs {
     base: PathBuf,
     stash: PathBuf,
+    fat: Option<PathBuf>,
     state: Mutex<State>,
 }
 
@@ -51,6 +52,8 @@ struct State {
     log: Vec<String>,
     cut_at: Option<usize>,
     unsynced: HashMap<u64, PathBuf>,
+    /// Files on FAT that were renamed and not synced since.
+    renamed: HashMap<u64, PathBuf>,
     undo: Vec<Undo>,
     stashed: usize,
 }
@@ -73,8 +76,18 @@ impl CrashFs {
         Self {
             base: base.to_path_buf(),
             stash: stash.to_path_buf(),
+            fat: None,
             state: Mutex::default(),
         }
+    }
+
+    /// What is below `folder` is FAT: syncing a folder makes the new name of a renamed file durable with a size of 0, unless
+    /// the file was synced under that name before (Linux, fs/fat/namei_vfat.c: the inode fills the new slot when it is
+    /// written).
+    #[must_use]
+    pub fn with_fat(self, folder: &Path) -> Self {
+        let fat = Some(folder.to_path_buf());
+        Self { fat, ..self }
     }
 
     /// Lets `operations` more operations succeed; every later one fails.
@@ -92,12 +105,16 @@ impl CrashFs {
     /// Does to the folder what a power cut now would do.
     pub fn lose(&self, loss: Loss) {
         let mut state = self.lock();
-        for path in state.unsynced.values() {
+        // While the folder was not synced either, its block is written once, with the size or with the old name.
+        let pending = |path: &&PathBuf| state.undo.iter().any(|undo| undo.path == **path);
+        let renamed = state.renamed.values().filter(|path| !pending(path));
+        for path in state.unsynced.values().chain(renamed) {
             if let Ok(file) = std::fs::File::options().write(true).open(path) {
                 file.set_len(0).unwrap();
             }
         }
         state.unsynced.clear();
+        state.renamed.clear();
         let undo = std::mem::take(&mut state.undo);
         if loss == Loss::Names {
             undo.into_iter().rev().for_each(Undo::revert);
@@ -202,6 +219,10 @@ impl Fs for CrashFs {
                 };
             }
         }
+        let moved = std::fs::symlink_metadata(to).unwrap();
+        if moved.is_file() && self.fat.as_ref().is_some_and(|fat| to.starts_with(fat)) {
+            state.renamed.insert(moved.ino(), to.to_path_buf());
+        }
         state.undo.push(Undo::new(to, Some(from), before));
         Ok(())
     }
@@ -230,6 +251,7 @@ impl Fs for CrashFs {
         let mut state = self.operation("sync", path)?;
         let inode = std::fs::metadata(path).map_err(|e| Error::io("sync", path, e))?.ino();
         state.unsynced.remove(&inode);
+        state.renamed.remove(&inode);
         Ok(())
     }
 
@@ -243,6 +265,7 @@ impl Fs for CrashFs {
     fn sync_all(&self, path: &Path) -> Result<()> {
         let mut state = self.operation("sync-all", path)?;
         state.unsynced.clear();
+        state.renamed.clear();
         state.undo.clear();
         Ok(())
     }
@@ -311,6 +334,23 @@ mod tests {
         fs.lose(Loss::Content);
         assert_eq!(std::fs::read(base.join("b")).unwrap(), b"");
         assert_eq!(fs.log(), ["create a", "rename b"]);
+    }
+
+    #[test]
+    fn on_fat_a_renamed_file_is_empty_until_it_is_synced_under_its_new_name() {
+        for (synced, expected) in [(false, &b""[..]), (true, b"content")] {
+            let (_keep, base, stash) = folders();
+            let fs = CrashFs::new(&base, &stash).with_fat(&base);
+            fs.create(&base.join("a"), 0o644, &mut &b"content"[..]).unwrap();
+            fs.sync_file(&base.join("a")).unwrap();
+            fs.rename(&base.join("a"), &base.join("b")).unwrap();
+            if synced {
+                fs.sync_file(&base.join("b")).unwrap();
+            }
+            fs.sync_dir(&base).unwrap();
+            fs.lose(Loss::Names);
+            assert_eq!(std::fs::read(base.join("b")).unwrap(), expected);
+        }
     }
 
     #[test]

@@ -382,10 +382,16 @@ impl Entries {
         self.ours.iter().find(|entry| Some(&entry.file) == self.next.as_ref())
     }
 
-    /// The best entry of a deployment: complete before broken, then the newest.
+    /// The best entry of a deployment: complete before broken, then the newest; of two copies of one, as a power cut while
+    /// it was marked may leave them, the one that the boot loader prefers.
     pub fn of(&self, id: &DeploymentId) -> Option<&BootEntry> {
         let own = self.ours.iter().filter(|entry| entry.belongs_to(id));
-        own.max_by_key(|entry| (entry.is_complete(), entry.generation, entry.tries == Tries::Good))
+        let rank = |entry: &BootEntry| match entry.tries {
+            Tries::Bad { .. } => 0,
+            Tries::Left { .. } => 1,
+            Tries::Good => 2,
+        };
+        own.max_by_key(|entry| (entry.is_complete(), entry.generation, rank(entry)))
     }
 
     /// A generation higher than that of every entry, broken ones included, and than `highest`, the highest that was
