@@ -9,9 +9,9 @@
 use sha2::block_api::compress256;
 
 #[cfg(target_arch = "x86_64")]
-use x86::hash_beside;
-#[cfg(target_arch = "x86_64")]
 pub(super) use x86::hash_pair;
+#[cfg(target_arch = "x86_64")]
+use x86::{begin_beside, hash_beside};
 
 /// The SHA-256 of each of two blocks; `None` where this processor cannot do it.
 #[cfg(not(target_arch = "x86_64"))]
@@ -21,6 +21,11 @@ pub(super) fn hash_pair(_: [&[u8; 4096]; 2]) -> Option<[[u8; 32]; 2]> {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn hash_beside(_: &mut [u32; 8], _: &[u8; 4096]) -> Option<[u8; 32]> {
+    None
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn begin_beside(_: &mut [u32; 8], _: &[[u8; 64]]) -> Option<[u32; 8]> {
     None
 }
 
@@ -89,6 +94,20 @@ impl Stream {
         Some(digest)
     }
 
+    /// Takes whole chunks and returns a block that begins with them; `None`, and nothing is taken, as for
+    /// [`Stream::update_beside`].
+    pub(super) fn begin_beside(&mut self, chunks: &[[u8; 64]]) -> Option<BegunBlock> {
+        if self.filled() > 0 {
+            return None;
+        }
+        let state = begin_beside(&mut self.state, chunks)?;
+        self.length += chunks.as_flattened().len() as u64;
+        Some(BegunBlock {
+            state,
+            chunks: chunks.len(),
+        })
+    }
+
     /// The digest of everything that was taken.
     pub fn finish(mut self) -> [u8; 32] {
         let bits = self.length.wrapping_mul(8);
@@ -99,9 +118,33 @@ impl Stream {
     }
 }
 
+/// A block of 4096 bytes of which the first chunks are hashed.
+#[derive(Clone, Debug)]
+pub(super) struct BegunBlock {
+    state: [u32; 8],
+    chunks: usize,
+}
+
+impl BegunBlock {
+    /// The SHA-256 of the block, whose first chunks are those that it was begun with.
+    pub(super) fn finish(mut self, block: &[u8; 4096]) -> [u8; 32] {
+        compress256(&mut self.state, &block.as_chunks::<64>().0[self.chunks..]);
+        compress256(&mut self.state, &[END]);
+        bytes(self.state)
+    }
+}
+
+/// The end mark and the length, in bits, of a message of 4096 bytes.
+const END: [u8; 64] = {
+    let mut end = [0; 64];
+    end[0] = 0x80;
+    end[62] = 0x80;
+    end
+};
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::bytes;
+    use super::{END, bytes};
     use std::arch::x86_64::{
         __m128i, _mm_add_epi32, _mm_alignr_epi8, _mm_extract_epi32, _mm_loadu_si128, _mm_set_epi32, _mm_set_epi64x,
         _mm_setr_epi32, _mm_sha256msg1_epu32, _mm_sha256msg2_epu32, _mm_sha256rnds2_epu32, _mm_shuffle_epi8,
@@ -124,14 +167,6 @@ mod x86 {
     /// A hash's state in the order of the instructions: A B E F and C D G H, from the highest word down.
     type State = (__m128i, __m128i);
 
-    /// The end mark and the length, in bits, of a message of 4096 bytes.
-    const END: [u8; 64] = {
-        let mut end = [0; 64];
-        end[0] = 0x80;
-        end[62] = 0x80;
-        end
-    };
-
     fn able() -> bool {
         is_x86_feature_detected!("sha") && is_x86_feature_detected!("ssse3") && is_x86_feature_detected!("sse4.1")
     }
@@ -149,6 +184,24 @@ mod x86 {
     pub(super) fn hash_beside(stream: &mut [u32; 8], block: &[u8; 4096]) -> Option<[u8; 32]> {
         // SAFETY: as above.
         able().then(|| unsafe { beside(stream, block) })
+    }
+
+    /// Takes chunks into a stream's state and returns that of a block which begins with them; `None`, and the state is as
+    /// it was, where this processor cannot do it.
+    #[allow(unsafe_code, reason = "calls what needs the instructions that were looked for")]
+    pub(super) fn begin_beside(stream: &mut [u32; 8], chunks: &[[u8; 64]]) -> Option<[u32; 8]> {
+        // SAFETY: as above.
+        able().then(|| unsafe { both(stream, chunks) })
+    }
+
+    #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
+    fn both(stream: &mut [u32; 8], chunks: &[[u8; 64]]) -> [u32; 8] {
+        let mut states = [load(stream), load(&super::START)];
+        for chunk in chunks {
+            states = compress_shared(states, words(chunk));
+        }
+        *stream = store(states[0]);
+        store(states[1])
     }
 
     #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]

@@ -35,6 +35,8 @@ pub struct Hasher {
     /// Bytes of the last, incomplete data block.
     partial: Box<[u8; BLOCK]>,
     filled: usize,
+    /// The last block, where its whole chunks are hashed already and nothing followed them.
+    begun: Option<sha256::BegunBlock>,
     /// Hashes waiting at each level, lowest first; at most a block each.
     levels: Vec<Vec<u8>>,
 }
@@ -47,6 +49,7 @@ impl Hasher {
             size: 0,
             partial: Box::new([0; BLOCK]),
             filled: 0,
+            begun: None,
             levels: Vec::new(),
         }
     }
@@ -54,6 +57,7 @@ impl Hasher {
     /// Takes the next bytes. Whole blocks are hashed where they lie.
     pub fn update(&mut self, mut data: &[u8]) {
         self.size += data.len() as u64;
+        self.begun = None;
         if self.filled > 0 {
             let take = data.len().min(BLOCK - self.filled);
             self.partial[self.filled..self.filled + take].copy_from_slice(&data[..take]);
@@ -95,6 +99,14 @@ impl Hasher {
                 self.size += BLOCK as u64;
                 data = &data[BLOCK..];
             }
+        }
+        if TWO_AT_A_TIME && self.algorithm == Algorithm::Sha256 && self.filled == 0 && !data.is_empty() {
+            let (chunks, rest) = data.as_chunks::<64>();
+            let begun = stream.begin_beside(chunks);
+            stream.update(if begun.is_some() { rest } else { data });
+            self.update(data);
+            self.begun = begun;
+            return;
         }
         stream.update(data);
         self.update(data);
@@ -139,7 +151,10 @@ impl Hasher {
     pub fn finish(&mut self) -> ObjectId {
         if self.filled > 0 {
             self.partial[self.filled..].fill(0);
-            let hash = block_hash(self.algorithm, &*self.partial);
+            let hash = match self.begun.take() {
+                Some(begun) => padded(&begun.finish(&self.partial)),
+                None => block_hash(self.algorithm, &*self.partial),
+            };
             self.push(0, &hash);
         }
         let root = self.root();
@@ -421,6 +436,13 @@ mod tests {
                 (512, 12_288, 5000),
                 (512, 40_000, 4096),
                 (13, 9000, 8192),
+                (512, 513, 512),
+                (512, 600, 4096),
+                (512, 3000, 4096),
+                (512, 3000, 100),
+                (512, 4608, 4096),
+                (512, 4607, 4096),
+                (512, 9000, 4000),
             ] {
                 let mut stream = sha256::Stream::default();
                 stream.update(&data[..before]);
