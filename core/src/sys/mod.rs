@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "this is the door")]
 
 pub mod dir;
+mod fresh;
 pub mod filesystem;
 pub mod fs;
 pub mod kernel_log;

@@ -4,7 +4,8 @@
 //! system has fs-verity, sealed. It is not durable then: a power cut before the next `syncfs` may leave the name with
 //! lost content, so nothing may refer to it before, and [`crate::store`] keeps a mark that tells the next run.
 //!
-//! A new object costs five system calls without fs-verity: look, open, write, link, close.
+//! A new object costs five system calls without fs-verity: look, open, write, link, close; with fs-verity three more, to
+//! open it again for reading only, close and seal. In a folder that was made by the same run there is no look.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -17,6 +18,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::ids::{Algorithm, ObjectId};
+use crate::sys::fresh::Fresh;
 use crate::sys::verity;
 
 /// How names of unfinished files start, on file systems without O_TMPFILE; no digest starts like this.
@@ -46,6 +48,7 @@ pub struct Objects {
     by_proc: AtomicBool,
     /// Objects that are here already may be broken: look before they are used again.
     suspect: AtomicBool,
+    fresh: Fresh,
 }
 
 /// A file that is no object yet; it vanishes unless it is stored.
@@ -68,6 +71,7 @@ impl Objects {
             named: AtomicBool::new(false),
             by_proc: AtomicBool::new(false),
             suspect: AtomicBool::new(suspect),
+            fresh: Fresh::new(),
         })
     }
 
@@ -131,6 +135,9 @@ impl Objects {
 
     /// Whether the object is here and can be relied on; a broken one is removed where objects are suspect.
     pub fn has(&self, id: &ObjectId, size: u64) -> Result<bool> {
+        if let Some(known) = self.fresh.has(id) {
+            return Ok(known);
+        }
         match self.size(id)? {
             None => Ok(false),
             Some(here) if here == size && (!self.is_suspect() || self.is_intact(id)?) => Ok(true),
@@ -203,14 +210,17 @@ impl Objects {
         let mut linked = self.link(&temporary, name.as_str());
         if linked == Err(Errno::NOENT) {
             // The kernel says so, too, where it does not allow AT_EMPTY_PATH: hence the second attempt.
-            self.make_folder(&name)?;
+            self.make_folder(&name, id)?;
             linked = self.link(&temporary, name.as_str());
             if linked == Err(Errno::NOENT) && !self.by_proc.swap(true, Ordering::Relaxed) {
                 linked = self.link(&temporary, name.as_str());
             }
         }
         match linked {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.fresh.stored(id);
+                Ok(true)
+            }
             Err(Errno::EXIST) => Ok(false),
             Err(e) => Err(Error::io("link", self.path(id), e)),
         }
@@ -218,6 +228,7 @@ impl Objects {
 
     /// Removes an object; a missing one is success.
     pub fn remove(&self, id: &ObjectId) -> Result<()> {
+        self.fresh.removed(id);
         match rustix::fs::unlinkat(&self.dir, Name::new(id).as_str(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(Error::io("remove", self.path(id), e)),
@@ -310,11 +321,13 @@ impl Objects {
         }
     }
 
-    fn make_folder(&self, name: &Name) -> Result<()> {
-        match rustix::fs::mkdirat(&self.dir, name.folder(), Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => Ok(()),
+    fn make_folder(&self, name: &Name, id: &ObjectId) -> Result<()> {
+        let make = || match rustix::fs::mkdirat(&self.dir, name.folder(), Mode::from_raw_mode(0o755)) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
             Err(e) => Err(Error::io("make the folder", self.path.join(name.folder()), e)),
-        }
+        };
+        self.fresh.make(id, make)
     }
 }
 
@@ -478,13 +491,35 @@ mod tests {
         let data = vec![9; 5000];
         let id = verity::hash(Algorithm::Sha256, &data);
         for (suspect, damage, again) in [(false, 4999, true), (false, 5000, false), (true, 5000, true)] {
+            objects(folder.path(), suspect).put(&id, &data).unwrap();
             let objects = objects(folder.path(), suspect);
-            objects.put(&id, &data).unwrap();
             #[allow(clippy::disallowed_methods, reason = "the damage")]
             std::fs::write(objects.path(&id), vec![0; damage]).unwrap();
             assert_eq!(objects.put(&id, &data).unwrap(), again, "{suspect} {damage}");
             objects.remove(&id).unwrap();
         }
+    }
+
+    #[test]
+    fn what_a_new_folder_holds_is_known_without_a_look_and_an_object_of_somebody_else_is_met_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, other) = (objects(folder.path(), false), objects(folder.path(), false));
+        let id = |n: u8| {
+            let mut raw = [n; 32];
+            raw[0] = 7;
+            ObjectId::from_bytes(Algorithm::Sha256, &raw).unwrap()
+        };
+        assert!(here.put(&id(1), b"one").unwrap());
+        assert_eq!(
+            (here.fresh.has(&id(1)), here.fresh.has(&id(2))),
+            (Some(true), Some(false))
+        );
+        assert_eq!(other.fresh.has(&id(1)), None, "it did not make the folder");
+        assert!(!here.put(&id(1), b"one").unwrap() && !other.put(&id(1), b"one").unwrap());
+        assert!(other.put(&id(2), b"two").unwrap());
+        assert!(!here.put(&id(2), b"two").unwrap(), "the name is taken");
+        here.remove(&id(1)).unwrap();
+        assert!(here.put(&id(1), b"one").unwrap());
     }
 
     #[test]
