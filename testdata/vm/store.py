@@ -369,5 +369,5 @@ class Store:
         total -= sum(int(line.split()[3]) for line in lines if line.endswith(" fcntl"))
         objects = int(lines[-1])
         # Eight for an object (three of them for fs-verity), 512 for the folders, and what one run costs.
-        expect(total < 8 * objects + 512 + 1500, f"{total} calls for {objects} objects\n" + "\n".join(lines[:25]))
+        expect(total < 8 * objects, f"{total} calls for {objects} objects\n" + "\n".join(lines[:25]))
         note(f"{total} calls for {objects} objects: {total / objects:.1f} each")
