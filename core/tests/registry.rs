@@ -961,20 +961,13 @@ fn a_blocked_registry_is_not_asked() {
 }
 
 #[test]
-fn transports_of_later_versions_are_refused_with_a_way_out() {
-    for text in [
-        "oci-archive:x.tar",
-        "docker-archive:x.tar",
-        "containers-storage:quay.io/os",
-    ] {
-        let error = Registry::open(&text.parse().unwrap(), &options())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("not in this version") && error.contains("skopeo copy"),
-            "{error}"
-        );
-    }
+fn a_transport_of_a_later_version_is_refused_with_a_way_out() {
+    let reference = "containers-storage:quay.io/os".parse().unwrap();
+    let error = Registry::open(&reference, &options()).unwrap_err().to_string();
+    assert!(
+        error.contains("not in this version") && error.contains("skopeo copy"),
+        "{error}"
+    );
 }
 
 #[test]
