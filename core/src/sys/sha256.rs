@@ -9,18 +9,13 @@
 use sha2::block_api::compress256;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::hash_pair;
+use x86::begin_beside;
 #[cfg(target_arch = "x86_64")]
-use x86::{begin_beside, hash_beside};
+pub(super) use x86::hash_pair;
 
 /// The SHA-256 of each of two blocks; `None` where this processor cannot do it.
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) fn hash_pair(_: [&[u8; 4096]; 2]) -> Option<[[u8; 32]; 2]> {
-    None
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn hash_beside(_: &mut [u32; 8], _: &[u8; 4096]) -> Option<[u8; 32]> {
     None
 }
 
@@ -83,19 +78,8 @@ impl Stream {
         self.partial[..rest.len()].copy_from_slice(rest);
     }
 
-    /// Takes a block and returns the block's own SHA-256; `None`, and nothing is taken, where that is not to be had
-    /// at once: the stream is not at a multiple of 64 bytes, or the processor lacks the instructions.
-    pub(super) fn update_beside(&mut self, block: &[u8; 4096]) -> Option<[u8; 32]> {
-        if self.filled() > 0 {
-            return None;
-        }
-        let digest = hash_beside(&mut self.state, block)?;
-        self.length += block.len() as u64;
-        Some(digest)
-    }
-
-    /// Takes whole chunks and returns a block that begins with them; `None`, and nothing is taken, as for
-    /// [`Stream::update_beside`].
+    /// Takes whole chunks and returns a block that begins with them (or is them, all 64); `None`, and nothing is taken, where
+    /// that is not to be had at once: the stream is not at a multiple of 64 bytes, or the processor lacks the instructions.
     pub(super) fn begin_beside(&mut self, chunks: &[[u8; 64]]) -> Option<BegunBlock> {
         if self.filled() > 0 {
             return None;
@@ -178,14 +162,6 @@ mod x86 {
         able().then(|| unsafe { pair(blocks) })
     }
 
-    /// Takes a block into a stream's state and returns the block's own SHA-256; `None`, and the state is as it was,
-    /// where this processor cannot do it.
-    #[allow(unsafe_code, reason = "calls what needs the instructions that were looked for")]
-    pub(super) fn hash_beside(stream: &mut [u32; 8], block: &[u8; 4096]) -> Option<[u8; 32]> {
-        // SAFETY: as above.
-        able().then(|| unsafe { beside(stream, block) })
-    }
-
     /// Takes chunks into a stream's state and returns that of a block which begins with them; `None`, and the state is as
     /// it was, where this processor cannot do it.
     #[allow(unsafe_code, reason = "calls what needs the instructions that were looked for")]
@@ -212,18 +188,6 @@ mod x86 {
         }
         states = compress(states, [words(&END); 2]);
         states.map(|state| bytes(store(state)))
-    }
-
-    #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-    fn beside(stream: &mut [u32; 8], block: &[u8; 4096]) -> [u8; 32] {
-        let mut states = [load(stream), load(&super::START)];
-        for chunk in block.as_chunks::<64>().0 {
-            states = compress_shared(states, words(chunk));
-        }
-        *stream = store(states[0]);
-        // The stream's half of this is thrown away: alone, the other half would take as long.
-        let [_, block] = compress_shared(states, words(&END));
-        bytes(store(block))
     }
 
     /// The sixteen big-endian words of a chunk.
@@ -397,8 +361,8 @@ mod tests {
             let mut stream = Stream::default();
             stream.update(&data[..before]);
             for block in blocks {
-                match stream.update_beside(block) {
-                    Some(alone) => assert_eq!(alone, <[u8; 32]>::from(Sha256::digest(block))),
+                match stream.begin_beside(block.as_chunks().0) {
+                    Some(begun) => assert_eq!(begun.finish(block), <[u8; 32]>::from(Sha256::digest(block))),
                     None => stream.update(block),
                 }
             }

@@ -92,10 +92,10 @@ impl Hasher {
             self.update(begun);
             data = rest;
             for block in data.as_chunks::<BLOCK>().0 {
-                let Some(hash) = stream.update_beside(block) else {
+                let Some(begun) = stream.begin_beside(block.as_chunks().0) else {
                     break;
                 };
-                self.push(0, &padded(&hash));
+                self.push(0, &padded(&begun.finish(block)));
                 self.size += BLOCK as u64;
                 data = &data[BLOCK..];
             }
