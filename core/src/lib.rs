@@ -19,6 +19,8 @@ pub mod reference;
 #[cfg(feature = "update")]
 pub mod manifest;
 #[cfg(feature = "update")]
+pub mod podman;
+#[cfg(feature = "update")]
 pub mod registry;
 #[cfg(feature = "update")]
 pub mod layers;
@@ -33,6 +35,8 @@ pub mod image;
 pub mod synced;
 #[cfg(feature = "update")]
 pub mod pull;
+#[cfg(feature = "update")]
+pub mod export;
 pub mod signature;
 pub mod deployment;
 #[cfg(feature = "update")]

@@ -64,6 +64,8 @@ pub enum Event {
 pub enum Stage {
     /// Asking for the manifest.
     Resolve,
+    /// Copying an image of the store to somewhere else.
+    Export,
     /// Fetching and importing layers.
     Import,
     /// Writing the store to disk.

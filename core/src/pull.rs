@@ -5,13 +5,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::ids::{DiffId, ManifestDigest, ObjectId};
 use crate::image::{Versions, writer};
-use crate::manifest::Platform;
+use crate::manifest::{Descriptor, Platform};
 use crate::monitor::{Event, Monitor, Stage};
+use crate::podman;
 use crate::registry::{self, Registry};
-use crate::store::{self, Store, import};
+use crate::store::{self, Store, adopt, import};
 use crate::synced::Synced;
 use crate::tree::{Inode, Kind, Merge, Regular, Tree};
 
@@ -76,26 +77,62 @@ pub fn import(
     monitor.event(Event::Stage(Stage::Import));
     let mut seen = HashSet::new();
     let mut sources = Vec::new();
+    let mut here = Vec::new();
     let mut bytes = 0;
-    for (diff_id, layer) in source.config.diff_ids.iter().zip(&source.manifest.layers) {
+    for (diff_id, layer) in source.config.diff_ids.iter().zip(&source.blobs) {
         if !seen.insert(*diff_id) || store.has_layer(diff_id) {
             continue;
         }
+        if let Some(found) = in_podman(store, registry, diff_id, monitor) {
+            here.push((*diff_id, found));
+            continue;
+        }
         bytes += layer.size;
-        sources.push(import::LayerSource {
-            diff_id: *diff_id,
-            size: layer.size,
-            compression: layer.compression(),
-            open: Box::new(move || Ok(Box::new(registry.blob(layer, monitor)) as _)),
-        });
+        sources.push(fetched(registry, diff_id, layer, monitor));
     }
     monitor.event(Event::Plan {
         layers: seen.len(),
         cached: seen.len() - sources.len(),
         bytes,
     });
+    for (diff_id, found) in here {
+        let Err(error) = adopt::layer(store, &found, &diff_id, monitor) else {
+            continue;
+        };
+        let layers = source.config.diff_ids.iter().zip(&source.blobs);
+        let layer = layers.filter(|(id, _)| **id == diff_id).map(|(_, layer)| layer).next();
+        match layer {
+            Some(layer) if !registry.is_podman() && error.kind() == ErrorKind::Failed => {
+                monitor.event(Event::Warning(format!("not taken from podman, but fetched: {error}")));
+                sources.push(fetched(registry, &diff_id, layer, monitor));
+            }
+            _ => return Err(error),
+        }
+    }
     import::layers(store, sources, threads, monitor)?;
     Ok(Imported { source })
+}
+
+fn fetched<'a>(
+    registry: &'a Registry,
+    diff_id: &DiffId,
+    layer: &'a Descriptor,
+    monitor: &'a dyn Monitor,
+) -> import::LayerSource<'a> {
+    import::LayerSource {
+        diff_id: *diff_id,
+        size: layer.size,
+        compression: layer.compression(),
+        open: Box::new(move || Ok(Box::new(registry.blob(layer, monitor)) as _)),
+    }
+}
+
+/// A layer that podman has on this machine, for a store that keeps what it gets.
+fn in_podman(store: &Store, registry: &Registry, diff_id: &DiffId, monitor: &dyn Monitor) -> Option<podman::Layer> {
+    if !store.keeps_all() {
+        return None;
+    }
+    registry.local(monitor)?.layer(diff_id)
 }
 
 /// The merged tree of layers that are in the store.

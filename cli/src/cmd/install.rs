@@ -289,7 +289,7 @@ fn boot_files(context: &Context, registry: &Registry, image: &Image) -> CoreResu
 
 /// What is compressed does not get smaller: a root that cannot even hold that is too small.
 fn refuse_small_root(plan: &format::Plan, image: &Image) -> CoreResult<()> {
-    let needed = image.manifest.layers.iter().map(|layer| layer.size).sum();
+    let needed = image.blobs.iter().map(|layer| layer.size).sum();
     let size = plan.table.of(Role::Root).map_or(0, |root| root.size);
     if needed < size {
         return Ok(());

@@ -8,8 +8,8 @@ use cfs_core::registry::{self, Proxy};
 /// Their values; empty ones count as unset.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
-    /// `HOME`, `XDG_RUNTIME_DIR`, `XDG_CONFIG_HOME`, `DOCKER_CONFIG`, `REGISTRY_AUTH_FILE` and
-    /// `CONTAINERS_REGISTRIES_CONF`: where credentials and registries' settings are.
+    /// `HOME`, `XDG_RUNTIME_DIR`, `XDG_CONFIG_HOME`, `DOCKER_CONFIG`, `REGISTRY_AUTH_FILE`,
+    /// `CONTAINERS_REGISTRIES_CONF` and `CONTAINERS_STORAGE_CONF`: where credentials and registries' settings are.
     pub registry: registry::Environment,
     /// `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, or in lower case (which wins; `HTTP_PROXY` only so, since a web
     /// server's CGI programs find a client's header in it).
@@ -44,6 +44,7 @@ impl Environment {
                 docker_config: path("DOCKER_CONFIG"),
                 auth_file: path("REGISTRY_AUTH_FILE"),
                 registries_conf: path("CONTAINERS_REGISTRIES_CONF"),
+                storage_conf: path("CONTAINERS_STORAGE_CONF"),
             },
             proxy: Proxy {
                 https: text("https_proxy").or_else(|| text("HTTPS_PROXY")),

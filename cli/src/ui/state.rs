@@ -102,6 +102,7 @@ impl State {
 pub fn stage_text(stage: Stage) -> &'static str {
     match stage {
         Stage::Resolve => "asking for the image",
+        Stage::Export => "copying layers",
         Stage::Import => "importing layers",
         Stage::Sync => "writing the store to disk",
         Stage::Image => "generating and signing the image",

@@ -4,8 +4,11 @@
 //! asked for without TLS but on this machine or where the configuration calls the host insecure; both hold for every
 //! hop of a redirect.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
-use reqwest::header::{CONTENT_LENGTH, RETRY_AFTER};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 
 use super::client::{Clients, authority, is_loopback};
@@ -19,6 +22,8 @@ const REDIRECTS: usize = 10;
 /// Of an error's body, this much is read, and a part of that is shown.
 const ERROR_BODY: u64 = 8 << 10;
 const ERROR_TEXT: usize = 300;
+/// Bytes a second that an upload makes at least, or its connection counts as dead.
+const SLOWEST_UPLOAD: u64 = 16 << 10;
 
 /// What is shared by all sources of an image.
 #[derive(Debug)]
@@ -40,6 +45,17 @@ pub(super) struct Request<'r> {
     pub from: u64,
     /// `application/x-www-form-urlencoded`, for POST.
     pub form: Option<String>,
+    /// What is sent to the registry.
+    pub content: Option<Content>,
+}
+
+/// The body of a request that changes something.
+#[derive(Clone, Debug)]
+pub(super) struct Content {
+    pub media_type: String,
+    pub bytes: Bytes,
+    /// Where in the whole it starts, for a part of one.
+    pub at: Option<u64>,
 }
 
 /// Why there is no usable answer.
@@ -61,6 +77,7 @@ impl<'r> Request<'r> {
             accept: &[],
             from: 0,
             form: None,
+            content: None,
         }
     }
 }
@@ -118,7 +135,22 @@ impl Fetcher {
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(form.clone());
         }
-        self.net.send(builder).map_err(|trouble| unanswered(url, trouble))
+        let mut patience = Duration::ZERO;
+        if let Some(content) = &request.content {
+            patience = Duration::from_secs(content.bytes.len() as u64 / SLOWEST_UPLOAD);
+            builder = builder.header(CONTENT_TYPE, &content.media_type);
+            if let Some(at) = content.at {
+                // Of registries' own kind: no unit, no size of the whole.
+                let last = at + (content.bytes.len() as u64).saturating_sub(1);
+                builder = builder.header(CONTENT_RANGE, format!("{at}-{last}"));
+            }
+            builder = builder.body(content.bytes.clone());
+        } else if matches!(request.method, Method::POST | Method::PUT) && request.form.is_none() {
+            builder = builder.header(CONTENT_LENGTH, "0");
+        }
+        self.net
+            .send(builder, patience)
+            .map_err(|trouble| unanswered(url, trouble))
     }
 
     fn redirect(&self, url: &Url, answer: &Answer) -> Result<Url> {
@@ -146,7 +178,7 @@ impl Fetcher {
     }
 }
 
-fn same_origin(a: &Url, b: &Url) -> bool {
+pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
 }
 
@@ -215,7 +247,7 @@ fn accept(answer: Answer, method: &Method, url: &Url) -> Result<Answer, Refused>
     Err(Refused::Failed(Some(status), Failure { error, again }))
 }
 
-fn wait_asked(headers: &HeaderMap) -> Option<std::time::Duration> {
+fn wait_asked(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?;
     retry_after(value, jiff::Timestamp::now().as_second())
 }

@@ -34,6 +34,21 @@ impl Files {
         }
     }
 
+    /// A file's size; `None` where there is none.
+    pub(super) fn size(&self, name: &str) -> Result<Option<u64>> {
+        match self {
+            Self::Folder(folder) => {
+                let path = folder.join(name);
+                match std::fs::metadata(&path) {
+                    Ok(found) => Ok(Some(found.len())),
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                    Err(e) => Err(Error::io("look at", path, e)),
+                }
+            }
+            Self::Archive(archive) => Ok(archive.size(name)),
+        }
+    }
+
     /// A file's size and its bytes from byte `from` on; `None` where there is none.
     pub(super) fn open(&self, name: &str, from: u64) -> Result<Option<(u64, Box<dyn BufRead + Send>)>> {
         match self {

@@ -48,16 +48,26 @@ pub(super) fn sources(name: &Name, options: &Options) -> Result<Vec<Box<dyn Tran
         .collect()
 }
 
+/// How a host may be asked, in this order.
+pub(super) fn schemes(host: &str, insecure: bool) -> &'static [&'static str] {
+    match (is_loopback(host), insecure) {
+        (true, _) => &["http", "https"],
+        (false, true) => &["https", "http"],
+        (false, false) => &["https"],
+    }
+}
+
+/// Docker Hub's API is elsewhere.
+pub(super) fn api_host(host: String) -> String {
+    match host.as_str() {
+        "docker.io" => "registry-1.docker.io".into(),
+        _ => host,
+    }
+}
+
 impl Https {
     fn new(fetcher: &Arc<Fetcher>, place: Place, name: &Name, options: &Options) -> Result<Self> {
-        let schemes: &[&str] = match (
-            is_loopback(&place.host),
-            place.insecure || fetcher.insecure(&place.host),
-        ) {
-            (true, _) => &["http", "https"],
-            (false, true) => &["https", "http"],
-            (false, false) => &["https"],
-        };
+        let schemes = schemes(&place.host, place.insecure || fetcher.insecure(&place.host));
         let places = Places {
             files: options.auth_files.clone(),
             helpers: fetcher.config.helpers.clone(),
@@ -65,10 +75,7 @@ impl Https {
         let source = Self {
             session: Session::new(places, &place.host, &place.repository),
             fetcher: fetcher.clone(),
-            host: match place.host.as_str() {
-                "docker.io" => "registry-1.docker.io".into(),
-                _ => place.host,
-            },
+            host: api_host(place.host),
             repository: place.repository,
             wanted: name.wanted(),
             schemes,
@@ -236,7 +243,7 @@ impl Transport for Https {
     }
 }
 
-fn digest_of(headers: &HeaderMap) -> Option<ManifestDigest> {
+pub(super) fn digest_of(headers: &HeaderMap) -> Option<ManifestDigest> {
     headers.get(DIGEST_HEADER)?.to_str().ok()?.trim().parse().ok()
 }
 

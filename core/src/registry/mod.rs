@@ -9,12 +9,14 @@
 
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::ids::{BlobDigest, ManifestDigest};
+use crate::ids::{BlobDigest, DiffId, ManifestDigest};
 use crate::manifest::{CONFIG_LIMIT, Config, Descriptor, Document, MANIFEST_LIMIT, Manifest, Platform};
 use crate::monitor::{Event, Monitor};
+use crate::podman::{self as storage, Places, Storage};
 use crate::reference::Reference;
 
 mod archive;
@@ -31,6 +33,8 @@ mod login;
 mod net;
 mod oci_dir;
 mod options;
+mod podman;
+mod push;
 mod retry;
 
 use archive::Archive;
@@ -39,9 +43,13 @@ use files::Files;
 use oci_dir::OciDir;
 
 pub use blob::Blob;
+pub(crate) use oci_dir::{ORIGINAL_MANIFEST, PLAIN_LAYER, REF_NAME};
 pub use options::{Environment, Options, Proxy, Timeouts};
+pub use push::Push;
 pub use retry::Retry;
 
+/// How long podman is waited for, where the image is to be had from it alone.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How deep indexes may be nested.
 const DEPTH_LIMIT: usize = 3;
 
@@ -61,6 +69,9 @@ struct Inner {
     good: AtomicUsize,
     /// Of the last check by GET (a registry that does not answer HEAD with a digest), so that it is not fetched twice.
     seen: Mutex<Option<(usize, Fetched)>>,
+    podman: Places,
+    /// podman's images on this machine, opened at most once, since its locks belong to the process.
+    local: OnceLock<Option<Arc<Storage>>>,
 }
 
 /// An image, complete but for its layers.
@@ -76,6 +87,8 @@ pub struct Image {
     pub manifest: Manifest,
     /// The config; as many diff_ids as the manifest has layers.
     pub config: Config,
+    /// What is fetched for each layer: the manifest's own blob, or the layer's tar where the place has that instead.
+    pub blobs: Vec<Descriptor>,
 }
 
 /// Which manifest.
@@ -114,7 +127,7 @@ struct Failure {
 enum Again {
     Never,
     /// Not before this time has passed, if the other side said so.
-    Later(Option<std::time::Duration>),
+    Later(Option<Duration>),
 }
 
 impl From<Error> for Failure {
@@ -134,6 +147,11 @@ trait Transport: std::fmt::Debug + Send + Sync {
     fn manifest(&self, wanted: Wanted, monitor: &dyn Monitor) -> Result<Fetched, Failure>;
     /// A blob of `size` bytes, from byte `from` on where that is possible, else from the start.
     fn blob(&self, digest: &BlobDigest, size: u64, from: u64, monitor: &dyn Monitor) -> Result<Body, Failure>;
+    /// The layer's tar itself as a blob, where the manifest's blob is not to be had here and the tar is. Whoever reads it
+    /// gets what the diff_id says, or an error.
+    fn plain(&self, _layer: &Descriptor, _diff_id: &DiffId) -> Result<Option<Descriptor>> {
+        Ok(None)
+    }
     /// Requests made over the network so far, by all sources of the image together.
     fn requests(&self) -> u64 {
         0
@@ -143,6 +161,7 @@ trait Transport: std::fmt::Debug + Send + Sync {
 impl Registry {
     /// Reads the configuration and finds out where the image is to be had; makes no request.
     pub fn open(reference: &Reference, options: &Options) -> Result<Self> {
+        let local = OnceLock::new();
         let sources = match reference {
             Reference::Registry(name) => https::sources(name, options)?,
             Reference::Layout(layout) => {
@@ -157,16 +176,23 @@ impl Registry {
                 let archive = Archive::open(layout.path(), &options.temporary)?;
                 vec![Box::new(DockerArchive::open(layout, archive)?) as _]
             }
-            Reference::ContainersStorage(_) => {
-                let why = format!(
-                    "{}: is not in this version; copy the image to a folder with \
-                     `skopeo copy {reference} oci:DIR:latest` and use that",
-                    reference.transport()
-                );
-                return Err(Error::Reference {
+            Reference::ContainersStorage(text) => {
+                let name = |why| Error::Reference {
                     reference: reference.to_string(),
                     why,
-                });
+                };
+                let (root, image) = storage::split(text).map_err(name)?;
+                let root = match root {
+                    Some(root) => Some(root.to_path_buf()),
+                    None => options.podman.root()?,
+                };
+                let storage = match &root {
+                    Some(root) => Storage::open(root, PATIENCE)?,
+                    None => None,
+                };
+                let storage = Arc::new(storage.ok_or_else(|| podman::no_storage(&reference.to_string(), root))?);
+                let _ = local.set(Some(storage.clone()));
+                vec![Box::new(podman::Podman::open(reference.to_string(), storage, image)?) as _]
             }
         };
         let inner = Inner {
@@ -175,6 +201,8 @@ impl Registry {
             retry: options.retry.clone(),
             good: AtomicUsize::new(0),
             seen: Mutex::new(None),
+            podman: options.podman.clone(),
+            local,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -187,6 +215,28 @@ impl Registry {
     /// Requests made over the network so far, those for tokens and those that failed included.
     pub fn requests(&self) -> u64 {
         self.inner.sources.first().map_or(0, |source| source.requests())
+    }
+
+    /// podman's images on this machine, whose layers need not be fetched. Where they cannot be read, or podman is changing
+    /// them, that is a note: layers are fetched then.
+    pub fn local(&self, monitor: &dyn Monitor) -> Option<Arc<Storage>> {
+        let open = || {
+            let root = self.inner.podman.root()?;
+            root.map_or(Ok(None), |root| Storage::open(&root, Duration::ZERO))
+        };
+        let opened = self.inner.local.get_or_init(|| match open() {
+            Ok(storage) => storage.map(Arc::new),
+            Err(error) => {
+                monitor.event(Event::Note(format!("podman's images are passed over: {error}")));
+                None
+            }
+        });
+        opened.clone()
+    }
+
+    /// Whether its layers are to be had from podman alone.
+    pub fn is_podman(&self) -> bool {
+        matches!(self.inner.reference, Reference::ContainersStorage(_))
     }
 
     /// The digest that the reference has now: [`Image::top`] of what [`Registry::image`] would give.
@@ -254,10 +304,14 @@ impl Registry {
         let mut blob = Blob::new(self.clone(), &manifest.config, monitor);
         blob.read_to_end(&mut bytes).map_err(|e| Error::from_read(&what, e))?;
         let config = Config::parse(bytes, &manifest)?;
+        let source = &self.inner.sources[self.inner.good.load(Ordering::Relaxed)];
+        let layers = manifest.layers.iter().zip(&config.diff_ids);
+        let blobs = layers.map(|(layer, diff_id)| Ok(source.plain(layer, diff_id)?.unwrap_or_else(|| layer.clone())));
         Ok(Image {
             reference: self.inner.reference.clone(),
             top,
             digest: manifest.digest,
+            blobs: blobs.collect::<Result<_>>()?,
             manifest,
             config,
         })

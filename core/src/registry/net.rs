@@ -82,15 +82,16 @@ impl Net {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Sends one request; redirects are answers like others.
-    pub(super) fn send(&self, request: RequestBuilder) -> Result<Answer, Trouble> {
+    /// Sends one request, whose own body may take `more` time; redirects are answers like others.
+    pub(super) fn send(&self, request: RequestBuilder, more: Duration) -> Result<Answer, Trouble> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let (head, answer) = oneshot::channel();
         let timeouts = self.timeouts.clone();
         self.handle.spawn(async move {
-            let sent = match tokio::time::timeout(timeouts.idle, request.send()).await {
+            let patience = timeouts.idle + more;
+            let sent = match tokio::time::timeout(patience, request.send()).await {
                 Ok(sent) => sent.map_err(|e| trouble(&e)),
-                Err(_) => Err(silent(timeouts.idle)),
+                Err(_) => Err(silent(patience)),
             };
             let response = match sent {
                 Ok(response) => response,

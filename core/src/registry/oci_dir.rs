@@ -8,12 +8,18 @@ use serde::Deserialize;
 use super::files::Files;
 use super::{Again, Body, Failure, Fetched, Transport, Wanted};
 use crate::error::{Error, Result};
-use crate::ids::{BlobDigest, ManifestDigest};
-use crate::manifest::{Document, Index, IndexEntry, MANIFEST_LIMIT};
+use crate::ids::{BlobDigest, DiffId, ManifestDigest};
+use crate::manifest::{Descriptor, Document, Index, IndexEntry, MANIFEST_LIMIT};
 use crate::monitor::Monitor;
 use crate::reference::{Choice, Layout};
 
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Annotation of an index entry: the name of its image.
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Annotation of an index entry of ours whose layers are not compressed any more: the digest of the manifest that the
+/// image had in its registry, which lies beside it.
+pub(crate) const ORIGINAL_MANIFEST: &str = "cfs-update.original-manifest";
+/// The media type of a layer that is not compressed.
+pub(crate) const PLAIN_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 #[derive(Debug)]
 pub(super) struct OciDir {
@@ -82,7 +88,19 @@ impl OciDir {
         }
         let index = self.index()?;
         let entry = self.pick(&index.entries)?;
-        entry.manifest_digest(&self.url(Wanted::Top))
+        // Its digest still says what may be run: it names the config, which names the layers' tars.
+        let original = entry
+            .annotations
+            .get(ORIGINAL_MANIFEST)
+            .and_then(|text| text.parse().ok());
+        match original {
+            Some(digest) if self.has(&digest)? => Ok(digest),
+            _ => entry.manifest_digest(&self.url(Wanted::Top)),
+        }
+    }
+
+    fn has(&self, manifest: &ManifestDigest) -> Result<bool> {
+        Ok(self.files.size(&path_of(&manifest.to_hex()))?.is_some())
     }
 
     fn pick<'i>(&self, entries: &'i [IndexEntry]) -> Result<&'i IndexEntry> {
@@ -160,6 +178,19 @@ impl Transport for OciDir {
             true => Ok(Body { reader, from }),
             false => Err(wrong_size(name(), size, found)),
         }
+    }
+
+    fn plain(&self, layer: &Descriptor, diff_id: &DiffId) -> Result<Option<Descriptor>> {
+        if self.files.size(&path_of(&layer.digest.to_hex()))?.is_some() {
+            return Ok(None);
+        }
+        let tar = self.files.size(&path_of(&diff_id.to_hex()))?;
+        Ok(tar.map(|size| Descriptor {
+            media_type: PLAIN_LAYER.into(),
+            digest: BlobDigest::from_hash(*diff_id.as_bytes()),
+            size,
+            annotations: std::collections::BTreeMap::new(),
+        }))
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::retry::Retry;
+use crate::podman::Places;
 
 /// Everything a [`super::Registry`] has to know beside the reference.
 ///
@@ -31,6 +32,8 @@ pub struct Options {
     pub timeouts: Timeouts,
     /// Where a compressed archive is unpacked to, in a file without a name.
     pub temporary: PathBuf,
+    /// podman's images on this machine: layers that are among them are not fetched.
+    pub podman: Places,
 }
 
 /// Proxies as in the usual environment variables.
@@ -81,6 +84,7 @@ impl Default for Options {
             retry: Retry::default(),
             timeouts: Timeouts::default(),
             temporary: "/var/tmp".into(),
+            podman: Places::default(),
         }
     }
 }
@@ -102,6 +106,8 @@ pub struct Environment {
     pub auth_file: Option<PathBuf>,
     /// `CONTAINERS_REGISTRIES_CONF`: the only registries.conf if given, without drop-ins.
     pub registries_conf: Option<PathBuf>,
+    /// `CONTAINERS_STORAGE_CONF`: the only storage.conf if given.
+    pub storage_conf: Option<PathBuf>,
 }
 
 impl Options {
@@ -142,8 +148,37 @@ impl Options {
             registries_conf,
             registries_conf_d,
             certs_d: certs.concat(),
+            podman: podman(env, config.as_deref()),
             ..Self::default()
         }
+    }
+}
+
+/// containers-storage.conf(5): root's images, or the user's own.
+fn podman(env: &Environment, config: Option<&Path>) -> Places {
+    if let Some(only) = &env.storage_conf {
+        return Places {
+            files: vec![only.clone()],
+            usual: None,
+        };
+    }
+    if env.uid == 0 {
+        return Places {
+            files: ["/etc", "/usr/share"]
+                .map(|top| Path::new(top).join("containers/storage.conf"))
+                .into(),
+            usual: Some("/var/lib/containers/storage".into()),
+        };
+    }
+    Places {
+        files: config
+            .iter()
+            .map(|config| config.join("containers/storage.conf"))
+            .collect(),
+        usual: env
+            .home
+            .as_ref()
+            .map(|home| home.join(".local/share/containers/storage")),
     }
 }
 

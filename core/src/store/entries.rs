@@ -71,7 +71,10 @@ impl Store {
         let mut reader = self.layer_reader(diff_id)?;
         let mut hash = Sha256::new();
         let mut buffer = vec![0; 128 << 10];
-        let write = |e| Error::io("write the tar of", diff_id.to_string(), e);
+        let write = |e: io::Error| match e.downcast::<Error>() {
+            Ok(ours) => ours,
+            Err(e) => Error::io("write the tar of", diff_id.to_string(), e),
+        };
         loop {
             let part = reader.part().map_err(|e| stream_error(diff_id, e.to_string()))?;
             match part {
@@ -104,6 +107,14 @@ impl Store {
             });
         }
         Ok(())
+    }
+
+    /// Size of the layer's tar in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Stream`] where the layer is not here or its stream is broken.
+    pub fn tar_size(&self, diff_id: &DiffId) -> Result<u64> {
+        Ok(self.layer_reader(diff_id)?.size())
     }
 
     fn layer_reader(&self, diff_id: &DiffId) -> Result<Reader> {

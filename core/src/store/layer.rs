@@ -112,24 +112,7 @@ impl<'a, P: Pieces> Importer<'a, P> {
     }
 
     fn finish(self) -> Result<ObjectId> {
-        let found = DiffId::from_hash(self.tar.finish());
-        if found != self.diff_id {
-            return Err(Error::Mismatch {
-                what: "layer".into(),
-                expected: self.diff_id.to_string(),
-                found: found.to_string(),
-            });
-        }
-        let store = self.store;
-        let fail = |e| write_error(store, e);
-        let mut file = self.stream.finish().map_err(fail)?;
-        let size = file.seek(SeekFrom::End(0)).map_err(fail)?;
-        file.seek(SeekFrom::Start(0)).map_err(fail)?;
-        let (id, _) = crate::sys::verity::hash_reader(store.algorithm, &mut file).map_err(fail)?;
-        if !store.objects.has(&id, size)? {
-            store.objects.store(file, &id)?;
-        }
-        Ok(id)
+        keep_stream(self.store, &self.diff_id, self.stream, self.tar)
     }
 
     /// Goes on to the next piece; `false` at the end of the tar.
@@ -331,6 +314,32 @@ impl<'a, P: Pieces> Importer<'a, P> {
             self.monitor.event(Event::Objects { stored, shared });
         }
     }
+}
+
+/// Stores a layer's stream, if its tar was the one that was wanted.
+pub(super) fn keep_stream(
+    store: &Store,
+    diff_id: &DiffId,
+    stream: Writer<Temporary<'_>>,
+    tar: sha256::Stream,
+) -> Result<ObjectId> {
+    let found = DiffId::from_hash(tar.finish());
+    if found != *diff_id {
+        return Err(Error::Mismatch {
+            what: "layer".into(),
+            expected: diff_id.to_string(),
+            found: found.to_string(),
+        });
+    }
+    let fail = |e| write_error(store, e);
+    let mut file = stream.finish().map_err(fail)?;
+    let size = file.seek(SeekFrom::End(0)).map_err(fail)?;
+    file.seek(SeekFrom::Start(0)).map_err(fail)?;
+    let (id, _) = crate::sys::verity::hash_reader(store.algorithm, &mut file).map_err(fail)?;
+    if !store.objects.has(&id, size)? {
+        store.objects.store(file, &id)?;
+    }
+    Ok(id)
 }
 
 /// The parts of an importer that may change while a piece is borrowed from it.

@@ -20,6 +20,7 @@ mod layer;
 mod meta;
 mod pending;
 mod streams;
+pub mod adopt;
 pub mod fsck;
 pub mod gc;
 pub mod import;
@@ -192,6 +193,11 @@ impl Store {
             keeps: Some(keeps),
             ..self
         }
+    }
+
+    /// Whether it keeps what is imported, all of it.
+    pub fn keeps_all(&self) -> bool {
+        self.keeps.is_none()
     }
 
     /// The algorithm that names its objects.

@@ -190,6 +190,13 @@ pub fn unnamed(folder: &Path) -> Result<std::fs::File> {
     }
 }
 
+/// A new file for writing; fails where `path` exists.
+pub fn new_file(path: &Path, mode: u32) -> Result<std::fs::File> {
+    let mut options = std::fs::File::options();
+    options.write(true).create_new(true).mode(mode);
+    options.open(path).map_err(|e| Error::io("write", path, e))
+}
+
 /// Whether this user may run `path`: a file, links followed, that can be executed.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -57,6 +58,55 @@ impl Lock {
     /// Where the lock is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// A lock on another program's file, shared, as fcntl has it: the kernel drops it with the process, and with the first
+/// descriptor of that file that the process closes.
+#[derive(Debug)]
+pub struct RecordLock {
+    _file: File,
+}
+
+impl RecordLock {
+    /// Takes the lock at `path`, waiting for whoever has it for `patience`; `None` where there is no such file, and so
+    /// nobody who locks it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] with the holder's process id after that time.
+    pub fn shared(path: &Path, patience: Duration) -> Result<Option<Self>> {
+        let fail = |e| Error::io("lock", path, e);
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(fail(e)),
+        };
+        let start = Instant::now();
+        loop {
+            match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => return Ok(Some(Self { _file: file })),
+                Err(Errno::AGAIN | Errno::ACCESS) if start.elapsed() >= patience => {
+                    return Err(Error::Busy {
+                        path: path.to_path_buf(),
+                        holder: record_holder(&file),
+                    });
+                }
+                Err(Errno::AGAIN | Errno::ACCESS) => std::thread::sleep(Duration::from_millis(20)),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(fail(e.into())),
+            }
+        }
+    }
+}
+
+fn record_holder(file: &File) -> String {
+    let wanted = rustix::process::Flock::from(rustix::process::FlockType::ReadLock);
+    match rustix::process::fcntl_getlk(file, &wanted) {
+        Ok(Some(found)) => match found.pid {
+            Some(pid) => format!("process {}", pid.as_raw_nonzero()),
+            None => "another process".into(),
+        },
+        _ => "another process".into(),
     }
 }
 

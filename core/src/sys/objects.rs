@@ -203,6 +203,12 @@ impl Objects {
         })
     }
 
+    /// Another program's file as one to be stored under our name as well (a hard link). With fs-verity, which it gets, its
+    /// content can no longer change under us; without it this must not be done.
+    pub fn foreign(&self, file: File) -> Temporary<'_> {
+        Temporary { file, named: None }
+    }
+
     /// Gives a written file its name; `false` where another of that name came first.
     pub fn store(&self, temporary: Temporary<'_>, id: &ObjectId) -> Result<bool> {
         let temporary = self.seal(temporary, id)?;
@@ -338,6 +344,20 @@ impl AsFd for Objects {
 }
 
 impl Temporary<'_> {
+    /// Lets the file, which is empty, share all blocks of `source`; `false` where the file system cannot.
+    ///
+    /// # Errors
+    /// The system's answer, other than that.
+    pub fn clone_from(&mut self, source: &File) -> io::Result<bool> {
+        match rustix::fs::ioctl_ficlone(&self.file, source) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::TXTBSY | Errno::PERM) => {
+                Ok(false)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// Sets the size; what was not written reads as zeros and takes no room.
     ///
     /// # Errors

@@ -76,6 +76,7 @@ impl Container {
             digest,
             manifest,
             config,
+            blobs: _,
         } = image;
         let layers = manifest.layers.iter().zip(&config.diff_ids);
         Self {

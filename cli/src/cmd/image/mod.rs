@@ -4,6 +4,7 @@ mod build;
 mod container;
 mod digest;
 mod dump;
+mod export;
 mod inspect;
 mod lint;
 pub(super) mod load;
@@ -31,6 +32,8 @@ pub enum Image {
     Pull(pull::Pull),
     Ls(ls::Ls),
     Rm(ls::Rm),
+    Export(export::Export),
+    Push(export::Push),
     Mount(mount::Mount),
 }
 
@@ -45,6 +48,8 @@ impl Image {
             Self::Pull(command) => command.run(context),
             Self::Ls(command) => command.run(context),
             Self::Rm(command) => command.run(context),
+            Self::Export(command) => command.run(context),
+            Self::Push(command) => command.run(context),
             Self::Mount(command) => command.run(context),
         }
     }

@@ -1,0 +1,221 @@
+//! A layer's tar, put together again from what tar-split noted and the layer's files.
+//!
+//! JSON lines, compressed with gzip: of type 2 with bytes of the tar as they were (`payload`, base64), of type 1 with the
+//! name and size of a file whose content comes there. Names may be anything: they lead nowhere but into the layer's
+//! folder (`RESOLVE_IN_ROOT`).
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::sys::fs;
+
+/// A line holds a name, or the headers of one entry, which may be long.
+const LINE_LIMIT: u64 = 64 << 20;
+
+/// A part of a tar.
+#[derive(Debug)]
+pub enum Part {
+    /// These bytes.
+    Raw(Vec<u8>),
+    /// All of this file.
+    File {
+        /// Open for reading, a regular file; of this size when it was opened.
+        file: File,
+        /// Its size in bytes.
+        size: u64,
+        /// For messages.
+        name: String,
+    },
+}
+
+/// Gives a tar's parts one by one.
+pub struct Parts {
+    lines: io::Take<BufReader<flate2::read::MultiGzDecoder<BufReader<File>>>>,
+    /// The layer's folder first, then those below it; opened when they are needed.
+    folders: Vec<(PathBuf, Option<OwnedFd>)>,
+    layer: String,
+    line: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    #[serde(rename = "type")]
+    kind: u8,
+    name: Option<String>,
+    name_raw: Option<String>,
+    #[serde(default)]
+    size: u64,
+    payload: Option<String>,
+}
+
+impl Parts {
+    pub(super) fn open(path: &Path, folders: Vec<PathBuf>, layer: String) -> Result<Self> {
+        let decoder = flate2::read::MultiGzDecoder::new(BufReader::new(fs::open(path)?));
+        Ok(Self {
+            lines: BufReader::with_capacity(64 << 10, decoder).take(LINE_LIMIT),
+            folders: folders.into_iter().map(|folder| (folder, None)).collect(),
+            layer,
+            line: Vec::new(),
+        })
+    }
+
+    /// The next part; `None` at the end.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] for a damaged list, or a file that is missing or of another size.
+    pub fn part(&mut self) -> Result<Option<Part>> {
+        loop {
+            self.line.clear();
+            self.lines.set_limit(LINE_LIMIT);
+            let read = self.lines.read_until(b'\n', &mut self.line);
+            if read.map_err(|e| self.fault("its tar-split data", format!("damaged: {e}")))? == 0 {
+                return Ok(None);
+            }
+            let line: Line = serde_json::from_slice(&self.line)
+                .map_err(|e| self.fault("its tar-split data", format!("damaged: {e}")))?;
+            match line.kind {
+                2 => {
+                    let bytes = STANDARD.decode(line.payload.unwrap_or_default());
+                    let bytes = bytes.map_err(|e| self.fault("its tar-split data", format!("damaged: {e}")))?;
+                    return Ok(Some(Part::Raw(bytes)));
+                }
+                1 if line.size > 0 => return self.file(&line).map(Some),
+                1 => {}
+                other => return Err(self.fault("its tar-split data", format!("has a line of type {other}"))),
+            }
+        }
+    }
+
+    fn file(&mut self, line: &Line) -> Result<Part> {
+        let name = match &line.name_raw {
+            Some(raw) => STANDARD
+                .decode(raw)
+                .map_err(|e| self.fault("its tar-split data", format!("damaged: {e}")))?,
+            None => line.name.clone().unwrap_or_default().into_bytes(),
+        };
+        let shown = String::from_utf8_lossy(&name).into_owned();
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let mut why = "is missing there".to_owned();
+        for (path, folder) in &mut self.folders {
+            let folder = match folder {
+                Some(folder) => folder,
+                none => {
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                    match rustix::fs::openat(CWD, &*path, flags, Mode::empty()) {
+                        Ok(opened) => none.insert(opened),
+                        Err(_) => continue,
+                    }
+                }
+            };
+            let file = match rustix::fs::openat2(&*folder, name.as_slice(), flags, Mode::empty(), resolve) {
+                Ok(file) => File::from(file),
+                Err(rustix::io::Errno::NOENT) => continue,
+                Err(e) => {
+                    why = format!("cannot be read there: {e}");
+                    continue;
+                }
+            };
+            match file.metadata() {
+                Ok(found) if found.is_file() && found.len() == line.size => {
+                    return Ok(Part::File {
+                        file,
+                        size: line.size,
+                        name: shown,
+                    });
+                }
+                _ => why = "is another file there".into(),
+            }
+        }
+        Err(self.fault(&shown, why))
+    }
+
+    fn fault(&self, entry: &str, why: String) -> Error {
+        Error::Layer {
+            layer: self.layer.clone(),
+            entry: entry.into(),
+            why,
+        }
+    }
+}
+
+/// The tar as a reader. Errors carry the library's own.
+pub struct Tar {
+    parts: Parts,
+    raw: VecDeque<u8>,
+    file: Option<(File, u64, String)>,
+    /// Bytes to pass over first.
+    skip: u64,
+}
+
+impl Tar {
+    /// From byte `from` on.
+    pub fn new(parts: Parts, from: u64) -> Self {
+        Self {
+            parts,
+            raw: VecDeque::new(),
+            file: None,
+            skip: from,
+        }
+    }
+
+    fn some(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if !self.raw.is_empty() {
+                return self.raw.read(buffer);
+            }
+            if let Some((file, left, name)) = &mut self.file {
+                let most = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
+                if most > 0 {
+                    let read = file.read(&mut buffer[..most])?;
+                    if read == 0 {
+                        let (entry, why) = (name.clone(), "became shorter while it was read".into());
+                        return Err(io::Error::other(self.parts.fault(&entry, why)));
+                    }
+                    *left -= read as u64;
+                    return Ok(read);
+                }
+            }
+            self.file = None;
+            match self.parts.part().map_err(io::Error::other)? {
+                Some(Part::Raw(bytes)) => self.raw = bytes.into(),
+                Some(Part::File { file, size, name }) => self.file = Some((file, size, name)),
+                None => return Ok(0),
+            }
+        }
+    }
+}
+
+impl Read for Tar {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        while self.skip > 0 {
+            let mut passed = [0; 4096];
+            let most = usize::try_from(self.skip).unwrap_or(usize::MAX).min(passed.len());
+            match self.some(&mut passed[..most])? {
+                0 => return Ok(0),
+                read => self.skip -= read as u64,
+            }
+        }
+        self.some(buffer)
+    }
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts")
+            .field("layer", &self.layer)
+            .finish_non_exhaustive()
+    }
+}

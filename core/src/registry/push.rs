@@ -1,0 +1,509 @@
+//! Blobs and manifests to a registry: the writing half of the OCI distribution API.
+//!
+//! Invariant: a blob is announced to nobody before the registry has checked its digest (that is what the last request of
+//! an upload asks it for), and the manifest goes last, so that a cut leaves the tag as it was. The registry says where an
+//! upload goes on; credentials go there only where that is the registry itself. Memory: one part of a blob.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use reqwest::header::{HeaderMap, LOCATION, RANGE};
+use reqwest::{Method, StatusCode, Url};
+
+use super::auth::Places;
+use super::client::authority;
+use super::config::Place;
+use super::fetch::{Content, Fetcher, Refused, Request, network, same_origin};
+use super::https::{api_host, digest_of, schemes};
+use super::login::{Pass, Session};
+use super::net::Answer;
+use super::{Again, Failure, Options, Retry};
+use crate::error::{Error, Result};
+use crate::ids::{BlobDigest, ManifestDigest};
+use crate::manifest::{ACCEPTED, Descriptor};
+use crate::monitor::Monitor;
+use crate::reference::{Name, Reference};
+
+/// Bytes of an upload at a time.
+const PART: usize = 8 << 20;
+const BINARY: &str = "application/octet-stream";
+
+/// A repository of a registry, to be written to.
+#[derive(Debug)]
+pub struct Push {
+    fetcher: Arc<Fetcher>,
+    session: Session,
+    retry: Retry,
+    host: String,
+    repository: String,
+    tag: String,
+    scheme: &'static str,
+}
+
+/// A way to go on after a failed part: where, and how many bytes the registry has.
+struct Upload {
+    at: Url,
+    done: u64,
+}
+
+impl Push {
+    /// Reads the configuration and finds out whether the registry is asked with TLS: one request.
+    ///
+    /// # Errors
+    /// [`Error::Reference`] for what is no tag of a registry; [`Error::Network`].
+    pub fn open(reference: &Reference, options: &Options, monitor: &dyn Monitor) -> Result<Self> {
+        let refuse = |why: &str| Error::Reference {
+            reference: reference.to_string(),
+            why: why.into(),
+        };
+        let Reference::Registry(name) = reference else {
+            return Err(refuse(
+                "is no place in a registry; write one such as docker://quay.io/org/os:41",
+            ));
+        };
+        let tag = match (name.tag(), name.digest()) {
+            (Some(tag), None) => tag.to_owned(),
+            _ => return Err(refuse("names a digest, which follows from the image; write a tag")),
+        };
+        let fetcher = Arc::new(Fetcher::new(options)?);
+        let place = registry_itself(&fetcher, name)?;
+        let places = Places {
+            files: options.auth_files.clone(),
+            helpers: fetcher.config.helpers.clone(),
+        };
+        let schemes = schemes(&place.host, place.insecure || fetcher.insecure(&place.host));
+        let mut push = Self {
+            session: Session::new(places, &place.host, &place.repository),
+            retry: options.retry.clone(),
+            host: api_host(place.host),
+            repository: place.repository,
+            tag,
+            scheme: schemes[0],
+            fetcher,
+        };
+        push.find_scheme(schemes, monitor)?;
+        Ok(push)
+    }
+
+    /// For messages.
+    pub fn name(&self) -> String {
+        format!("{}/{}:{}", self.host, self.repository, self.tag)
+    }
+
+    /// The path of the repository, if it is on `host` as references write it: blobs of one repository of a registry can
+    /// be made another's without sending them.
+    pub fn sibling<'n>(&self, name: &'n Name) -> Option<&'n str> {
+        let same = api_host(name.host().into()) == self.host && name.repository() != self.repository;
+        same.then(|| name.repository())
+    }
+
+    /// What the tag names now; `None` where it names nothing, or the registry does not say.
+    ///
+    /// # Errors
+    /// [`Error::Network`].
+    pub fn current(&self, monitor: &dyn Monitor) -> Result<Option<ManifestDigest>> {
+        let url = self.url(&format!("manifests/{}", self.tag))?;
+        let request = Request {
+            method: Method::HEAD,
+            accept: &ACCEPTED,
+            ..Request::get(url)
+        };
+        Ok(self
+            .ask(&request, monitor)?
+            .and_then(|answer| digest_of(&answer.headers)))
+    }
+
+    /// Whether the repository has the blob.
+    ///
+    /// # Errors
+    /// [`Error::Network`].
+    pub fn has(&self, blob: &Descriptor, monitor: &dyn Monitor) -> Result<bool> {
+        let request = Request {
+            method: Method::HEAD,
+            ..Request::get(self.url(&format!("blobs/{}", blob.digest))?)
+        };
+        Ok(self.ask(&request, monitor)?.is_some())
+    }
+
+    /// Makes a blob of another repository of this registry one of this, where the registry does that.
+    ///
+    /// # Errors
+    /// [`Error::Network`].
+    pub fn mount(&self, digest: &BlobDigest, from: &str, monitor: &dyn Monitor) -> Result<bool> {
+        let mut url = self.url("blobs/uploads/")?;
+        url.query_pairs_mut()
+            .append_pair("mount", &digest.to_string())
+            .append_pair("from", from);
+        let request = Request {
+            method: Method::POST,
+            ..Request::get(url.clone())
+        };
+        // One that may not be seen there, or no such way at all: then it is sent.
+        let Ok(answer) = self.patient(&request, monitor) else {
+            return Ok(false);
+        };
+        if answer.status == StatusCode::CREATED {
+            return Ok(true);
+        }
+        if let Some(begun) = location(&url, &answer.headers) {
+            let forget = Request {
+                method: Method::DELETE,
+                ..Request::get(begun)
+            };
+            let _ = self.send(&forget, monitor);
+        }
+        Ok(false)
+    }
+
+    /// Sends a blob that `content` writes; the registry checks its digest.
+    ///
+    /// # Errors
+    /// What `content` gives, and [`Error::Network`]; nothing of the blob can be seen there then.
+    pub fn put(
+        &self,
+        blob: &Descriptor,
+        content: &mut dyn FnMut(&mut dyn Write) -> Result<()>,
+        monitor: &dyn Monitor,
+    ) -> Result<()> {
+        let mut parts = Parts {
+            push: self,
+            monitor,
+            upload: None,
+            buffer: Vec::with_capacity(PART.min(usize::try_from(blob.size).unwrap_or(PART))),
+        };
+        content(&mut parts)?;
+        parts.finish(blob)
+    }
+
+    /// Sends a manifest and lets the tag name it.
+    ///
+    /// # Errors
+    /// [`Error::Network`]; [`Error::Mismatch`] where the registry made another manifest of it.
+    pub fn put_manifest(
+        &self,
+        bytes: &[u8],
+        media_type: &str,
+        digest: ManifestDigest,
+        monitor: &dyn Monitor,
+    ) -> Result<()> {
+        let request = Request {
+            method: Method::PUT,
+            content: Some(Content {
+                media_type: media_type.into(),
+                bytes: Bytes::copy_from_slice(bytes),
+                at: None,
+            }),
+            ..Request::get(self.url(&format!("manifests/{}", self.tag))?)
+        };
+        let answer = self.patient(&request, monitor)?;
+        match digest_of(&answer.headers) {
+            Some(found) if found != digest => Err(Error::Mismatch {
+                what: format!("manifest at {}", self.name()),
+                expected: digest.to_string(),
+                found: found.to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn url(&self, path: &str) -> Result<Url> {
+        self.url_with(self.scheme, &format!("{}/{path}", self.repository))
+    }
+
+    fn url_with(&self, scheme: &str, path: &str) -> Result<Url> {
+        let text = format!("{scheme}://{}/v2/{path}", self.host);
+        text.parse().map_err(|e| Error::Network {
+            url: text.clone(),
+            why: format!("is no address: {e}"),
+        })
+    }
+
+    fn find_scheme(&mut self, schemes: &[&'static str], monitor: &dyn Monitor) -> Result<()> {
+        let mut first = None;
+        for scheme in schemes {
+            self.scheme = scheme;
+            let url = self.url(&format!("manifests/{}", self.tag))?;
+            let request = Request {
+                method: Method::HEAD,
+                accept: &ACCEPTED,
+                ..Request::get(url)
+            };
+            match self.send_ours(&request, monitor) {
+                Err(Refused::Scheme(failure)) => first = first.or(Some(failure.error)),
+                // Whether this very request is allowed is found out later, with all tries.
+                _ => return Ok(()),
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// An answer, or `None` where there is no such thing.
+    fn ask(&self, request: &Request<'_>, monitor: &dyn Monitor) -> Result<Option<Answer>> {
+        let mut rounds = self.retry.rounds(true);
+        loop {
+            match self.send(request, monitor) {
+                Ok(answer) => return Ok(Some(answer)),
+                Err((Some(StatusCode::NOT_FOUND), _)) => return Ok(None),
+                Err((_, failure)) => rounds.wait(failure, request.url.as_str(), monitor)?,
+            }
+        }
+    }
+
+    fn patient(&self, request: &Request<'_>, monitor: &dyn Monitor) -> Result<Answer> {
+        let mut rounds = self.retry.rounds(true);
+        loop {
+            match self.send(request, monitor) {
+                Ok(answer) => return Ok(answer),
+                Err((_, failure)) => rounds.wait(failure, request.url.as_str(), monitor)?,
+            }
+        }
+    }
+
+    /// One attempt, logged in where it goes to the registry itself.
+    fn send(&self, request: &Request<'_>, monitor: &dyn Monitor) -> Result<Answer, (Option<StatusCode>, Failure)> {
+        let base = self.url("").map_err(|e| (None, e.into()))?;
+        let sent = match same_origin(&base, &request.url) {
+            true => self.send_ours(request, monitor),
+            false => {
+                let plain = base.scheme() == "http" && self.fetcher.plain_allowed(&authority(&request.url));
+                if request.url.scheme() != "https" && !plain {
+                    let why = "the upload was to go on there, which is not safe: refused";
+                    return Err((None, network(&request.url, why).into()));
+                }
+                self.fetcher.ask(request.clone())
+            }
+        };
+        sent.map_err(|refused| match refused {
+            Refused::Scheme(failure) => (None, failure),
+            Refused::Failed(status, failure) => (status, failure),
+            Refused::Login(_, said) => {
+                let why = self.session.refused(&said, monitor);
+                (Some(StatusCode::UNAUTHORIZED), network(&request.url, why).into())
+            }
+        })
+    }
+
+    /// Answers a challenge; a second one only where a token is to be had for more than the first was.
+    fn send_ours(&self, request: &Request<'_>, monitor: &dyn Monitor) -> Result<Answer, Refused> {
+        let failed = |failure| Refused::Failed(None, failure);
+        let (fetcher, url) = (&self.fetcher, &request.url);
+        let with = |pass: &Pass| Request {
+            authorization: pass.header.clone(),
+            ..request.clone()
+        };
+        let pass = self.session.pass(fetcher, url, monitor).map_err(failed)?;
+        let (headers, said) = match fetcher.ask(with(&pass)) {
+            Err(Refused::Login(headers, said)) => (headers, said),
+            done => return done,
+        };
+        let answer = self.session.answer(&pass, &headers, fetcher, url, monitor);
+        match answer.map_err(failed)? {
+            Some(pass) => fetcher.ask(with(&pass)),
+            None => Err(Refused::Login(headers, said)),
+        }
+    }
+
+    fn begin(&self, monitor: &dyn Monitor) -> Result<Upload> {
+        let url = self.url("blobs/uploads/")?;
+        let request = Request {
+            method: Method::POST,
+            ..Request::get(url.clone())
+        };
+        let answer = self.patient(&request, monitor)?;
+        let at = location(&url, &answer.headers).ok_or_else(|| network(&url, "does not say where to upload to"))?;
+        Ok(Upload { at, done: 0 })
+    }
+
+    /// Sends one part, or what of it a cut connection has not brought there.
+    fn part(&self, upload: &mut Upload, part: &[u8], monitor: &dyn Monitor) -> Result<()> {
+        let end = upload.done + part.len() as u64;
+        let mut rounds = self.retry.rounds(true);
+        let part = Bytes::copy_from_slice(part);
+        let start = upload.done;
+        while upload.done < end {
+            let from = usize::try_from(upload.done - start).unwrap_or(usize::MAX);
+            let request = Request {
+                method: Method::PATCH,
+                content: Some(Content {
+                    media_type: BINARY.into(),
+                    bytes: part.slice(from..),
+                    at: Some(upload.done),
+                }),
+                ..Request::get(upload.at.clone())
+            };
+            match self.send(&request, monitor) {
+                Ok(answer) => {
+                    upload.at = location(&upload.at, &answer.headers).unwrap_or_else(|| upload.at.clone());
+                    upload.done = end;
+                }
+                Err((_, failure)) => {
+                    let again = failure.again;
+                    rounds.wait(failure, upload.at.as_str(), monitor)?;
+                    if again != Again::Never {
+                        self.look(upload, start, end, monitor)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How far the registry has got: some of a part may have come there before the connection was cut.
+    fn look(&self, upload: &mut Upload, start: u64, end: u64, monitor: &dyn Monitor) -> Result<()> {
+        let answer = self.patient(&Request::get(upload.at.clone()), monitor)?;
+        upload.at = location(&upload.at, &answer.headers).unwrap_or_else(|| upload.at.clone());
+        let has = received(&answer.headers);
+        if has < start || has > end {
+            let why = format!("has {has} bytes of an upload of which {start} to {end} were sent");
+            return Err(network(&upload.at, why));
+        }
+        upload.done = has;
+        Ok(())
+    }
+
+    /// The last request of an upload, which may bring all or the rest of the blob.
+    fn complete(&self, upload: Upload, rest: Vec<u8>, blob: &Descriptor, monitor: &dyn Monitor) -> Result<()> {
+        let mut url = upload.at;
+        url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
+        let request = Request {
+            method: Method::PUT,
+            content: Some(Content {
+                media_type: BINARY.into(),
+                bytes: rest.into(),
+                at: None,
+            }),
+            ..Request::get(url)
+        };
+        let mut rounds = self.retry.rounds(true);
+        loop {
+            match self.send(&request, monitor) {
+                Ok(_) => return Ok(()),
+                Err((_, failure)) => {
+                    rounds.wait(failure, request.url.as_str(), monitor)?;
+                    // It may have been the answer that was lost.
+                    if self.has(blob, monitor)? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Cuts what is written into parts.
+struct Parts<'a> {
+    push: &'a Push,
+    monitor: &'a dyn Monitor,
+    upload: Option<Upload>,
+    buffer: Vec<u8>,
+}
+
+impl Parts<'_> {
+    fn flush_part(&mut self) -> Result<()> {
+        let mut upload = match self.upload.take() {
+            Some(upload) => upload,
+            None => self.push.begin(self.monitor)?,
+        };
+        self.push.part(&mut upload, &self.buffer, self.monitor)?;
+        self.upload = Some(upload);
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn finish(mut self, blob: &Descriptor) -> Result<()> {
+        let upload = match self.upload.take() {
+            Some(upload) => upload,
+            None => self.push.begin(self.monitor)?,
+        };
+        if upload.done == 0 {
+            return self.push.complete(upload, self.buffer, blob, self.monitor);
+        }
+        // Not all registries take the last part with the last request.
+        self.upload = Some(upload);
+        if !self.buffer.is_empty() {
+            self.flush_part()?;
+        }
+        match self.upload.take() {
+            Some(upload) => self.push.complete(upload, Vec::new(), blob, self.monitor),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Write for Parts<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.buffer.len() == PART {
+            self.flush_part().map_err(io::Error::other)?;
+        }
+        let take = bytes.len().min(PART - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..take]);
+        Ok(take)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Images are pushed to the registry itself, not to its mirrors.
+fn registry_itself(fetcher: &Fetcher, name: &Name) -> Result<Place> {
+    let none = || Error::Reference {
+        reference: name.to_string(),
+        why: "registries.conf gives no place for it".into(),
+    };
+    let place = fetcher.config.places(name)?.pop().ok_or_else(none)?;
+    match place.repository.is_empty() {
+        true => Err(none()),
+        false => Ok(place),
+    }
+}
+
+fn location(from: &Url, headers: &HeaderMap) -> Option<Url> {
+    let mut url = from.join(headers.get(LOCATION)?.to_str().ok()?).ok()?;
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    Some(url)
+}
+
+/// `Range: 0-99`: 100 bytes. Registries say `0-0` of nothing, too; a blob's first byte alone never makes a part.
+fn received(headers: &HeaderMap) -> u64 {
+    let last = || {
+        let text = headers.get(RANGE)?.to_str().ok()?.trim();
+        let text = text.strip_prefix("bytes=").unwrap_or(text);
+        text.split_once('-')?.1.parse::<u64>().ok()
+    };
+    match last() {
+        None | Some(0) => 0,
+        Some(last) => last + 1,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_registry_has_of_an_upload_is_read_as_registries_write_it() {
+        let of = |text: &str| received(&HeaderMap::from_iter([(RANGE, text.parse().unwrap())]));
+        assert_eq!(of("0-99"), 100);
+        assert_eq!(of("bytes=0-99"), 100);
+        assert_eq!([of("0-0"), of("x"), of("0-"), received(&HeaderMap::new())], [0; 4]);
+    }
+
+    #[test]
+    fn where_an_upload_goes_on_is_relative_to_where_it_was_asked_and_carries_no_credentials() {
+        let from: Url = "https://r.example/v2/a/blobs/uploads/".parse().unwrap();
+        let of = |text: &str| location(&from, &HeaderMap::from_iter([(LOCATION, text.parse().unwrap())]));
+        assert_eq!(
+            of("/v2/a/blobs/uploads/1?s=2").unwrap().as_str(),
+            "https://r.example/v2/a/blobs/uploads/1?s=2"
+        );
+        assert_eq!(
+            of("https://u:p@cdn.example/x").unwrap().as_str(),
+            "https://cdn.example/x"
+        );
+        assert_eq!(location(&from, &HeaderMap::new()), None);
+    }
+}
