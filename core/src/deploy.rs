@@ -112,7 +112,7 @@ fn write_etc(
         return Ok((tell("/etc", etc::write(&new, to)?, monitor), Vec::new()));
     };
     let here = FolderSource::scan(&sysroot.layout().etc(&current.id), algorithm)?;
-    let old_tree = image_tree(sysroot, &current.id);
+    let old_tree = image_etc(sysroot, &current.id);
     let old = match &old_tree {
         Ok(old_tree) => TreeSource::new(old_tree, "etc", algorithm, &open)?.listing().clone(),
         Err(e) => {
@@ -138,7 +138,7 @@ pub(crate) fn merge_etc(
     monitor: &dyn Monitor,
 ) -> Result<Vec<Conflict>> {
     let (fs, deployments) = (sysroot.fs(), &sysroot.deployments);
-    let tree = image_tree(sysroot, id)?;
+    let tree = image_etc(sysroot, id)?;
     let draft = deployments.begin_etc(fs, id)?;
     let (report, conflicts) = write_etc(sysroot, &tree, Some(current), draft.path(), monitor)?;
     draft.commit_etc(fs)?;
@@ -152,7 +152,7 @@ pub(crate) fn merge_etc(
 /// Where its record, image or /etc cannot be read.
 pub fn etc_changes(sysroot: &Sysroot, known: &Known) -> Result<Vec<(PathBuf, etc::Change)>> {
     let algorithm = sysroot.store.algorithm();
-    let tree = image_tree(sysroot, &known.id)?;
+    let tree = image_etc(sysroot, &known.id)?;
     let open = |id: &ObjectId| open_object(sysroot, id);
     let image = TreeSource::new(&tree, "etc", algorithm, &open)?;
     let here = FolderSource::scan(&sysroot.layout().etc(&known.id), algorithm)?;
@@ -186,9 +186,9 @@ fn tell(folder: &str, report: Report, monitor: &dyn Monitor) -> Report {
     report
 }
 
-/// The tree of a deployment's image, as the image itself has it.
-pub fn image_tree(sysroot: &Sysroot, id: &ObjectId) -> Result<Tree> {
-    reader::read(&sysroot.store.read_object(id, IMAGE_LIMIT)?)
+/// The tree of a deployment's image, as the image itself has it, with nothing but /etc in it.
+fn image_etc(sysroot: &Sysroot, id: &ObjectId) -> Result<Tree> {
+    reader::read_part(&sysroot.store.read_object(id, IMAGE_LIMIT)?, b"etc")
 }
 
 fn open_object(sysroot: &Sysroot, id: &ObjectId) -> Result<Box<dyn Read>> {

@@ -186,7 +186,7 @@ impl Imported {
     pub fn build(self, store: &Store, tree: &mut Tree, variant: Variant, monitor: &dyn Monitor) -> Result<Built> {
         monitor.event(Event::Stage(Stage::Image));
         transform(store, tree, variant)?;
-        let id = store.put_image(&writer::build(tree, Versions::V1)?)?;
+        let id = store.put_image_pieces(|sink| writer::write(tree, Versions::V1, sink))?;
         let config = &self.source.config;
         let mut images = match store.config(&self.source.manifest.config.digest)? {
             Some(stored) => stored.images,

@@ -5,6 +5,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use cfs_core::Error;
 use cfs_core::ids::Algorithm;
 use cfs_core::image::{self, Versions, dump, reader, writer};
 use cfs_core::tree::Tree;
@@ -33,6 +34,10 @@ fn check_table(folder: &Path, table: &str) -> usize {
                 Ok(tree) => {
                     let image = writer::build(tree, versions).unwrap();
                     check_reader(tree, &image, versions, columns[0]);
+                    check_pieces(tree, &image, versions, columns[0]);
+                    if versions == Versions::V1 {
+                        check_part(&image, columns[0]);
+                    }
                     image::digest(&image, Algorithm::Sha256).to_hex()
                 }
             };
@@ -74,6 +79,45 @@ fn check_reader(tree: &Tree, image: &[u8], versions: Versions, name: &str) {
     }
     let parsed = dump::parse(text(&again).as_bytes()).unwrap();
     assert_eq!(text(&parsed), text(&again), "{name}: what is printed reads back");
+}
+
+/// What is given to a sink in pieces is the same image; a sink that fails gets nothing more.
+fn check_pieces(tree: &Tree, image: &[u8], versions: Versions, name: &str) {
+    let mut pieces: Vec<Vec<u8>> = Vec::new();
+    let mut keep = |piece: &[u8]| {
+        pieces.push(piece.to_vec());
+        Ok(())
+    };
+    writer::write(tree, versions, &mut keep).unwrap();
+    assert!(pieces.concat() == image, "{name} in pieces with {versions:?}");
+    assert!(pieces.iter().all(|piece| !piece.is_empty() && piece.len() <= 1 << 20));
+    let mut asked = 0;
+    let mut refuse = |_: &[u8]| {
+        asked += 1;
+        Err(Error::Usage("no more".into()))
+    };
+    assert!(writer::write(tree, versions, &mut refuse).is_err());
+    assert_eq!(asked, 1);
+}
+
+/// The part of an image below a folder is what the whole has there.
+fn check_part(image: &[u8], name: &str) {
+    let whole = reader::read(image).unwrap();
+    for child in whole.root().children() {
+        let part = reader::read_part(image, child.name).unwrap();
+        let names: Vec<_> = part.root().children().map(|c| c.name.to_vec()).collect();
+        assert_eq!(names, [child.name], "{name}");
+        let lines = |tree: &Tree| -> Vec<String> {
+            let below = [b"/", child.name].concat();
+            let found = tree
+                .walk()
+                .filter(|found| found.path == below || found.path.starts_with(&[&below[..], b"/"].concat()));
+            found
+                .map(|found| format!("{:?} {:?} {}", found.path, found.inode.kind(), found.inode.mode()))
+                .collect()
+        };
+        assert_eq!(lines(&part), lines(&whole), "{name}");
+    }
 }
 
 fn read(path: &Path) -> Vec<u8> {

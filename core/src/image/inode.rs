@@ -36,8 +36,6 @@ pub struct Inode<'t> {
     /// Full blocks and bytes after them.
     pub blocks: u32,
     pub tail: u32,
-    /// Run of the attribute lists.
-    pub attributes: (u32, u32),
     /// Bytes of the attributes with their header; 0 without any.
     pub attributes_size: u32,
     /// How many of them are references to shared ones.
@@ -71,7 +69,6 @@ pub const EMPTY: Inode<'static> = Inode {
     compact: false,
     blocks: 0,
     tail: 0,
-    attributes: (0, 0),
     attributes_size: 0,
     shared: 0,
 };

@@ -1,18 +1,19 @@
 //! A tree rewritten for an image: inodes in image order, with the attributes that overlayfs will read.
 //!
 //! Invariant: everything here follows from the tree and the version alone; hash tables only find equal things and
-//! never decide an order.
+//! never decide an order. An inode is made of its node each time it is asked for, and only what takes a search is
+//! kept: millions of them shall fit into the memory of a small machine.
 
 use super::Versions;
+use super::attributes::{Attributes, Marks};
 use super::format::{
-    self, ACL_ACCESS, ACL_DEFAULT, ESCAPED, ESCAPED_OPAQUE, MAX_CHUNKS, MAX_SHARED, METACOPY, OPAQUE, OVERLAY, Packing,
-    REDIRECT, USER_OPAQUE, USER_WHITEOUT, USER_WHITEOUTS, WHITEOUT, WHITEOUTS, chunk_count, merge_names, stub_names,
+    self, ACL_ACCESS, ACL_DEFAULT, MAX_CHUNKS, MAX_SHARED, Packing, chunk_count, merge_names, stub_names,
 };
 use super::inode::{Body, EMPTY, Inode};
-use super::pool::{Attributes, Key, Piece, Pool, prefix};
+use super::pool::{Bytes, Pool, prefix};
 use crate::error::{Error, Result};
 use crate::layers::Mtime;
-use crate::tree::{Data, Node, NodeId, Payload, Tree, count, kind, path_error, push_object_path};
+use crate::tree::{Data, Node, NodeId, Tree, count, kind, path_error};
 
 const SELINUX: &[u8] = b"security.selinux";
 
@@ -23,7 +24,7 @@ pub struct Inodes<'t> {
     pub has_acl: bool,
     /// The oldest modification time, which inodes need not repeat.
     pub min_mtime: Mtime,
-    pub list: Vec<Inode<'t>>,
+    list: Vec<Kept>,
     /// The inode's number of a node of the tree.
     numbers: Vec<u32>,
     /// The inode's number of the folder that an inode is in.
@@ -33,15 +34,32 @@ pub struct Inodes<'t> {
     /// Attributes in the shared table, in its order.
     pub shared: Vec<u32>,
     lists: Vec<u32>,
-    pool: Pool,
+    pool: Pool<'t>,
+}
+
+/// What is kept of an inode.
+#[derive(Clone, Copy)]
+struct Kept {
+    source: Source,
+    /// Where its attributes begin in [`Inodes::lists`]; they end where those of the next inode begin.
+    attributes: u32,
+    attributes_size: u32,
+    blocks: u32,
+    tail: u32,
+    shared: u8,
 }
 
 /// Where an inode comes from.
-#[derive(Clone, Copy)]
-enum Source {
-    Node(NodeId),
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Source(u32);
+
+impl Source {
     /// One of the names `00` to `ff` in the root.
-    Stub,
+    const STUB: Self = Self(u32::MAX);
+
+    fn node(self) -> Option<NodeId> {
+        (self != Self::STUB).then_some(NodeId(self.0))
+    }
 }
 
 impl<'t> Inodes<'t> {
@@ -52,91 +70,63 @@ impl<'t> Inodes<'t> {
                 versions.min, versions.max
             )));
         }
+        let external = |node: &&Node| matches!(node.data, Data::External { .. });
         let mut inodes = Self {
             tree,
             version: versions.min,
             has_acl: false,
             min_mtime: tree.root().mtime(),
-            list: Vec::new(),
+            list: Vec::with_capacity(tree.entries.len() + 257),
             numbers: vec![0; tree.nodes.len()],
-            parents: vec![0],
+            parents: Vec::with_capacity(tree.entries.len() + 257),
             root: Vec::new(),
             shared: Vec::new(),
-            lists: Vec::new(),
-            pool: Pool::default(),
+            lists: Vec::with_capacity(tree.entries.len() * 3),
+            pool: Pool::new(tree, tree.nodes.iter().filter(external).count()),
         };
-        let (order, hides) = inodes.order()?;
-        if versions.max >= 1 && hides.contains(&true) {
+        let hides = inodes.order()?;
+        if versions.max >= 1 && !hides.is_empty() {
             inodes.version = 1;
         }
-        inodes.list.reserve_exact(order.len());
-        inodes.lists.reserve(order.len() * 3);
-        let external = |node: &&Node| matches!(node.data, Data::External { .. });
-        inodes.pool.reserve(tree.nodes.iter().filter(external).count());
-        let mut attributes = Attributes::default();
-        for (source, hides) in order.iter().zip(hides) {
-            attributes.pairs.clear();
-            attributes.bytes.clear();
-            let mut inode = inodes.inode(*source)?;
-            inodes.attributes(*source, hides, &mut attributes)?;
-            inode.attributes.0 = count(inodes.lists.len())?;
-            for (key, value) in attributes.iter() {
-                let attribute = inodes.pool.attribute(key, value)?;
-                inodes.lists.push(attribute);
-            }
-            inode.attributes.1 = count(inodes.lists.len())?;
-            inodes.list.push(inode);
+        inodes.attributes(&hides)?;
+        inodes.shared = inodes.pool.share()?;
+        for number in 0..inodes.list.len() {
+            inodes.measure(number)?;
         }
-        inodes.share()?;
-        inodes.measure(&order)?;
         Ok(inodes)
     }
 
-    /// Breadth first from the root, names sorted, links left out; and which folders have a whiteout.
-    fn order(&mut self) -> Result<(Vec<Source>, Vec<bool>)> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Breadth first from the root, names sorted, links left out; gives the folders that have a whiteout, by number.
+    fn order(&mut self) -> Result<Vec<u32>> {
         let tree = self.tree;
-        let mut order = Vec::with_capacity(tree.entries.len() + 257);
-        order.push(Source::Node(NodeId::ROOT));
-        let mut hides = vec![false];
+        let mut hides = Vec::new();
+        self.take(Source(0), 0)?;
         let mut at = 0;
-        while at < order.len() {
-            let Source::Node(folder) = order[at] else {
-                at += 1;
-                continue;
-            };
-            let parent = count(at)?;
-            let mut take = |source: Source| -> Result<u32> {
-                let number = count(order.len())?;
-                if let Source::Node(id) = source {
-                    self.numbers[id.index()] = number;
-                    hides[at] |= is_whiteout(tree, id);
-                    let mtime = tree.node(id).mtime;
-                    self.min_mtime = self.min_mtime.min(mtime);
-                }
-                order.push(source);
-                hides.push(false);
-                self.parents.push(parent);
-                Ok(number)
-            };
-            if folder == NodeId::ROOT {
-                let entries = tree.entries[tree.run(folder)].iter();
-                let entries = entries.map(|e| (tree.get(e.name), Some((e.node, e.link))));
-                let stubs = stub_names().iter().map(|name| (&name[..], None));
-                for (name, entry) in merge_names(entries, stubs) {
-                    let number = match entry {
-                        None => take(Source::Stub)?,
-                        Some((id, false)) => take(Source::Node(id))?,
-                        // Known when all inodes have their numbers.
-                        Some((_, true)) => u32::MAX,
-                    };
-                    self.root.push((name, number));
-                }
-            } else {
-                for entry in &tree.entries[tree.run(folder)] {
-                    if !entry.link {
-                        take(Source::Node(entry.node))?;
+        while at < self.list.len() {
+            let number = count(at)?;
+            let before = self.list.len();
+            match self.list[at].source.node() {
+                Some(NodeId::ROOT) => self.order_root()?,
+                Some(folder) => {
+                    for entry in &tree.entries[tree.run(folder)] {
+                        if !entry.link {
+                            self.take(Source(entry.node.0), number)?;
+                        }
                     }
                 }
+                None => {}
+            }
+            let added = self.list[before..].iter();
+            if added
+                .filter_map(|kept| kept.source.node())
+                .any(|id| is_whiteout(tree, id))
+            {
+                hides.push(number);
             }
             at += 1;
         }
@@ -145,128 +135,168 @@ impl<'t> Inodes<'t> {
                 *number = self.numbers[inode.id().index()];
             }
         }
-        Ok((order, hides))
+        Ok(hides)
     }
 
-    fn inode(&self, source: Source) -> Result<Inode<'t>> {
-        let root = self.tree.node(NodeId::ROOT);
-        let Source::Node(id) = source else {
-            return Ok(Inode {
-                mode: kind::CHAR | 0o644,
+    fn order_root(&mut self) -> Result<()> {
+        let tree = self.tree;
+        let entries = tree.entries[tree.run(NodeId::ROOT)].iter();
+        let entries = entries.map(|e| (tree.get(e.name), Some((e.node, e.link))));
+        let stubs = stub_names().iter().map(|name| (&name[..], None));
+        for (name, entry) in merge_names(entries, stubs) {
+            let number = match entry {
+                None => self.take(Source::STUB, 0)?,
+                Some((id, false)) => self.take(Source(id.0), 0)?,
+                // Known when all inodes have their numbers.
+                Some((_, true)) => u32::MAX,
+            };
+            self.root.push((name, number));
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, source: Source, parent: u32) -> Result<u32> {
+        let number = count(self.list.len())?;
+        if let Some(id) = source.node() {
+            self.numbers[id.index()] = number;
+            self.min_mtime = self.min_mtime.min(self.tree.node(id).mtime);
+        }
+        self.parents.push(parent);
+        self.list.push(Kept {
+            source,
+            attributes: 0,
+            attributes_size: 0,
+            blocks: 0,
+            tail: 0,
+            shared: 0,
+        });
+        Ok(number)
+    }
+
+    /// An inode by its number.
+    pub fn get(&self, number: usize) -> Inode<'t> {
+        let kept = &self.list[number];
+        let mut inode = self.describe(kept.source);
+        inode.blocks = kept.blocks;
+        inode.tail = kept.tail;
+        inode.attributes_size = kept.attributes_size;
+        inode.shared = kept.shared;
+        if let Body::Directory(_) = inode.body {
+            inode.size = u64::from(kept.blocks) * format::BLOCK + u64::from(kept.tail);
+        }
+        let small = |n: u32| n <= u16::MAX.into();
+        inode.compact = inode.mtime == self.min_mtime
+            && small(inode.nlink)
+            && small(inode.uid)
+            && small(inode.gid)
+            && inode.size <= u32::MAX.into();
+        inode
+    }
+
+    /// The type and permissions of an inode.
+    pub fn mode(&self, number: u32) -> u16 {
+        match self.list[number as usize].source.node() {
+            Some(id) if is_whiteout(self.tree, id) => hidden_mode(self.tree.node(id).mode),
+            Some(id) => self.tree.node(id).mode,
+            None => STUB_MODE,
+        }
+    }
+
+    /// What follows from its node alone.
+    fn describe(&self, source: Source) -> Inode<'t> {
+        let Some(id) = source.node() else {
+            let root = self.tree.node(NodeId::ROOT);
+            return Inode {
+                mode: STUB_MODE,
                 nlink: 1,
                 uid: root.uid,
                 gid: root.gid,
                 mtime: root.mtime,
-                size: 0,
                 body: Body::Device(0),
                 ..EMPTY
-            });
+            };
         };
         let node = self.tree.node(id);
-        let mut inode = Inode {
-            mode: node.mode,
-            nlink: node.nlink,
-            uid: node.uid,
-            gid: node.gid,
-            mtime: node.mtime,
-            size: node.size,
-            ..EMPTY
-        };
-        inode.body = match node.data {
+        let (mut mode, mut nlink, mut size) = (node.mode, node.nlink, node.size);
+        let body = match node.data {
             Data::Directory { .. } => {
-                inode.nlink = self.tree.inode(id).nlink();
+                nlink = self.tree.inode(id).nlink();
                 Body::Directory(id)
             }
             Data::Inline(content) => {
-                let content = self.tree.get(content);
-                inode.size = content.len() as u64;
-                if content.is_empty() {
-                    Body::Nothing
-                } else {
-                    Body::Content(content)
+                size = content.len() as u64;
+                match self.tree.get(content) {
+                    b"" => Body::Nothing,
+                    content => Body::Content(content),
                 }
-            }
-            Data::External { .. } if chunk_count(node.size) > MAX_CHUNKS => {
-                return Err(self.too_much(source, "a file of more than 2^53 bytes"));
             }
             Data::External { .. } => Body::Chunks,
             Data::Symlink(target) => {
-                let target = self.tree.get(target);
-                inode.size = target.len() as u64;
-                if target.is_empty() || target.len() > 4095 {
-                    return Err(self.too_much(source, "a symbolic link whose target is not 1 to 4095 bytes long"));
-                }
-                Body::Symlink(target)
+                size = target.len() as u64;
+                Body::Symlink(self.tree.get(target))
             }
             Data::Device(_) if is_whiteout(self.tree, id) => {
-                inode.mode = kind::REGULAR | node.mode & !kind::MASK;
-                inode.size = 0;
+                (mode, size) = (hidden_mode(mode), 0);
                 Body::Nothing
             }
             Data::Device(number) => Body::Device(number),
             Data::Nothing => Body::Nothing,
         };
-        Ok(inode)
+        Inode {
+            mode,
+            nlink,
+            uid: node.uid,
+            gid: node.gid,
+            mtime: node.mtime,
+            size,
+            body,
+            ..EMPTY
+        }
     }
 
-    /// An inode's attributes in the order of their keys.
-    fn attributes(&mut self, source: Source, hides: bool, list: &mut Attributes<'t>) -> Result<()> {
+    /// Makes the attributes of every inode; `hides`: numbers of the folders with a whiteout, in order.
+    fn attributes(&mut self, hides: &[u32]) -> Result<()> {
         let tree = self.tree;
-        let Source::Node(id) = source else {
-            if let Some(label) = tree.root().xattr(SELINUX) {
-                list.set(SELINUX, Piece::Of(label));
-            }
-            return Ok(());
-        };
-        let node = tree.node(id);
-        for xattr in &tree.xattrs[node.xattrs.0 as usize..node.xattrs.1 as usize] {
-            let (key, value) = (tree.get(xattr.key), tree.get(xattr.value));
-            self.has_acl |= key == ACL_ACCESS || key == ACL_DEFAULT;
-            let key = match key.strip_prefix(OVERLAY) {
-                Some(rest) => list.own(&[ESCAPED, rest]),
-                None => Piece::Of(key),
-            };
-            list.pairs.push((key, Piece::Of(value)));
-        }
-        if let Data::External { payload, digest } = node.data {
-            let digest = tree.get(digest);
-            let record = list.own(&metacopy(digest));
-            list.set(METACOPY, record);
-            match payload {
-                Payload::None => {}
-                Payload::Text(text) => {
-                    let redirect = list.own(&[b"/", tree.get(text)]);
-                    list.set(REDIRECT, redirect);
+        let mut list = Attributes::default();
+        for at in 0..self.list.len() {
+            let source = self.list[at].source;
+            list.clear();
+            match source.node() {
+                None => {
+                    if let Some(label) = tree.root().xattr(SELINUX) {
+                        list.label(SELINUX, label);
+                    }
                 }
-                Payload::Object => {
-                    let start = list.bytes.len();
-                    list.bytes.push(b'/');
-                    push_object_path(&mut list.bytes, digest);
-                    list.set(REDIRECT, Piece::Own(start, list.bytes.len()));
+                Some(id) => {
+                    let node = tree.node(id);
+                    let xattrs = &tree.xattrs[node.xattrs.0 as usize..node.xattrs.1 as usize];
+                    let is_acl = |key: &[u8]| key == ACL_ACCESS || key == ACL_DEFAULT;
+                    self.has_acl |= xattrs.iter().any(|xattr| is_acl(tree.get(xattr.key)));
+                    list.of_tree(tree, xattrs);
+                    if let Data::External { payload, digest } = node.data {
+                        list.of_content(tree, payload, digest);
+                    }
+                    list.of_marks(Marks {
+                        root: id == NodeId::ROOT,
+                        whiteout: is_whiteout(tree, id),
+                        hides: hides.binary_search(&count(at)?).is_ok(),
+                        escapes: self.version >= 1,
+                    });
+                    list.sort();
+                    self.check_attributes(source, &list)?;
                 }
             }
-        }
-        if is_whiteout(tree, id) {
-            list.set(WHITEOUT, Piece::Of(b""));
-            list.set(USER_WHITEOUT, Piece::Of(b""));
-        }
-        if hides {
-            list.set(WHITEOUTS, Piece::Of(b""));
-            list.set(USER_WHITEOUTS, Piece::Of(b""));
-            if self.version >= 1 {
-                list.set(ESCAPED_OPAQUE, Piece::Of(b"x"));
-                list.set(USER_OPAQUE, Piece::Of(b"x"));
+            self.list[at].attributes = count(self.lists.len())?;
+            for (key, value, derived) in list.iter() {
+                let attribute = self.pool.attribute(key, value, derived)?;
+                self.lists.push(attribute);
             }
         }
-        if id == NodeId::ROOT {
-            list.set(OPAQUE, Piece::Of(b"y"));
-        }
-        list.sort();
-        self.check_attributes(source, list)
+        count(self.lists.len()).map(|_| ())
     }
 
     fn check_attributes(&self, source: Source, list: &Attributes<'t>) -> Result<()> {
-        for (key, value) in list.iter() {
+        for (key, value, _) in list.iter() {
             let (_, prefix) = prefix(key);
             if key.is_empty() || key.len() - prefix > 255 || key.contains(&0) {
                 return Err(self.too_much(source, "an attribute whose name is empty or has more than 255 bytes"));
@@ -278,67 +308,54 @@ impl<'t> Inodes<'t> {
         Ok(())
     }
 
-    /// Which attributes go to the shared table, and where in it.
-    fn share(&mut self) -> Result<()> {
-        let pool = &mut self.pool;
-        let used = pool.attributes.iter().enumerate().filter(|(_, a)| a.uses > 1);
-        self.shared = used.map(|(number, _)| count(number)).collect::<Result<_>>()?;
-        self.shared.sort_unstable_by(|a, b| {
-            let ((key_a, value_a), (key_b, value_b)) = (pool.get(*a), pool.get(*b));
-            let value = || value_b.len().cmp(&value_a.len()).then_with(|| value_b.cmp(value_a));
-            key_b.cmp(key_a).then_with(value)
-        });
-        let mut offset = 0;
-        for attribute in &self.shared {
-            pool.attributes[*attribute as usize].offset = count(offset)?;
-            offset += pool.size(*attribute);
-        }
-        Ok(())
-    }
-
     /// Sizes that do not depend on the place: of attributes, entries and tails.
-    fn measure(&mut self, order: &[Source]) -> Result<()> {
-        for (number, source) in order.iter().enumerate() {
-            let mut inode = self.list[number];
-            let mut shared = 0;
-            let mut size = 0;
-            for attribute in self.attributes_of(&inode) {
-                if self.pool.attributes[*attribute as usize].uses > 1 && usize::from(shared) < MAX_SHARED {
-                    shared += 1;
-                    size += 4;
-                } else {
-                    size += self.pool.size(*attribute);
-                }
+    fn measure(&mut self, number: usize) -> Result<()> {
+        let source = self.list[number].source;
+        let inode = self.describe(source);
+        let mut shared = 0;
+        let mut size = 0;
+        for attribute in self.attributes_of(number) {
+            if self.pool.is_shared(*attribute) && usize::from(shared) < MAX_SHARED {
+                shared += 1;
+                size += 4;
+            } else {
+                size += self.pool.size(*attribute);
             }
-            inode.shared = shared;
-            inode.attributes_size = if size > 0 { count(12 + size)? } else { 0 };
-            if size / 4 + 1 > usize::from(u16::MAX) {
-                return Err(self.too_much(*source, "extended attributes of more than 262136 bytes"));
-            }
-            let (blocks, tail) = match inode.body {
-                Body::Directory(_) => {
-                    let packing = self.pack(&inode);
-                    inode.size = packing.size();
-                    (packing.blocks, packing.tail)
-                }
-                Body::Symlink(target) => (0, target.len() as u64),
-                Body::Content(content) => match content.len() as u64 {
-                    size if size % format::BLOCK > format::BLOCK / 2 => (size / format::BLOCK + 1, 0),
-                    size => (size / format::BLOCK, size % format::BLOCK),
-                },
-                Body::Chunks => (0, 4 * chunk_count(inode.size)),
-                Body::Device(_) | Body::Nothing => (0, 0),
-            };
-            inode.blocks = u32::try_from(blocks).map_err(|_| self.too_much(*source, "data of more than 16 TB"))?;
-            inode.tail = u32::try_from(tail).map_err(|_| self.too_much(*source, "data of more than 16 TB"))?;
-            let small = |n: u32| n <= u16::MAX.into();
-            inode.compact = inode.mtime == self.min_mtime
-                && small(inode.nlink)
-                && small(inode.uid)
-                && small(inode.gid)
-                && inode.size <= u32::MAX.into();
-            self.list[number] = inode;
         }
+        if size / 4 + 1 > usize::from(u16::MAX) {
+            return Err(self.too_much(source, "extended attributes of more than 262136 bytes"));
+        }
+        let (blocks, tail) = match inode.body {
+            Body::Directory(_) => {
+                let packing = self.pack(&inode);
+                (packing.blocks, packing.tail)
+            }
+            Body::Symlink(target) if target.is_empty() || target.len() > 4095 => {
+                return Err(self.too_much(source, "a symbolic link whose target is not 1 to 4095 bytes long"));
+            }
+            Body::Symlink(target) => (0, target.len() as u64),
+            Body::Content(content) => match content.len() as u64 {
+                size if size % format::BLOCK > format::BLOCK / 2 => (size / format::BLOCK + 1, 0),
+                size => (size / format::BLOCK, size % format::BLOCK),
+            },
+            Body::Chunks if chunk_count(inode.size) > MAX_CHUNKS => {
+                return Err(self.too_much(source, "a file of more than 2^53 bytes"));
+            }
+            Body::Chunks => (0, 4 * chunk_count(inode.size)),
+            Body::Device(_) | Body::Nothing => (0, 0),
+        };
+        let too_large = || self.too_much(source, "data of more than 16 TB");
+        let (blocks, tail) = (
+            u32::try_from(blocks).map_err(|_| too_large())?,
+            u32::try_from(tail).map_err(|_| too_large())?,
+        );
+        self.list[number] = Kept {
+            attributes_size: if size > 0 { count(12 + size)? } else { 0 },
+            blocks,
+            tail,
+            shared,
+            ..self.list[number]
+        };
         Ok(())
     }
 
@@ -378,38 +395,43 @@ impl<'t> Inodes<'t> {
         each(&run);
     }
 
-    pub fn attributes_of(&self, inode: &Inode<'_>) -> &[u32] {
-        &self.lists[inode.attributes.0 as usize..inode.attributes.1 as usize]
+    /// Numbers of an inode's attributes, in the order of their names.
+    pub fn attributes_of(&self, number: usize) -> &[u32] {
+        let end = self
+            .list
+            .get(number + 1)
+            .map_or(self.lists.len(), |next| next.attributes as usize);
+        &self.lists[self.list[number].attributes as usize..end]
     }
 
     /// Where in the shared table an attribute is; the first `left` shareable ones of an inode are references.
     pub fn shared_offset(&self, attribute: u32, left: &mut u8) -> Option<u32> {
-        let attribute = &self.pool.attributes[attribute as usize];
-        if attribute.uses < 2 || *left == 0 {
+        if !self.pool.is_shared(attribute) || *left == 0 {
             return None;
         }
         *left -= 1;
-        Some(attribute.offset)
+        Some(self.pool.offset(attribute))
     }
 
     /// Prefix index, rest of the name, value.
-    pub fn attribute(&self, attribute: u32) -> (u8, &[u8], &[u8]) {
-        let (key, value) = self.pool.get(attribute);
-        let Key { prefix, prefix_len, .. } = self.pool.keys[self.pool.attributes[attribute as usize].key as usize];
-        (prefix, &key[prefix_len..], value)
+    pub fn attribute(&self, attribute: u32) -> (u8, &[u8], Bytes<'_>) {
+        self.pool.get(attribute)
+    }
+
+    /// Bytes that an attribute takes.
+    pub fn attribute_size(&self, attribute: u32) -> u64 {
+        self.pool.size(attribute) as u64
     }
 
     /// What the kernel asks before it looks for a name: a 0 bit says that a name with this hash is there.
     pub fn name_filter(&self, list: &[u32]) -> u32 {
-        let bit = |attribute: &u32| self.pool.keys[self.pool.attributes[*attribute as usize].key as usize].filter;
-        !list.iter().fold(0, |bits, attribute| bits | bit(attribute))
+        !list
+            .iter()
+            .fold(0, |bits, attribute| bits | self.pool.filter(*attribute))
     }
 
     fn too_much(&self, source: Source, why: &str) -> Error {
-        let id = match source {
-            Source::Node(id) => id,
-            Source::Stub => NodeId::ROOT,
-        };
+        let id = source.node().unwrap_or(NodeId::ROOT);
         let found = self.tree.walk().find(|found| found.inode.id() == id);
         path_error(
             &found.map(|f| f.path).unwrap_or_default(),
@@ -424,11 +446,10 @@ fn is_whiteout(tree: &Tree, id: NodeId) -> bool {
     matches!(node.data, Data::Device(0)) && node.mode & kind::MASK == kind::CHAR
 }
 
-/// overlayfs' record of a digest (`struct ovl_metacopy`): version, length, flags, algorithm, digest.
-fn metacopy(digest: &[u8]) -> [&[u8]; 2] {
-    match digest.len() {
-        0 => [b"", b""],
-        64 => [&[0, 68, 0, 2], digest],
-        _ => [&[0, 36, 0, 1], digest],
-    }
+/// What stands in the image in place of a whiteout: a regular file.
+const fn hidden_mode(mode: u16) -> u16 {
+    kind::REGULAR | mode & !kind::MASK
 }
+
+/// The names `00` to `ff` of the root are whiteouts.
+const STUB_MODE: u16 = kind::CHAR | 0o644;

@@ -4,9 +4,11 @@
 //! Nothing here does I/O or reads a clock. Format: `docs/formats.md`, "The image".
 
 pub mod dump;
+mod attributes;
 mod format;
 mod inode;
 mod inodes;
+mod output;
 mod pool;
 pub mod reader;
 pub mod writer;

@@ -1,92 +1,65 @@
-//! Extended attributes of an image: those of one inode while they are put together, and all of them, each once.
+//! All attributes of an image, each once.
 //!
-//! Invariant: the numbers of attributes follow the order of their first use; hashes only find equal ones.
+//! Invariant: the numbers of attributes follow the order of their first use; hashes only find equal ones. Nearly all are the
+//! digest and the path of one object: of these only where the tree has the digest is kept.
 
 use std::hash::{BuildHasher, Hasher};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use xxhash_rust::xxh32::xxh32;
 
+use super::attributes::{Derived, Made};
 use super::format::{FILTER_SEED, PREFIXES};
 use crate::error::Result;
-use crate::tree::count;
-
-/// Bytes of the tree, or a run of [`Attributes::bytes`].
-#[derive(Clone, Copy)]
-pub enum Piece<'t> {
-    Of(&'t [u8]),
-    Own(usize, usize),
-}
-
-/// Keys and values of one inode; used again for the next.
-#[derive(Default)]
-pub struct Attributes<'t> {
-    pub pairs: Vec<(Piece<'t>, Piece<'t>)>,
-    pub bytes: Vec<u8>,
-}
-
-impl<'t> Attributes<'t> {
-    pub fn own(&mut self, parts: &[&[u8]]) -> Piece<'t> {
-        let start = self.bytes.len();
-        parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
-        Piece::Own(start, self.bytes.len())
-    }
-
-    fn get<'a>(bytes: &'a [u8], piece: &Piece<'a>) -> &'a [u8] {
-        match *piece {
-            Piece::Of(bytes) => bytes,
-            Piece::Own(start, end) => &bytes[start..end],
-        }
-    }
-
-    /// Sets an attribute in place of one with the same key.
-    pub fn set(&mut self, key: &'static [u8], value: Piece<'t>) {
-        let bytes = &self.bytes;
-        match self.pairs.iter_mut().find(|(k, _)| Self::get(bytes, k) == key) {
-            Some((_, old)) => *old = value,
-            None => self.pairs.push((Piece::Of(key), value)),
-        }
-    }
-
-    pub fn sort(&mut self) {
-        let bytes = &self.bytes;
-        self.pairs
-            .sort_unstable_by(|(a, _), (b, _)| Self::get(bytes, a).cmp(Self::get(bytes, b)));
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.pairs
-            .iter()
-            .map(|(key, value)| (Self::get(&self.bytes, key), Self::get(&self.bytes, value)))
-    }
-}
+use crate::tree::{Span, Tree, count, push_bytes};
 
 /// An attribute's name.
-pub struct Key {
-    start: usize,
-    len: usize,
-    pub prefix: u8,
-    pub prefix_len: usize,
-    pub filter: u32,
+struct Key {
+    name: Span,
+    prefix: u8,
+    prefix_len: usize,
+    filter: u32,
 }
 
 /// A name with a value, once however often it is used.
-pub struct Attribute {
-    pub key: u32,
-    start: usize,
-    len: usize,
-    pub uses: u32,
+struct Attribute {
+    key: u32,
+    value: Value,
+    uses: u32,
     /// In the shared table, where it is in it.
-    pub offset: u32,
+    offset: u32,
+}
+
+#[derive(Clone, Copy)]
+enum Value {
+    /// In [`Pool::bytes`].
+    Kept(Span),
+    Derived(Derived),
+}
+
+/// A value's bytes.
+pub enum Bytes<'p> {
+    Kept(&'p [u8]),
+    Made(Made),
+}
+
+impl std::ops::Deref for Bytes<'_> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Kept(bytes) => bytes,
+            Self::Made(made) => made,
+        }
+    }
 }
 
 /// Attributes and their names, each once.
-#[derive(Default)]
-pub struct Pool {
+pub struct Pool<'t> {
+    tree: &'t Tree,
     bytes: Vec<u8>,
-    pub keys: Vec<Key>,
+    keys: Vec<Key>,
     key_index: HashTable<u32>,
-    pub attributes: Vec<Attribute>,
+    attributes: Vec<Attribute>,
     index: HashTable<u32>,
     hasher: DefaultHashBuilder,
 }
@@ -99,47 +72,49 @@ pub fn prefix(key: &[u8]) -> (u8, usize) {
         .map_or((0, 0), |(prefix, index)| (*index, prefix.len()))
 }
 
-impl Pool {
-    /// Makes room for the attributes of this many files with content elsewhere.
-    pub fn reserve(&mut self, files: usize) {
-        self.bytes.reserve(files * 104);
-        self.attributes.reserve(files * 2);
-        self.index.reserve(files * 2, |_| 0);
+impl<'t> Pool<'t> {
+    /// None yet, with room for those of as many files with content elsewhere.
+    pub fn new(tree: &'t Tree, files: usize) -> Self {
+        Self {
+            tree,
+            bytes: Vec::new(),
+            keys: Vec::new(),
+            key_index: HashTable::new(),
+            attributes: Vec::with_capacity(files * 2),
+            index: HashTable::with_capacity(files * 2),
+            hasher: DefaultHashBuilder::default(),
+        }
     }
 
-    /// The number of an attribute; counts its use.
-    pub fn attribute(&mut self, key: &[u8], value: &[u8]) -> Result<u32> {
+    /// The number of an attribute; counts its use. `derived`: what `value` can be made of again.
+    pub fn attribute(&mut self, key: &[u8], value: &[u8], derived: Option<Derived>) -> Result<u32> {
         let key = self.key(key)?;
         let hash = hash(&self.hasher, key, value);
-        let Self {
-            bytes,
-            attributes,
-            index,
-            hasher,
-            ..
-        } = self;
-        let value_of = |a: &Attribute| a.start..a.start + a.len;
-        let same = |number: &u32| {
-            let attribute = &attributes[*number as usize];
-            attribute.key == key && bytes[value_of(attribute)] == *value
-        };
-        if let Some(number) = index.find(hash, same).copied() {
-            attributes[number as usize].uses += 1;
+        let same = |number: &u32| self.attributes[*number as usize].key == key && *self.value(*number) == *value;
+        if let Some(number) = self.index.find(hash, same).copied() {
+            self.attributes[number as usize].uses += 1;
             return Ok(number);
         }
-        let number = count(attributes.len())?;
-        attributes.push(Attribute {
+        let number = count(self.attributes.len())?;
+        let value = match derived {
+            Some(derived) => Value::Derived(derived),
+            None => Value::Kept(push_bytes(&mut self.bytes, value)?),
+        };
+        self.attributes.push(Attribute {
             key,
-            start: bytes.len(),
-            len: value.len(),
+            value,
             uses: 1,
             offset: 0,
         });
-        bytes.extend_from_slice(value);
+        let mut index = std::mem::take(&mut self.index);
         index.insert_unique(hash, number, |number| {
-            let attribute = &attributes[*number as usize];
-            self::hash(hasher, attribute.key, &bytes[value_of(attribute)])
+            self::hash(
+                &self.hasher,
+                self.attributes[*number as usize].key,
+                &self.value(*number),
+            )
         });
+        self.index = index;
         Ok(number)
     }
 
@@ -152,43 +127,87 @@ impl Pool {
             hasher,
             ..
         } = self;
-        let same = |number: &u32| {
-            let key = &keys[*number as usize];
-            bytes[key.start..key.start + key.len] == *name
-        };
+        let same = |number: &u32| keys[*number as usize].name.of(bytes) == name;
         if let Some(number) = key_index.find(hash, same) {
             return Ok(*number);
         }
         let number = count(keys.len())?;
         let (prefix, prefix_len) = prefix(name);
         keys.push(Key {
-            start: bytes.len(),
-            len: name.len(),
+            name: push_bytes(bytes, name)?,
             prefix,
             prefix_len,
             filter: 1 << (xxh32(&name[prefix_len..], FILTER_SEED + u32::from(prefix)) & 31),
         });
-        bytes.extend_from_slice(name);
         key_index.insert_unique(hash, number, |number| {
-            let key = &keys[*number as usize];
-            self::hash(hasher, 0, &bytes[key.start..key.start + key.len])
+            self::hash(hasher, 0, keys[*number as usize].name.of(bytes))
         });
         Ok(number)
     }
 
-    /// Name and value.
-    pub fn get(&self, number: u32) -> (&[u8], &[u8]) {
-        let attribute = &self.attributes[number as usize];
-        let key = &self.keys[attribute.key as usize];
-        let key = &self.bytes[key.start..key.start + key.len];
-        (key, &self.bytes[attribute.start..attribute.start + attribute.len])
+    /// Prefix index, rest of the name, value.
+    pub fn get(&self, number: u32) -> (u8, &[u8], Bytes<'_>) {
+        let key = self.key_of(number);
+        (
+            key.prefix,
+            &key.name.of(&self.bytes)[key.prefix_len..],
+            self.value(number),
+        )
+    }
+
+    fn key_of(&self, number: u32) -> &Key {
+        &self.keys[self.attributes[number as usize].key as usize]
+    }
+
+    fn value(&self, number: u32) -> Bytes<'_> {
+        match self.attributes[number as usize].value {
+            Value::Kept(span) => Bytes::Kept(span.of(&self.bytes)),
+            Value::Derived(derived) => Bytes::Made(derived.value(self.tree)),
+        }
     }
 
     /// Bytes that an attribute takes.
     pub fn size(&self, number: u32) -> usize {
-        let attribute = &self.attributes[number as usize];
-        let key = &self.keys[attribute.key as usize];
-        (4 + key.len - key.prefix_len + attribute.len).next_multiple_of(4)
+        let key = self.key_of(number);
+        let value = match self.attributes[number as usize].value {
+            Value::Kept(span) => span.len(),
+            Value::Derived(derived) => derived.len(),
+        };
+        (4 + key.name.len() - key.prefix_len + value).next_multiple_of(4)
+    }
+
+    /// Whether more than one inode has it, so that it is in the shared table.
+    pub fn is_shared(&self, number: u32) -> bool {
+        self.attributes[number as usize].uses > 1
+    }
+
+    /// Where in the shared table it is.
+    pub fn offset(&self, number: u32) -> u32 {
+        self.attributes[number as usize].offset
+    }
+
+    /// The bit that its name has in an inode's name filter.
+    pub fn filter(&self, number: u32) -> u32 {
+        self.key_of(number).filter
+    }
+
+    /// Lays out the shared table; gives its attributes in its order.
+    pub fn share(&mut self) -> Result<Vec<u32>> {
+        let all = 0..count(self.attributes.len())?;
+        let mut shared: Vec<u32> = all.filter(|number| self.is_shared(*number)).collect();
+        shared.sort_unstable_by(|a, b| {
+            let name = |number: &u32| self.key_of(*number).name.of(&self.bytes);
+            name(b).cmp(name(a)).then_with(|| {
+                let (value_a, value_b) = (self.value(*a), self.value(*b));
+                value_b.len().cmp(&value_a.len()).then_with(|| value_b.cmp(&value_a))
+            })
+        });
+        let mut offset = 0;
+        for number in &shared {
+            self.attributes[*number as usize].offset = count(offset)?;
+            offset += self.size(*number);
+        }
+        Ok(shared)
     }
 }
 

@@ -1,10 +1,10 @@
 //! Writes an image, bit for bit as C mkcomposefs does.
 //!
 //! First the tree is rewritten into inodes in image order ([`Inodes`]): overlayfs' own attributes added, those of the
-//! tree escaped, whiteouts hidden. Then one routine ([`emit`]) runs twice, once counting and once writing, so that
-//! the layout and the bytes cannot disagree.
+//! tree escaped, whiteouts hidden. Then one routine ([`emit`]) runs twice, once counting what was measured and once
+//! writing; debug builds check that every inode comes out where it was counted.
 //!
-//! Invariant: no I/O, no clock, no randomness that could reach the bytes: the same tree and versions give the same
+//! Invariant: no clock, no randomness that could reach the bytes: the same tree and versions give the same
 //! image, for ever (promise 5). Golden digests of the C program pin it (`tests/vectors.rs`).
 
 use super::Versions;
@@ -14,6 +14,7 @@ use super::format::{
 };
 use super::inode::{Body, Inode};
 use super::inodes::Inodes;
+use super::output::{Counter, Output, Pieces};
 use crate::error::{Error, Result};
 use crate::sys::memory::prefer_huge_pages;
 use crate::tree::Tree;
@@ -25,18 +26,35 @@ use crate::tree::Tree;
 /// of more than 2^53 bytes; [`Error::Usage`] for versions other than 0 and 1.
 pub fn build(tree: &Tree, versions: Versions) -> Result<Vec<u8>> {
     let inodes = Inodes::new(tree, versions)?;
-    let mut counter = Counter(0);
-    let layout = emit(&inodes, &Layout::default(), &mut counter);
-    if layout.end / BLOCK > u64::from(u32::MAX) {
-        return Err(too_large(layout.end));
-    }
+    let layout = count(&inodes)?;
     let size = usize::try_from(layout.end).map_err(|_| too_large(layout.end))?;
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(size).map_err(|_| too_large(layout.end))?;
     prefer_huge_pages(&bytes);
-    let again = emit(&inodes, &layout, &mut bytes);
-    debug_assert_eq!(layout, again);
+    emit(&inodes, &layout, &mut bytes);
     Ok(bytes)
+}
+
+/// Gives the image of a tree to `sink`, in pieces of at most 1 MiB, in their order.
+///
+/// # Errors
+/// As [`build`]; what `sink` returns, which gets nothing more then.
+pub fn write(tree: &Tree, versions: Versions, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let inodes = Inodes::new(tree, versions)?;
+    let layout = count(&inodes)?;
+    let mut pieces = Pieces::new(sink);
+    emit(&inodes, &layout, &mut pieces);
+    pieces.finish()
+}
+
+/// The first run.
+fn count(inodes: &Inodes<'_>) -> Result<Layout> {
+    let layout = emit(inodes, &Layout::default(), &mut Counter(0));
+    let inodes_fit = layout.inodes_end / SLOT <= u64::from(u32::MAX);
+    if !inodes_fit || layout.end / BLOCK > u64::from(u32::MAX) {
+        return Err(too_large(layout.end));
+    }
+    Ok(layout)
 }
 
 fn too_large(size: u64) -> Error {
@@ -47,9 +65,10 @@ fn too_large(size: u64) -> Error {
 }
 
 /// Where things are; known after the first run.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct Layout {
-    places: Vec<Place>,
+    /// The numbers of inodes, which say where they stand.
+    nids: Vec<u32>,
     inodes_end: u64,
     data_start: u64,
     end: u64,
@@ -57,8 +76,8 @@ struct Layout {
 
 impl Layout {
     /// An inode's number; 0 while it is not known.
-    fn nid(&self, inode: u32) -> u64 {
-        self.places.get(inode as usize).map_or(0, |p| p.start / SLOT)
+    fn nid(&self, inode: u32) -> u32 {
+        self.nids.get(inode as usize).copied().unwrap_or(0)
     }
 }
 
@@ -70,65 +89,37 @@ struct Place {
     tail: u32,
 }
 
-/// Takes the image's bytes in order.
-trait Output {
-    fn put(&mut self, bytes: &[u8]);
-    fn position(&self) -> u64;
-    fn zeros_to(&mut self, position: u64);
-}
-
-/// Counts only.
-struct Counter(u64);
-
-impl Output for Counter {
-    fn put(&mut self, bytes: &[u8]) {
-        self.0 += bytes.len() as u64;
-    }
-
-    fn position(&self) -> u64 {
-        self.0
-    }
-
-    fn zeros_to(&mut self, position: u64) {
-        self.0 = position;
-    }
-}
-
-impl Output for Vec<u8> {
-    fn put(&mut self, bytes: &[u8]) {
-        self.extend_from_slice(bytes);
-    }
-
-    fn position(&self) -> u64 {
-        self.len() as u64
-    }
-
-    #[allow(clippy::cast_possible_truncation)] // `build` has reserved as many bytes.
-    fn zeros_to(&mut self, position: u64) {
-        self.resize(position as usize, 0);
-    }
-}
-
 /// The whole image; `known` is empty on the first run and what the first returned on the second.
 fn emit(inodes: &Inodes<'_>, known: &Layout, out: &mut impl Output) -> Layout {
-    let mut layout = Layout {
-        places: Vec::with_capacity(inodes.list.len()),
-        ..Layout::default()
-    };
+    let first_run = known.nids.is_empty();
+    let mut layout = Layout::default();
+    if first_run {
+        layout.nids.reserve_exact(inodes.len());
+    }
     emit_superblock(inodes, known, out);
     let mut next_block = known.data_start / BLOCK;
-    for (number, inode) in inodes.list.iter().enumerate() {
-        let place = place(inode, out.position());
+    // Inodes with whole blocks, of which there are few.
+    let mut with_blocks = Vec::new();
+    for number in 0..inodes.len() {
+        let inode = inodes.get(number);
+        let place = place(&inode, out.position());
         out.zeros_to(place.start);
         let head = Head {
             number,
-            inode,
+            inode: &inode,
             place,
             first_block: next_block,
         };
         emit_inode(inodes, known, &head, out);
         next_block += u64::from(place.blocks);
-        layout.places.push(place);
+        if place.blocks > 0 {
+            with_blocks.push((number, place));
+        }
+        if first_run {
+            layout.nids.push(low32(place.start / SLOT));
+        } else {
+            debug_assert_eq!(known.nids[number], low32(place.start / SLOT));
+        }
     }
     layout.inodes_end = out.position().next_multiple_of(SLOT);
     out.zeros_to(layout.inodes_end);
@@ -137,12 +128,11 @@ fn emit(inodes: &Inodes<'_>, known: &Layout, out: &mut impl Output) -> Layout {
     }
     layout.data_start = out.position().next_multiple_of(BLOCK);
     out.zeros_to(layout.data_start);
-    for (inode, place) in inodes.list.iter().zip(&layout.places) {
-        if place.blocks > 0 {
-            emit_blocks(inodes, known, inode, *place, out);
-        }
+    for (number, place) in with_blocks {
+        emit_blocks(inodes, known, &inodes.get(number), place, out);
     }
     layout.end = out.position();
+    debug_assert!(first_run || known.end == layout.end);
     layout
 }
 
@@ -157,8 +147,8 @@ fn emit_superblock(inodes: &Inodes<'_>, known: &Layout, out: &mut impl Output) {
     set(0, &EROFS_MAGIC.to_le_bytes());
     set(8, &FEATURE_COMPAT.to_le_bytes());
     set(12, &[12]);
-    set(14, &low16(known.nid(0)).to_le_bytes());
-    set(16, &(inodes.list.len() as u64).to_le_bytes());
+    set(14, &low16(known.nid(0).into()).to_le_bytes());
+    set(16, &(inodes.len() as u64).to_le_bytes());
     set(24, &inodes.min_mtime.sec.to_le_bytes());
     set(32, &inodes.min_mtime.nsec.to_le_bytes());
     set(36, &low32(known.end / BLOCK).to_le_bytes());
@@ -265,15 +255,19 @@ fn emit_inode(inodes: &Inodes<'_>, known: &Layout, head: &Head<'_, '_>, out: &mu
         out.put(&bytes);
     }
     if inode.attributes_size > 0 {
-        emit_attributes(inodes, known, inode, out);
+        emit_attributes(inodes, known, head, out);
     }
     if head.place.tail > 0 {
         emit_tail(inodes, known, inode, out);
     }
 }
 
-fn emit_attributes(inodes: &Inodes<'_>, known: &Layout, inode: &Inode<'_>, out: &mut impl Output) {
-    let list = inodes.attributes_of(inode);
+fn emit_attributes<O: Output>(inodes: &Inodes<'_>, known: &Layout, head: &Head<'_, '_>, out: &mut O) {
+    let inode = head.inode;
+    if !O::WRITES {
+        return out.zeros_to(out.position() + u64::from(inode.attributes_size));
+    }
+    let list = inodes.attributes_of(head.number);
     let mut header = [0; 12];
     header[..4].copy_from_slice(&inodes.name_filter(list).to_le_bytes());
     header[4] = inode.shared;
@@ -293,18 +287,24 @@ fn emit_attributes(inodes: &Inodes<'_>, known: &Layout, inode: &Inode<'_>, out: 
     }
 }
 
-fn emit_attribute(inodes: &Inodes<'_>, attribute: u32, out: &mut impl Output) {
+fn emit_attribute<O: Output>(inodes: &Inodes<'_>, attribute: u32, out: &mut O) {
+    if !O::WRITES {
+        return out.zeros_to(out.position() + inodes.attribute_size(attribute));
+    }
     let (prefix, suffix, value) = inodes.attribute(attribute);
     let [low, high] = low16(value.len() as u64).to_le_bytes();
     let [suffix_len, _] = low16(suffix.len() as u64).to_le_bytes();
     out.put(&[suffix_len, prefix, low, high]);
     out.put(suffix);
-    out.put(value);
+    out.put(&value);
     let end = (4 + suffix.len() + value.len()).next_multiple_of(4);
     out.put(&[0; 3][..end - 4 - suffix.len() - value.len()]);
 }
 
-fn emit_tail(inodes: &Inodes<'_>, known: &Layout, inode: &Inode<'_>, out: &mut impl Output) {
+fn emit_tail<O: Output>(inodes: &Inodes<'_>, known: &Layout, inode: &Inode<'_>, out: &mut O) {
+    if !O::WRITES {
+        return out.zeros_to(out.position() + u64::from(inode.tail));
+    }
     match inode.body {
         Body::Directory(_) => {
             let mut left = inode.blocks;
@@ -320,8 +320,11 @@ fn emit_tail(inodes: &Inodes<'_>, known: &Layout, inode: &Inode<'_>, out: &mut i
     }
 }
 
-fn emit_blocks(inodes: &Inodes<'_>, known: &Layout, inode: &Inode<'_>, place: Place, out: &mut impl Output) {
+fn emit_blocks<O: Output>(inodes: &Inodes<'_>, known: &Layout, inode: &Inode<'_>, place: Place, out: &mut O) {
     let end = out.position() + u64::from(place.blocks) * BLOCK;
+    if !O::WRITES {
+        return out.zeros_to(end);
+    }
     match inode.body {
         Body::Directory(_) => {
             let mut left = place.blocks;
@@ -346,9 +349,9 @@ fn emit_entries(inodes: &Inodes<'_>, known: &Layout, chunk: &[(&[u8], u32)], out
     let mut offset = low16(chunk.len() as u64 * format::DIRENT);
     for (name, target) in chunk {
         let mut entry = [0; 12];
-        entry[..8].copy_from_slice(&known.nid(*target).to_le_bytes());
+        entry[..4].copy_from_slice(&known.nid(*target).to_le_bytes());
         entry[8..10].copy_from_slice(&offset.to_le_bytes());
-        entry[10] = file_type(inodes.list[*target as usize].mode);
+        entry[10] = file_type(inodes.mode(*target));
         out.put(&entry);
         offset += low16(name.len() as u64);
     }

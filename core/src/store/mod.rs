@@ -247,23 +247,38 @@ impl Store {
     /// # Errors
     /// What reading and writing give.
     pub fn put_file(&self, source: &mut dyn Read) -> Result<(ObjectId, u64)> {
-        self.begin()?;
         let fail = |e| Error::io("write an object in", self.objects(), e);
+        let mut buffer = vec![0; 128 << 10];
+        self.put_pieces(|sink| {
+            loop {
+                match source.read(&mut buffer) {
+                    Ok(0) => return Ok(()),
+                    Ok(n) => sink(&buffer[..n])?,
+                    Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(e) => return Err(fail(e)),
+                }
+            }
+        })
+    }
+
+    /// Stores what `write` gives to its sink as one object; returns its size in bytes, too.
+    ///
+    /// # Errors
+    /// What `write` and writing give.
+    pub fn put_pieces(
+        &self,
+        write: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+    ) -> Result<(ObjectId, u64)> {
+        self.begin()?;
         let mut hasher = Hasher::new(self.algorithm);
         let mut temporary = self.objects.temporary()?;
-        let mut buffer = vec![0; 128 << 10];
         let mut size = 0;
-        loop {
-            let n = match source.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(fail(e)),
-            };
-            hasher.update(&buffer[..n]);
-            temporary.write_all(&buffer[..n]).map_err(fail)?;
-            size += n as u64;
-        }
+        write(&mut |piece| {
+            hasher.update(piece);
+            size += piece.len() as u64;
+            let written = temporary.write_all(piece);
+            written.map_err(|e| Error::io("write an object in", self.objects(), e))
+        })?;
         let id = hasher.finish();
         if !self.objects.has(&id, size)? {
             self.objects.store(temporary, &id)?;

@@ -78,7 +78,18 @@ impl Store {
     /// # Errors
     /// What writing gives.
     pub fn put_image(&self, image: &[u8]) -> Result<ObjectId> {
-        let id = self.put(image)?;
+        self.put_image_pieces(|sink| sink(image))
+    }
+
+    /// As [`Store::put_image`], of what `write` gives to its sink.
+    ///
+    /// # Errors
+    /// What `write` and writing give.
+    pub fn put_image_pieces(
+        &self,
+        write: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+    ) -> Result<ObjectId> {
+        let (id, _) = self.put_pieces(write)?;
         self.pending().images.insert(id);
         Ok(id)
     }

@@ -386,7 +386,7 @@ impl Tree {
 }
 
 fn get(bytes: &[u8], span: Span) -> &[u8] {
-    &bytes[span.start..span.start + span.len as usize]
+    span.of(bytes)
 }
 
 fn hash(hasher: &DefaultHashBuilder, folder: NodeId, name: &[u8]) -> u64 {
@@ -403,14 +403,11 @@ fn hash_slot(hasher: &DefaultHashBuilder, slots: &[Slot], bytes: &[u8], slot: u3
 
 /// Whether `text` is `ab/cdef…` of the raw digest.
 fn is_object_path(text: &[u8], digest: &[u8]) -> bool {
-    let mut path = Vec::with_capacity(129);
-    push_object_path(&mut path, digest);
-    !digest.is_empty() && text == path
+    !digest.is_empty() && text == object_path(digest, &mut [0; 129])
 }
 
-/// Appends `ab/cdef…` of a raw digest.
-pub(crate) fn push_object_path(out: &mut Vec<u8>, digest: &[u8]) {
-    let mut path = [0; 129];
+/// `ab/cdef…` of a raw digest of at most 64 bytes; what is beyond them is left out.
+pub(crate) fn object_path<'p>(digest: &[u8], path: &'p mut [u8; 129]) -> &'p [u8] {
     let mut len = 0;
     for (at, byte) in digest.iter().take(64).enumerate() {
         if at == 1 {
@@ -421,7 +418,7 @@ pub(crate) fn push_object_path(out: &mut Vec<u8>, digest: &[u8]) {
         path[len + 1] = hex_digit(byte & 15);
         len += 2;
     }
-    out.extend_from_slice(&path[..len]);
+    &path[..len]
 }
 
 /// A lower-case hex digit of 0..16.

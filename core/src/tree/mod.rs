@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::ids::{Algorithm, ObjectId};
 use crate::layers::Mtime;
 
-pub(crate) use build::{Builder, EMPTY_DIRECTORY, Leaf, Links, check_name, hex_digit, path_error, push_object_path};
+pub(crate) use build::{Builder, EMPTY_DIRECTORY, Leaf, Links, check_name, hex_digit, object_path, path_error};
 pub use merge::Merge;
 pub use scan::{ScanOptions, scan};
 pub use view::{Child, Found, Inode, Kind, ObjectPath, Regular, Walk};
@@ -50,11 +50,22 @@ impl NodeId {
     }
 }
 
-/// A run of bytes in the tree's arena.
-#[derive(Clone, Copy, Debug, Default)]
+/// A run of bytes in the tree's arena; of at most 4 GiB, since millions of these lie in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Span {
-    start: usize,
+    start: u32,
     len: u32,
+}
+
+impl Span {
+    pub(crate) const fn len(self) -> usize {
+        self.len as usize
+    }
+
+    /// The run's bytes in the arena that it was made in.
+    pub(crate) fn of(self, arena: &[u8]) -> &[u8] {
+        &arena[self.start as usize..self.start as usize + self.len()]
+    }
 }
 
 /// Where overlayfs finds a regular file's content, when it is not in the image.
@@ -237,7 +248,7 @@ impl Tree {
     }
 
     pub(crate) fn get(&self, span: Span) -> &[u8] {
-        &self.bytes[span.start..span.start + span.len as usize]
+        span.of(&self.bytes)
     }
 
     pub(crate) fn node(&self, id: NodeId) -> &Node {
@@ -246,8 +257,10 @@ impl Tree {
 }
 
 pub(crate) fn push_bytes(arena: &mut Vec<u8>, bytes: &[u8]) -> Result<Span> {
+    // The end is counted, so that no start and no length is beyond what a span can say.
+    count(arena.len() + bytes.len())?;
     let span = Span {
-        start: arena.len(),
+        start: count(arena.len())?,
         len: count(bytes.len())?,
     };
     arena.extend_from_slice(bytes);

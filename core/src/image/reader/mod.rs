@@ -19,7 +19,7 @@ use bytes::{Image, Inode, little};
 
 use crate::error::Result;
 use crate::tree::{
-    Builder, Data, EMPTY_DIRECTORY, Leaf, Links, Node, NodeId, ObjectPath, Span, Tree, Xattr, check_name, kind,
+    Builder, Data, EMPTY_DIRECTORY, Leaf, Links, Node, NodeId, ObjectPath, Tree, Xattr, check_name, kind,
 };
 
 /// The tree of an image.
@@ -28,25 +28,27 @@ use crate::tree::{
 /// [`crate::Error::Image`] for anything that no image writer makes.
 pub fn read(image: &[u8]) -> Result<Tree> {
     let image = Image::open(image)?;
-    Reader::new(image)?.run()
+    Reader::new(image, None)?.run()
 }
 
-/// An attribute of the shared table, kept once.
-#[derive(Clone, Copy)]
-struct Shared {
-    role: Role,
-    xattr: Xattr,
+/// The tree of an image with nothing in its root but `name`. Inodes that have names elsewhere, too, keep their link counts.
+///
+/// # Errors
+/// As [`read`], for what was read.
+pub fn read_part<'a>(image: &'a [u8], name: &'a [u8]) -> Result<Tree> {
+    let image = Image::open(image)?;
+    Reader::new(image, Some(name))?.run()
 }
 
 /// What an attribute is to composefs.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
+#[derive(Clone, Copy)]
+enum Role<'a> {
     /// The file's own.
-    Own,
-    Metacopy,
-    Redirect,
+    Own(Xattr),
+    Metacopy(&'a [u8]),
+    Redirect(&'a [u8]),
     /// Says that a regular file stands for a whiteout.
-    Whiteout,
+    Whiteout(Xattr),
     /// overlayfs' own on the image, made again by the writer.
     Dropped,
 }
@@ -62,11 +64,14 @@ struct Met {
 
 struct Reader<'a> {
     image: Image<'a>,
+    /// What of the root is read; everything where unset.
+    only: Option<&'a [u8]>,
     builder: Builder,
     nodes: HashMap<u64, Met>,
     /// Folders with a whiteout, and its entry.
     whiteouts: Vec<(NodeId, u32)>,
-    shared: HashMap<u64, Shared>,
+    /// Attributes of the shared table, each kept once.
+    shared: HashMap<u64, Role<'a>>,
     folders: VecDeque<(Inode, NodeId)>,
     /// The number that the next new inode has in an image of ours.
     next: u32,
@@ -75,9 +80,10 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(image: Image<'a>) -> Result<Self> {
+    fn new(image: Image<'a>, only: Option<&'a [u8]>) -> Result<Self> {
         let mut reader = Self {
             image,
+            only,
             builder: Builder::new(),
             nodes: HashMap::new(),
             whiteouts: Vec::new(),
@@ -149,7 +155,8 @@ impl<'a> Reader<'a> {
             let name = name
                 .filter(|_| start >= names)
                 .ok_or_else(|| refuse("the name of an entry is outside of it"))?;
-            if !matches!(name, b"." | b"..") {
+            let skipped = folder == NodeId::ROOT && self.only.is_some_and(|only| only != name);
+            if !skipped && !matches!(name, b"." | b"..") {
                 check_name(name).map_err(|why| refuse(&format!("it has {why}")))?;
                 self.entry(folder, name, little(&block[at * 12..at * 12 + 8]))?;
             }
@@ -240,14 +247,14 @@ impl<'a> Reader<'a> {
 
     fn node(&mut self, inode: &Inode) -> Result<Node> {
         let mut own = Vec::new();
-        let (mut metacopy, mut redirect, mut whiteout) = (None, None, false);
-        for Shared { role, xattr } in self.attributes(inode)? {
+        let (mut metacopy, mut redirect, mut whiteout) = (&b""[..], &b""[..], false);
+        for role in self.attributes(inode)? {
             match role {
-                Role::Own => own.push(xattr),
-                Role::Metacopy => metacopy = Some(xattr.value),
-                Role::Redirect => redirect = Some(xattr.value),
-                Role::Whiteout if inode.kind() == kind::REGULAR => whiteout = true,
-                Role::Whiteout => own.push(xattr),
+                Role::Own(xattr) => own.push(xattr),
+                Role::Metacopy(value) => metacopy = value,
+                Role::Redirect(value) => redirect = value,
+                Role::Whiteout(_) if inode.kind() == kind::REGULAR => whiteout = true,
+                Role::Whiteout(xattr) => own.push(xattr),
                 Role::Dropped => {}
             }
         }
@@ -316,31 +323,27 @@ impl<'a> Reader<'a> {
         self.builder.data(Leaf::Symlink(&content))
     }
 
-    fn external(&mut self, inode: &Inode, metacopy: Option<Span>, redirect: Option<Span>) -> Result<Data> {
+    fn external(&mut self, inode: &Inode, metacopy: &[u8], redirect: &[u8]) -> Result<Data> {
         if inode.size == 0 {
             return self.builder.data(Leaf::Inline(b""));
         }
-        let metacopy = metacopy.map(|span| self.builder.kept(span)).unwrap_or_default();
         let digest = match metacopy {
-            [] => vec![],
-            [0, 36, 0, 1, digest @ ..] if digest.len() == 32 => digest.to_vec(),
-            [0, 68, 0, 2, digest @ ..] if digest.len() == 64 => digest.to_vec(),
+            [] => metacopy,
+            [0, 36, 0, 1, digest @ ..] if digest.len() == 32 => digest,
+            [0, 68, 0, 2, digest @ ..] if digest.len() == 64 => digest,
             _ => return Err(inode.error("its digest record is unknown")),
         };
-        let payload = redirect
-            .map(|span| self.builder.kept(span).to_vec())
-            .unwrap_or_default();
-        let payload = payload.strip_prefix(b"/").unwrap_or(&payload);
+        let payload = redirect.strip_prefix(b"/").unwrap_or(redirect);
         if payload.len() > 4095 || payload.contains(&0) {
             return Err(inode.error("the path of its content is over 4095 bytes long or has a NUL byte"));
         }
         self.builder.data(Leaf::External {
             payload: Some(payload).filter(|p| !p.is_empty()).map(ObjectPath::Text),
-            digest: &digest,
+            digest,
         })
     }
 
-    fn attributes(&mut self, inode: &Inode) -> Result<Vec<Shared>> {
+    fn attributes(&mut self, inode: &Inode) -> Result<Vec<Role<'a>>> {
         if inode.attributes_len == 0 {
             return Ok(Vec::new());
         }
@@ -380,7 +383,7 @@ impl<'a> Reader<'a> {
     }
 
     /// An attribute at the start of `bytes`, and how many of them it takes.
-    fn attribute(&mut self, inode: &Inode, bytes: &[u8]) -> Result<(Shared, usize)> {
+    fn attribute(&mut self, inode: &Inode, bytes: &'a [u8]) -> Result<(Role<'a>, usize)> {
         let value_at = 4 + usize::from(bytes[0]);
         let end = value_at + usize::from(u16::from_le_bytes([bytes[2], bytes[3]]));
         let suffix = bytes.get(4..value_at).zip(bytes.get(value_at..end));
@@ -399,22 +402,26 @@ impl<'a> Reader<'a> {
             return Err(inode.error("an attribute's name is empty or has a NUL byte"));
         }
         let role = match &key[..] {
-            METACOPY => Role::Metacopy,
-            REDIRECT => Role::Redirect,
-            WHITEOUT => Role::Whiteout,
-            _ if key.starts_with(ESCAPED) => Role::Own,
+            METACOPY => Role::Metacopy(value),
+            REDIRECT => Role::Redirect(value),
+            WHITEOUT => Role::Whiteout(self.keep(&key, value)?),
+            _ if key.starts_with(ESCAPED) => Role::Own(self.keep(&key, value)?),
             _ if key.starts_with(OVERLAY) => Role::Dropped,
-            _ => Role::Own,
+            _ => Role::Own(self.keep(&key, value)?),
         };
+        Ok((role, end.next_multiple_of(4)))
+    }
+
+    /// Keeps an attribute under the name that it has in the tree.
+    fn keep(&mut self, key: &[u8], value: &[u8]) -> Result<Xattr> {
         let name = match key.strip_prefix(ESCAPED) {
             Some(rest) => [OVERLAY, rest].concat(),
-            None => key,
+            None => key.to_vec(),
         };
-        let xattr = Xattr {
+        Ok(Xattr {
             key: self.builder.keep(&name)?,
             value: self.builder.keep(value)?,
-        };
-        Ok((Shared { role, xattr }, end.next_multiple_of(4)))
+        })
     }
 
     /// Takes off a folder what the writer puts on one with whiteouts.
