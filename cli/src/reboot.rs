@@ -22,6 +22,10 @@ const ROOT_PROGRAM: &str = "/usr/lib/cfs-update/cfs-update-root";
 /// Where systemd looks for the root to go on with (systemd-soft-reboot.service(8)).
 const NEXT_ROOT: &str = "/run/nextroot";
 const RUN: &str = "/run/cfs-update";
+/// Written before a soft reboot; /run is kept over it, and is new after every other one.
+const NEXT_LINE: &str = "/run/cfs-update/next-cmdline";
+/// systemd-bless-boot would look for the entry that the boot loader counted, which is not the one that runs then.
+const NO_BLESSING: &str = "/run/systemd/system/systemd-bless-boot.service.d/50-cfs-update.conf";
 
 /// How `--apply` boots into the update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,8 +45,19 @@ impl Apply {
         }
         prepare_soft(&sysroot, monitor)?;
         drop(sysroot);
-        systemctl(&["soft-reboot", "--check-inhibitors=yes"])
+        let asked = systemctl(&["soft-reboot", "--check-inhibitors=yes"]);
+        if asked.is_err() {
+            // The next reboot may be any other, and is to have the last merge of /etc.
+            process::run(OsStr::new("umount"), &["--recursive".into(), NEXT_ROOT.into()], b"")?;
+            RealFs.remove_file(Path::new(NEXT_LINE))?;
+        }
+        asked
     }
+}
+
+/// Whether what runs was reached by a soft reboot (or one is prepared): then the boot loader started another deployment.
+pub fn was_soft() -> bool {
+    fs::exists(Path::new(NEXT_LINE))
 }
 
 /// Asks the service manager to reboot; `inhibitors`: who holds a lock against it is respected.
@@ -82,10 +97,19 @@ fn prepare_soft(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<()> {
     };
     plan::soft_reboot(old, new).map_err(|why| Error::Usage(format!("{why}; use --apply")))?;
     finalize::finalize(sysroot, monitor)?;
-    RealFs.create_dir(Path::new(RUN), 0o755)?;
-    let line = Path::new(RUN).join("next-cmdline");
-    fs::replace(&RealFs, &line, 0o644, cmdline::join(&new.options).as_bytes())?;
-    RealFs.create_dir(Path::new(NEXT_ROOT), 0o755)?;
+    let line = Path::new(NEXT_LINE);
+    let no_blessing = Path::new(NO_BLESSING);
+    for folder in [
+        Path::new(RUN),
+        Path::new(NEXT_ROOT),
+        Path::new("/run/systemd/system"),
+        fs::parent(no_blessing)?,
+    ] {
+        RealFs.create_dir(folder, 0o755)?;
+    }
+    fs::replace(&RealFs, line, 0o644, cmdline::join(&new.options).as_bytes())?;
+    let condition = format!("[Unit]\nConditionPathExists=!{NEXT_LINE}\n");
+    fs::replace(&RealFs, no_blessing, 0o644, condition.as_bytes())?;
     let arguments = ["--sysroot", "/sysroot", "--target", NEXT_ROOT, "--cmdline"].map(Into::into);
     let arguments: Vec<_> = arguments.into_iter().chain([line.into()]).collect();
     let output = process::run(OsStr::new(ROOT_PROGRAM), &arguments, b"")?;

@@ -364,6 +364,25 @@ fn what_is_changed_in_etc_after_staging_is_there_after_the_reboot() {
 }
 
 #[test]
+fn an_update_that_a_second_rollback_brings_back_gets_the_last_merge_of_etc() {
+    let mut machine = Machine::new();
+    let one = machine.booted.unwrap();
+    machine.release(2);
+    let two = machine.staged(Wishes::default()).id;
+    rollback::rollback(&machine.open()).unwrap();
+    std::fs::write(machine.etc(one).join("late"), "late").unwrap();
+    let done = finalize::finalize(&machine.open(), &Quiet).unwrap();
+    assert_eq!(done, Finalized::Nothing, "what runs boots next");
+    assert!(!machine.etc(two).join("late").exists());
+    rollback::rollback(&machine.open()).unwrap();
+    let done = finalize::finalize(&machine.open(), &Quiet).unwrap();
+    assert!(matches!(done, Finalized::Merged { id, .. } if id == two), "{done:?}");
+    assert_eq!(std::fs::read_to_string(machine.etc(two).join("late")).unwrap(), "late");
+    assert_eq!(machine.boot(), two);
+    machine.fsck();
+}
+
+#[test]
 fn a_power_cut_before_the_last_merge_is_told_with_the_files_it_is_about() {
     let mut machine = Machine::new();
     let one = machine.booted.unwrap();

@@ -18,7 +18,8 @@ use crate::error::{Error, Result};
 use crate::etc::Conflict;
 use crate::ids::DeploymentId;
 use crate::monitor::Monitor;
-use crate::sysroot::Sysroot;
+use crate::plan;
+use crate::sysroot::{Known, Sysroot};
 
 /// What finalizing did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +61,14 @@ pub fn finalize(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Finalized> {
         // The one that it was staged from does not run: its /etc did not change.
         return Ok(Finalized::Nothing);
     }
-    let merged = merge(sysroot, &staged, from, monitor);
+    let known = sysroot.known()?;
+    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let generation = standing.iter().find(|d| d.id == staged.id).and_then(|d| d.generation);
+    if plan::next_to_boot(&standing).is_some_and(|next| next.generation > generation) {
+        // The administrator went back from it; what boots has an /etc of its own.
+        return Ok(Finalized::Nothing);
+    }
+    let merged = merge(sysroot, &known, &staged, from, monitor);
     match &merged {
         Ok(_) => {
             staged.finalized = Some(Timestamp::now());
@@ -75,8 +83,13 @@ pub fn finalize(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Finalized> {
     })
 }
 
-fn merge(sysroot: &Sysroot, staged: &Staged, from: DeploymentId, monitor: &dyn Monitor) -> Result<Vec<Conflict>> {
-    let known = sysroot.known()?;
+fn merge(
+    sysroot: &Sysroot,
+    known: &[Known],
+    staged: &Staged,
+    from: DeploymentId,
+    monitor: &dyn Monitor,
+) -> Result<Vec<Conflict>> {
     let missing = |id: DeploymentId| Error::Deployment {
         id: id.short(),
         why: "its /etc cannot be merged: it is not there any more".into(),

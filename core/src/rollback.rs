@@ -38,19 +38,19 @@ pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
     let target = plan::rollback_target(&standing)?.id;
     let instead_of = plan::next_to_boot(&standing).map(|d| d.id);
     let staged = sysroot.roles(&standing).staged;
+    let was_staged = staged.is_some() && staged == instead_of;
     let (entry, generation) = activate(sysroot, &known, target)?;
-    if Staged::load(sysroot.layout())
-        .ok()
-        .flatten()
-        .is_some_and(|note| note.id != target)
-    {
+    let note = Staged::load(sysroot.layout()).ok().flatten();
+    // An update that waits may come back by a second rollback, and is to have the last merge of /etc then.
+    let waits = |note: &Staged| note.id == target || was_staged && Some(note.id) == instead_of;
+    if note.is_some_and(|note| !waits(&note)) {
         Staged::clear(sysroot.fs(), sysroot.layout())?;
     }
     leave_alone(sysroot, &known, instead_of, target)?;
     Ok(Done {
         id: target,
         instead_of,
-        was_staged: staged.is_some() && staged == instead_of,
+        was_staged,
         entry,
         generation,
     })

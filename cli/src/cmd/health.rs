@@ -240,9 +240,10 @@ fn conclude(context: &Context, report: &HealthReport, verdict: &Verdict) -> Resu
     Err(Error::Deployment { id, why }.into())
 }
 
-/// Whether systemd-bless-boot will mark the entry, once all that have a say are heard.
+/// Whether systemd-bless-boot will mark the entry, once all that have a say are heard: not after a soft reboot, when the
+/// entry that the boot loader counted is another one.
 fn marks_itself(root: &Path) -> bool {
-    fs::exists(&root.join(BLESS_BOOT)) && fs::exists(&root.join(COUNTED))
+    fs::exists(&root.join(BLESS_BOOT)) && fs::exists(&root.join(COUNTED)) && !reboot::was_soft()
 }
 
 fn boot_id() -> Result<Option<String>> {
