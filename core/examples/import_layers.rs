@@ -41,6 +41,7 @@ fn source(argument: &str) -> Result<LayerSource<'static>> {
         Ok(Box::new(std::io::BufReader::with_capacity(1 << 16, file)) as Box<_>)
     };
     Ok(LayerSource {
+        partial: None,
         diff_id,
         size,
         compression,

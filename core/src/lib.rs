@@ -25,6 +25,8 @@ pub mod registry;
 #[cfg(feature = "update")]
 pub mod layers;
 #[cfg(feature = "update")]
+pub mod chunked;
+#[cfg(feature = "update")]
 pub mod splitstream;
 #[cfg(feature = "update")]
 pub mod store;

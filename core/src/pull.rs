@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use crate::chunked::Place;
 use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::ids::{DiffId, ManifestDigest, ObjectId};
 use crate::image::{Versions, writer};
-use crate::manifest::{Descriptor, Platform};
+use crate::manifest::{Compression, Descriptor, Platform};
 use crate::monitor::{Event, Monitor, Stage};
 use crate::podman;
 use crate::registry::{self, Registry};
@@ -124,6 +125,7 @@ fn fetched<'a>(
         size: layer.size,
         compression: layer.compression(),
         open: Box::new(move || Ok(Box::new(registry.blob(layer, monitor)) as _)),
+        partial: partial(registry, layer, monitor),
     }
 }
 
@@ -133,6 +135,19 @@ fn in_podman(store: &Store, registry: &Registry, diff_id: &DiffId, monitor: &dyn
         return None;
     }
     registry.local(monitor)?.layer(diff_id)
+}
+
+/// How to get parts of a layer that has a table of contents.
+fn partial<'a>(registry: &'a Registry, layer: &'a Descriptor, monitor: &'a dyn Monitor) -> Option<import::Partial<'a>> {
+    let place = Place::find(&layer.annotations, layer.size).filter(|_| layer.compression() == Compression::Zstd)?;
+    let parts = move |ranges| {
+        let open = || Box::new(registry.parts(layer, ranges, monitor)) as _;
+        registry.serves_parts().then(open)
+    };
+    Some(import::Partial {
+        place,
+        parts: Box::new(parts),
+    })
 }
 
 /// The merged tree of layers that are in the store.

@@ -23,6 +23,7 @@ use tars::{Header, Tar, diff_id, gzip, zstd};
 
 fn source(diff_id: DiffId, compression: Compression, blob: Vec<u8>) -> LayerSource<'static> {
     LayerSource {
+        partial: None,
         diff_id,
         size: blob.len() as u64,
         compression,
@@ -417,6 +418,7 @@ fn an_error_of_the_blob_keeps_its_kind() {
     let blob = gzip(&tar);
     let half = blob.len() / 2;
     let failing = LayerSource {
+        partial: None,
         diff_id: diff_id(&tar),
         size: blob.len() as u64,
         compression: Compression::Gzip,
@@ -428,6 +430,7 @@ fn an_error_of_the_blob_keeps_its_kind() {
     assert_eq!(error.kind(), Kind::Network);
     assert!(error.to_string().contains("https://r/b"));
     let unopened = LayerSource {
+        partial: None,
         diff_id: diff_id(&tar),
         size: 1,
         compression: Compression::None,
@@ -566,6 +569,7 @@ fn child_that_is_killed() {
     let (whole, half) = (killed_layer(1), killed_layer(2));
     import(&store, &whole).unwrap();
     let source = LayerSource {
+        partial: None,
         diff_id: diff_id(&half),
         size: 1,
         compression: Compression::None,

@@ -105,6 +105,7 @@ fn importing_a_layer_takes_the_same_memory_whatever_its_size_and_however_many_la
         let sources = (0..layers).map(|layer| {
             let size = size + 512 * layer;
             LayerSource {
+                partial: None,
                 diff_id: diff_id_of(big_file(size)),
                 size,
                 compression: Compression::None,

@@ -35,6 +35,7 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
 fn import(store: &Store, tar: &[u8]) -> DiffId {
     let (diff_id, blob) = (diff_id(tar), gzip(tar));
     let source = LayerSource {
+        partial: None,
         diff_id,
         size: blob.len() as u64,
         compression: Compression::Gzip,
@@ -521,6 +522,7 @@ fn pull(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
         let size = blob.len() as u64;
         let open = Box::new(move || Ok(Box::new(std::io::Cursor::new(blob)) as Box<dyn BufRead + Send>));
         let source = LayerSource {
+            partial: None,
             diff_id,
             size,
             compression: Compression::Gzip,

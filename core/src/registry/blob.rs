@@ -16,7 +16,7 @@ use crate::manifest::Descriptor;
 use crate::monitor::{Event, Monitor};
 
 /// After this many bytes a connection counts as one that works: earlier failures are forgotten.
-const PROGRESS: u64 = 1 << 20;
+const PROGRESS: u64 = 256 << 10;
 
 /// A blob's bytes. Errors from reading carry the library's own error: [`Error::from_read`].
 pub struct Blob<'m> {
@@ -191,7 +191,7 @@ impl<'m> Blob<'m> {
     }
 }
 
-fn failure_of(error: io::Error) -> Failure {
+pub(super) fn failure_of(error: io::Error) -> Failure {
     error.downcast::<Failure>().unwrap_or_else(|error| Failure {
         error: Error::io("read", "the blob", error),
         again: Again::Never,

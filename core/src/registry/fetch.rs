@@ -41,8 +41,8 @@ pub(super) struct Request<'r> {
     pub url: Url,
     pub authorization: Option<HeaderValue>,
     pub accept: &'r [&'r str],
-    /// First byte wanted, if not 0.
-    pub from: u64,
+    /// Bytes wanted, as the header `Range` has them, if not all.
+    pub range: Option<String>,
     /// `application/x-www-form-urlencoded`, for POST.
     pub form: Option<String>,
     /// What is sent to the registry.
@@ -75,7 +75,7 @@ impl<'r> Request<'r> {
             url,
             authorization: None,
             accept: &[],
-            from: 0,
+            range: None,
             form: None,
             content: None,
         }
@@ -127,8 +127,8 @@ impl Fetcher {
         for accept in request.accept {
             builder = builder.header(ACCEPT, *accept);
         }
-        if request.from > 0 {
-            builder = builder.header(RANGE, format!("bytes={}-", request.from));
+        if let Some(range) = &request.range {
+            builder = builder.header(RANGE, range);
         }
         if let Some(form) = request.form.as_ref().filter(|_| same_origin(origin, url)) {
             builder = builder

@@ -1,5 +1,6 @@
 //! Registries: the OCI distribution API over HTTPS, and over plain HTTP where that is allowed.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,7 +13,8 @@ use super::config::Place;
 use super::fetch::{Fetcher, Refused, Request, content_length, network};
 use super::login::{Pass, Session};
 use super::net::{Answer, shown};
-use super::{Body, Failure, Fetched, Options, Transport, Wanted};
+use super::parts::Answered;
+use super::{Body, Failure, Fetched, Options, Transport, Wanted, multipart};
 use crate::error::{Error, Result};
 use crate::ids::{BlobDigest, ManifestDigest};
 use crate::manifest::{ACCEPTED, MANIFEST_LIMIT};
@@ -106,7 +108,7 @@ impl Https {
         kind: &str,
         what: &str,
         accept: &[&str],
-        from: u64,
+        range: Option<String>,
         monitor: &dyn Monitor,
     ) -> Result<(Answer, Url), (Option<StatusCode>, Failure)> {
         let mut first = None;
@@ -117,7 +119,7 @@ impl Https {
             let request = Request {
                 method: method.clone(),
                 accept,
-                from,
+                range: range.clone(),
                 ..Request::get(url.clone())
             };
             match self.ask_logged_in(request, monitor) {
@@ -178,7 +180,7 @@ impl Transport for Https {
     }
 
     fn head(&self, monitor: &dyn Monitor) -> Result<Option<ManifestDigest>, Failure> {
-        match self.ask(&Method::HEAD, "manifests", &self.wanted, &ACCEPTED, 0, monitor) {
+        match self.ask(&Method::HEAD, "manifests", &self.wanted, &ACCEPTED, None, monitor) {
             Ok((answer, _)) => Ok(digest_of(&answer.headers)),
             // HEAD may not be known there, and its errors come without a reason: GET has the last word.
             Err((Some(status), failure))
@@ -194,7 +196,7 @@ impl Transport for Https {
     fn manifest(&self, wanted: Wanted, monitor: &dyn Monitor) -> Result<Fetched, Failure> {
         let what = self.what(wanted);
         let (answer, url) = self
-            .ask(&Method::GET, "manifests", &what, &ACCEPTED, 0, monitor)
+            .ask(&Method::GET, "manifests", &what, &ACCEPTED, None, monitor)
             .map_err(|(_, failure)| failure)?;
         let too_long = || Error::Manifest {
             reference: shown(&url),
@@ -214,8 +216,9 @@ impl Transport for Https {
 
     fn blob(&self, digest: &BlobDigest, size: u64, from: u64, monitor: &dyn Monitor) -> Result<Body, Failure> {
         let what = digest.to_string();
+        let range = (from > 0).then(|| format!("bytes={from}-"));
         let (answer, url) = self
-            .ask(&Method::GET, "blobs", &what, &[], from, monitor)
+            .ask(&Method::GET, "blobs", &what, &[], range, monitor)
             .map_err(|(_, failure)| failure)?;
         let start = match answer.status {
             StatusCode::PARTIAL_CONTENT => range_start(&answer.headers).filter(|start| *start <= from),
@@ -236,6 +239,34 @@ impl Transport for Https {
             reader: Box::new(answer.body),
             from: start,
         })
+    }
+
+    fn parts(&self, digest: &BlobDigest, ranges: &[Range<u64>], monitor: &dyn Monitor) -> Result<Answered, Failure> {
+        let list = ranges.iter().map(|range| format!("{}-{}", range.start, range.end - 1));
+        let header = format!("bytes={}", list.collect::<Vec<_>>().join(","));
+        let answer = match self.ask(&Method::GET, "blobs", &digest.to_string(), &[], Some(header), monitor) {
+            Ok((answer, _)) => answer,
+            // Bad request, too long a header, not satisfiable, not implemented.
+            Err((Some(status), _)) if matches!(status.as_u16(), 400 | 414 | 416 | 431 | 501) => {
+                return Ok(Answered::Not);
+            }
+            Err((_, failure)) => return Err(failure),
+        };
+        if answer.status != StatusCode::PARTIAL_CONTENT {
+            return Ok(Answered::Not);
+        }
+        let text = |name| answer.headers.get(name).and_then(|value| value.to_str().ok());
+        let boundary = text(CONTENT_TYPE).and_then(multipart::boundary).map(str::to_owned);
+        let range = text(CONTENT_RANGE).and_then(multipart::content_range);
+        Ok(match (boundary, range) {
+            (Some(boundary), _) => Answered::Several(Box::new(answer.body), boundary),
+            (None, Some(range)) => Answered::One(Box::new(answer.body), range),
+            (None, None) => Answered::Not,
+        })
+    }
+
+    fn serves_parts(&self) -> bool {
+        true
     }
 
     fn requests(&self) -> u64 {

@@ -8,7 +8,8 @@
 //! a blob must treat what it got as unverified.
 
 use std::io::Read;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -30,9 +31,11 @@ mod fetch;
 mod files;
 mod https;
 mod login;
+mod multipart;
 mod net;
 mod oci_dir;
 mod options;
+mod parts;
 mod podman;
 mod push;
 mod retry;
@@ -45,6 +48,7 @@ use oci_dir::OciDir;
 pub use blob::Blob;
 pub(crate) use oci_dir::{ORIGINAL_MANIFEST, PLAIN_LAYER, REF_NAME};
 pub use options::{Environment, Options, Proxy, Timeouts};
+pub use parts::Parts;
 pub use push::Push;
 pub use retry::Retry;
 
@@ -72,6 +76,8 @@ struct Inner {
     podman: Places,
     /// podman's images on this machine, opened at most once, since its locks belong to the process.
     local: OnceLock<Option<Arc<Storage>>>,
+    /// What is known of the good source's way with ranges.
+    ranges: AtomicU8,
 }
 
 /// An image, complete but for its layers.
@@ -152,6 +158,14 @@ trait Transport: std::fmt::Debug + Send + Sync {
     fn plain(&self, _layer: &Descriptor, _diff_id: &DiffId) -> Result<Option<Descriptor>> {
         Ok(None)
     }
+    /// Parts of a blob: ranges in order that do not overlap. Only asked of one that [`Transport::serves_parts`].
+    fn parts(&self, _: &BlobDigest, _: &[Range<u64>], _: &dyn Monitor) -> Result<parts::Answered, Failure> {
+        Ok(parts::Answered::Not)
+    }
+    /// Whether it is worth asking for parts: false where all bytes are on this machine.
+    fn serves_parts(&self) -> bool {
+        false
+    }
     /// Requests made over the network so far, by all sources of the image together.
     fn requests(&self) -> u64 {
         0
@@ -203,6 +217,7 @@ impl Registry {
             seen: Mutex::new(None),
             podman: options.podman.clone(),
             local,
+            ranges: AtomicU8::new(parts::SEVERAL),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -295,6 +310,18 @@ impl Registry {
     /// Nothing is asked for before the first read. Cut connections are taken up again where they broke.
     pub fn blob<'m>(&self, blob: &Descriptor, monitor: &'m dyn Monitor) -> Blob<'m> {
         Blob::new(self.clone(), blob, monitor)
+    }
+
+    /// Whether parts of blobs may be had; false once the registry has shown that it serves none.
+    pub fn serves_parts(&self) -> bool {
+        let source = self.inner.good.load(Ordering::Relaxed);
+        self.inner.sources[source].serves_parts() && self.inner.ranges.load(Ordering::Relaxed) != parts::NONE
+    }
+
+    /// Some ranges of a blob, one after the other in one reader. They are in order, do not overlap and are not empty.
+    /// **Nothing of it is checked**: the caller has digests for what is in the ranges.
+    pub fn parts<'m>(&self, blob: &Descriptor, ranges: Vec<Range<u64>>, monitor: &'m dyn Monitor) -> Parts<'m> {
+        Parts::new(self.clone(), blob, ranges, monitor)
     }
 
     fn with_config(&self, top: ManifestDigest, manifest: Manifest, monitor: &dyn Monitor) -> Result<Image> {

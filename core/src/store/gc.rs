@@ -112,6 +112,7 @@ fn remove(store: &Store, plan: &Plan) -> Result<()> {
         store.objects.remove(id)?;
     }
     store.objects.remove_leftovers()?;
+    store.trim_index()?;
     if store.pending().is_empty() {
         // What an interrupted run left is gone, and all that is left was synced before it was named.
         store.fs.remove_dir_all(&store.path.join(LAYERS))?;

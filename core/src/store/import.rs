@@ -4,22 +4,30 @@
 //! files in one go and writes objects. They are connected by a few buffers that go round, so that memory is bounded
 //! whatever the layer holds. Layers run side by side, the largest first.
 //!
+//! A layer with a table of contents may be put together from what is here and the parts that are not
+//! ([`crate::store::partial`]): then the first thread makes the tar instead of unpacking it. When that fails for whatever
+//! reason but a full disk, the layer is fetched as a whole.
+//!
 //! Invariant: a layer whose blob or tar is not what its digests say gets no stream. Objects of its files may stay: they
 //! are what their own names say, nothing refers to them, and garbage collection removes them.
 
 use std::io::{self, BufRead};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use crate::error::{Error, Result};
-use crate::ids::DiffId;
+use crate::chunked::{Place, Table};
+use crate::error::{Error, Kind, Result};
+use crate::ids::{DiffId, ObjectId};
 pub use crate::manifest::Compression;
 use crate::monitor::{Event, Monitor};
 use crate::store::Store;
 use crate::store::decompress::{Decompressor, PEEK};
 use crate::store::layer::{Importer, Pieces};
+use crate::store::partial::{self, Decision};
+pub use crate::store::partial::{Partial, Parts};
 
 /// Bytes of a buffer between the two threads of a layer, and how many there are.
 const BUFFER: usize = 256 << 10;
@@ -42,6 +50,8 @@ pub struct LayerSource<'a> {
     pub compression: Compression,
     /// Opens the blob; its reader fails at the end where size or digest are wrong.
     pub open: Open<'a>,
+    /// How to get parts of it, where it has a table of contents.
+    pub partial: Option<Partial<'a>>,
 }
 
 impl std::fmt::Debug for LayerSource<'_> {
@@ -98,42 +108,131 @@ pub fn layers(store: &Store, mut sources: Vec<LayerSource<'_>>, threads: usize, 
         .map_or(Ok(()), Err)
 }
 
-/// Imports one layer, this thread being the second of its two.
+/// Imports one layer: from its missing parts where that pays, else as a whole.
 fn layer(store: &Store, source: LayerSource<'_>, stop: &AtomicBool, monitor: &dyn Monitor) -> Result<()> {
     let diff_id = source.diff_id;
+    let mut table = None;
+    if let Some(partial) = source.partial.as_ref().filter(|_| store.keeps.is_none()) {
+        match parts(store, &diff_id, partial, stop, monitor) {
+            Ok(Fetched::Parts) => {
+                monitor.event(Event::LayerDone { diff_id });
+                return Ok(());
+            }
+            Ok(Fetched::Nothing(known)) => table = known,
+            Err(error) if error.kind() == Kind::Space || stop.load(Ordering::Relaxed) => return Err(error),
+            Err(error) => monitor.event(Event::Warning(format!(
+                "layer {diff_id} is fetched as a whole: {error}"
+            ))),
+        }
+    }
+    let place = source.partial.as_ref().map(|partial| partial.place.clone());
     monitor.event(Event::LayerStarted {
         diff_id,
         size: source.size,
     });
+    let take = place.as_ref().filter(|_| table.is_none()).cloned();
+    let taken = run(store, &diff_id, stop, monitor, move |out| {
+        decode(source, take, out, monitor)
+    })?;
+    // The index is a help for later, and what cannot be had of it is made when it is needed.
+    let read = |packed: Vec<u8>| place.as_ref()?.read_table(&packed).ok();
+    if let Some(table) = table.or_else(|| taken.and_then(read)) {
+        note(store, &diff_id, &table);
+    }
+    monitor.event(Event::LayerDone { diff_id });
+    Ok(())
+}
+
+/// What came of asking for parts.
+enum Fetched {
+    /// The layer is here.
+    Parts,
+    /// It is to be fetched as a whole; its table, where that is known.
+    Nothing(Option<Table>),
+}
+
+fn parts(
+    store: &Store,
+    diff_id: &DiffId,
+    partial: &Partial<'_>,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+) -> Result<Fetched> {
+    let plan = match partial::decide(store, diff_id, partial, true, monitor)? {
+        Decision::Whole => return Ok(Fetched::Nothing(None)),
+        Decision::Known(table) => return Ok(Fetched::Nothing(Some(table))),
+        Decision::Parts(plan) => plan,
+    };
+    monitor.event(Event::LayerStarted {
+        diff_id: *diff_id,
+        size: plan.bytes,
+    });
+    let made = run(store, diff_id, stop, monitor, |out| {
+        partial::rebuild(store, diff_id, &plan, partial, out, monitor)
+    });
+    if let Err(Error::Mismatch { .. }) = &made {
+        store.forget_index()?;
+    }
+    made?;
+    note(store, diff_id, &plan.table);
+    Ok(Fetched::Parts)
+}
+
+fn note(store: &Store, diff_id: &DiffId, table: &Table) {
+    if let Err(error) = store.index_from_table(diff_id, table) {
+        tracing::debug!("index of {diff_id}: {error}");
+    }
+}
+
+/// Imports the tar that `make` gives on a thread of its own; this thread is the second of the two.
+fn run<T: Send>(
+    store: &Store,
+    diff_id: &DiffId,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+    make: impl FnOnce(&mut Outlet<'_>) -> Result<T> + Send,
+) -> Result<T> {
     let (full, from_full) = sync_channel(BUFFERS);
     let (empty, from_empty) = sync_channel(BUFFERS);
     for _ in 0..BUFFERS {
         let _ = empty.try_send(Vec::with_capacity(BUFFER));
     }
-    let stream = thread::scope(|scope| {
-        scope.spawn(move || {
+    let (stream, made) = thread::scope(|scope| {
+        let maker = scope.spawn(move || {
             let mut out = Outlet { full, from_empty, stop };
-            let result = decode(source, &mut out, monitor);
+            let (result, made) = match make(&mut out) {
+                Ok(made) => (Ok(()), Some(made)),
+                Err(error) => (Err(error), None),
+            };
             out.end(result);
+            made
         });
         let pieces = Inlet {
             from_full,
             empty,
-            current: Vec::new(),
+            current: Buffer::default(),
             ended: false,
         };
-        Importer::new(store, diff_id, pieces, monitor)?.run()
+        let stream = Importer::new(store, *diff_id, pieces, monitor)?.run()?;
+        Ok::<_, Error>((stream, maker.join().ok().flatten()))
     })?;
-    store.add_layer(&diff_id, stream)?;
-    monitor.event(Event::LayerDone { diff_id });
-    Ok(())
+    let made = made.ok_or_else(|| Error::Usage("the decompressing thread ended without a word".into()))?;
+    store.add_layer(diff_id, stream)?;
+    Ok(made)
+}
+
+/// Bytes of a tar, and where in them the content of a file begins that is an object already.
+#[derive(Default)]
+pub(super) struct Buffer {
+    bytes: Vec<u8>,
+    known: Vec<(usize, ObjectId)>,
 }
 
 /// A message to the second thread: a filled buffer, or how it ended.
-type Message = Result<Option<Vec<u8>>>;
+type Message = Result<Option<Buffer>>;
 
 /// The first thread's end of the buffers.
-struct Outlet<'a> {
+pub(super) struct Outlet<'a> {
     full: SyncSender<Message>,
     from_empty: Receiver<Vec<u8>>,
     stop: &'a AtomicBool,
@@ -148,23 +247,26 @@ fn given_up() -> Error {
 struct Inlet {
     from_full: Receiver<Message>,
     empty: SyncSender<Vec<u8>>,
-    current: Vec<u8>,
+    current: Buffer,
     ended: bool,
 }
 
 impl Outlet<'_> {
     /// An empty buffer of full length; an error where the second thread or another layer has failed.
-    fn buffer(&self) -> Result<Vec<u8>> {
-        let mut buffer = self.from_empty.recv().map_err(|_| given_up())?;
-        buffer.resize(BUFFER, 0);
+    fn buffer(&self) -> Result<Buffer> {
+        let mut bytes = self.from_empty.recv().map_err(|_| given_up())?;
+        bytes.resize(BUFFER, 0);
         if self.stop.load(Ordering::Relaxed) {
             Err(given_up())
         } else {
-            Ok(buffer)
+            Ok(Buffer {
+                bytes,
+                known: Vec::new(),
+            })
         }
     }
 
-    fn send(&self, buffer: Vec<u8>) -> Result<()> {
+    fn send(&self, buffer: Buffer) -> Result<()> {
         self.full.send(Ok(Some(buffer))).map_err(|_| given_up())
     }
 
@@ -178,7 +280,7 @@ impl Pieces for Inlet {
         if self.ended {
             return Ok(None);
         }
-        let done = std::mem::take(&mut self.current);
+        let done = std::mem::take(&mut self.current).bytes;
         if done.capacity() > 0 {
             let _ = self.empty.send(done);
         }
@@ -186,7 +288,7 @@ impl Pieces for Inlet {
         match message.map_err(|_| Error::Usage("the decompressing thread ended without a word".into()))?? {
             Some(buffer) => {
                 self.current = buffer;
-                Ok(Some(&self.current))
+                Ok(Some(&self.current.bytes))
             }
             None => {
                 self.ended = true;
@@ -196,42 +298,92 @@ impl Pieces for Inlet {
     }
 
     fn current(&self) -> &[u8] {
-        &self.current
+        &self.current.bytes
+    }
+
+    fn known(&self, at: usize) -> Option<ObjectId> {
+        let known = &self.current.known;
+        let place = known.binary_search_by_key(&at, |(at, _)| *at).ok()?;
+        known.get(place).map(|(_, id)| *id)
     }
 }
 
-/// Reads and decompresses a blob into buffers.
-fn decode(source: LayerSource<'_>, out: &mut Outlet<'_>, monitor: &dyn Monitor) -> Result<()> {
+/// Reads and decompresses a blob into buffers; gives the bytes of its table, packed, where `take` says where it is.
+fn decode(
+    source: LayerSource<'_>,
+    take: Option<Place>,
+    out: &mut Outlet<'_>,
+    monitor: &dyn Monitor,
+) -> Result<Option<Vec<u8>>> {
     let diff_id = source.diff_id;
     let mut blob = Blob {
         reader: (source.open)()?,
         diff_id,
         monitor,
         unreported: 0,
+        at: 0,
+        take: take.map(|place| place.table.range),
+        taken: Vec::new(),
     };
     let broken = |e: io::Error| layer_fault(&diff_id, e);
     let first = blob.first()?;
     let mut decompressor = Decompressor::new(source.compression, &first).map_err(broken)?;
-    let mut filling = Filling {
-        buffer: out.buffer()?,
-        written: 0,
-    };
+    let mut filling = Filling::new(out)?;
     let mut decompress = |input: &[u8]| filling.decompress(&mut decompressor, input, out, &broken);
     decompress(&first)?;
     while blob.piece(&mut decompress)? {}
     decompressor.finish().map_err(broken)?;
     filling.end(out)?;
     blob.report();
-    Ok(())
+    Ok(blob.take.is_some().then_some(blob.taken))
 }
 
 /// The buffer that is being filled.
-struct Filling {
-    buffer: Vec<u8>,
+pub(super) struct Filling {
+    buffer: Buffer,
     written: usize,
 }
 
 impl Filling {
+    pub(super) fn new(out: &Outlet<'_>) -> Result<Self> {
+        Ok(Self {
+            buffer: out.buffer()?,
+            written: 0,
+        })
+    }
+
+    /// Where the next bytes go; never empty.
+    pub(super) fn space(&mut self) -> &mut [u8] {
+        &mut self.buffer.bytes[self.written..]
+    }
+
+    /// So many bytes were written there.
+    pub(super) fn filled(&mut self, count: usize, out: &Outlet<'_>) -> Result<()> {
+        self.written += count;
+        if self.written == BUFFER {
+            self.written = 0;
+            out.send(std::mem::replace(&mut self.buffer, out.buffer()?))?;
+        }
+        Ok(())
+    }
+
+    /// The next bytes.
+    pub(super) fn put(&mut self, mut bytes: &[u8], out: &Outlet<'_>) -> Result<()> {
+        while !bytes.is_empty() {
+            let space = self.space();
+            let take = bytes.len().min(space.len());
+            space[..take].copy_from_slice(&bytes[..take]);
+            bytes = &bytes[take..];
+            self.filled(take, out)?;
+        }
+        Ok(())
+    }
+
+    /// What comes next is the content of this object.
+    pub(super) fn mark(&mut self, id: ObjectId) {
+        self.buffer.known.push((self.written, id));
+    }
+
     fn decompress(
         &mut self,
         decompressor: &mut Decompressor,
@@ -240,21 +392,17 @@ impl Filling {
         broken: &dyn Fn(io::Error) -> Error,
     ) -> Result<()> {
         loop {
-            let n = decompressor
-                .run(&mut input, &mut self.buffer[self.written..])
-                .map_err(broken)?;
-            self.written += n;
-            if self.written == BUFFER {
-                out.send(std::mem::replace(&mut self.buffer, out.buffer()?))?;
-                self.written = 0;
-            } else if input.is_empty() || n == 0 {
+            let n = decompressor.run(&mut input, self.space()).map_err(broken)?;
+            let full = n == self.space().len();
+            self.filled(n, out)?;
+            if !full && (input.is_empty() || n == 0) {
                 return Ok(());
             }
         }
     }
 
-    fn end(mut self, out: &Outlet<'_>) -> Result<()> {
-        self.buffer.truncate(self.written);
+    pub(super) fn end(mut self, out: &Outlet<'_>) -> Result<()> {
+        self.buffer.bytes.truncate(self.written);
         if self.written > 0 {
             out.send(self.buffer)
         } else {
@@ -269,6 +417,11 @@ struct Blob<'a> {
     diff_id: DiffId,
     monitor: &'a dyn Monitor,
     unreported: u64,
+    /// Bytes read so far.
+    at: u64,
+    /// A part of the blob that is to be kept, and what was read of it.
+    take: Option<Range<u64>>,
+    taken: Vec<u8>,
 }
 
 impl Blob<'_> {
@@ -309,10 +462,26 @@ impl Blob<'_> {
     }
 
     fn consume(&mut self, amount: usize) {
+        self.keep(amount);
         self.reader.consume(amount);
+        self.at += amount as u64;
         self.unreported += amount as u64;
         if self.unreported >= REPORT {
             self.report();
+        }
+    }
+
+    /// Keeps what is to be kept of the next bytes.
+    fn keep(&mut self, amount: usize) {
+        let Some(take) = &self.take else { return };
+        let end = self.at + amount as u64;
+        if self.at >= take.end || end <= take.start {
+            return;
+        }
+        let from = usize::try_from(take.start.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let to = usize::try_from(take.end.min(end) - self.at).unwrap_or(usize::MAX);
+        if let Ok(piece) = self.reader.fill_buf() {
+            self.taken.extend_from_slice(&piece[from..to]);
         }
     }
 

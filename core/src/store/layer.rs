@@ -30,6 +30,8 @@ pub(super) trait Pieces {
     fn next(&mut self) -> Result<Option<&[u8]>>;
     /// The current piece.
     fn current(&self) -> &[u8];
+    /// The object whose content begins at this byte of the current piece, where one is known to.
+    fn known(&self, at: usize) -> Option<ObjectId>;
 }
 
 /// Imports one layer.
@@ -133,6 +135,15 @@ impl<'a, P: Pieces> Importer<'a, P> {
                 this.stream.literal(bytes).map_err(|e| write_error(this.store, e))
             });
         }
+        if let Some(id) = self.known()? {
+            // Its bytes go into the tar's hash, which tells whether they are right.
+            self.take(head.stored, |_, _| Ok(()))?;
+            self.count(false);
+            return self
+                .stream
+                .object(&id, head.stored)
+                .map_err(|e| write_error(self.store, e));
+        }
         let keep = self.store.keeps.is_none_or(|keeps| keeps(&head.path));
         let id = match keep {
             true if head.stored <= GATHER => self.small_file(head.stored)?,
@@ -142,6 +153,14 @@ impl<'a, P: Pieces> Importer<'a, P> {
         self.stream
             .object(&id, head.stored)
             .map_err(|e| write_error(self.store, e))
+    }
+
+    /// The object that is known to have the content that comes next.
+    fn known(&mut self) -> Result<Option<ObjectId>> {
+        if self.at == self.pieces.current().len() {
+            self.advance()?;
+        }
+        Ok(self.pieces.known(self.at))
     }
 
     /// A file that fits into memory: hashed, looked for, and written in one go from where it lies.

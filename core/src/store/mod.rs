@@ -3,6 +3,7 @@
 //! ```text
 //! meta.json  objects/ab/cdef…  images/<digest> -> object  images/refs/cfs-update/NAME -> image
 //! streams/oci-{layer,config,manifest}-sha256:… -> object  streams/refs/oci/TAG -> manifest stream
+//! cfs-update/index/…   what is in the objects, by SHA-256: made again where it is missing
 //! cfs-update/unsynced, cfs-update/layers/…   while objects are written that no syncfs has made durable yet
 //! ```
 //!
@@ -16,8 +17,10 @@
 
 mod decompress;
 mod entries;
+mod index;
 mod layer;
 mod meta;
+mod partial;
 mod pending;
 mod streams;
 pub mod adopt;

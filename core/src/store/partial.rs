@@ -1,0 +1,443 @@
+//! A layer put together from what is here and the parts that are not: see [`crate::chunked`].
+//!
+//! The table is fetched, each of its files and chunks looked up in the index, and the tar made again: its own bytes from
+//! the tar-split, files from objects, missing chunks from the blob, each unpacked and checked against its digest as it
+//! comes. What is made goes the same way as a layer that was fetched whole: through the importer, which checks the
+//! diff_id, so a table, an index or a registry that lies gives an error here and the layer is fetched as a whole.
+//!
+//! Invariant: memory is the table (some 60 bytes for each chunk), what was found of it, and a few buffers; nothing is on
+//! disk that is not an object.
+
+use std::fs::File;
+use std::io::{self, BufRead, Read, Seek, SeekFrom};
+use std::ops::Range;
+
+use sha2::{Digest, Sha256};
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
+
+use crate::chunked::{Chunk, Item, Place, Table, coalesce, total};
+use crate::error::{Error, Result};
+use crate::ids::DiffId;
+use crate::layers::INLINE_MAX;
+use crate::monitor::{Event, Monitor};
+use crate::store::Store;
+use crate::store::import::{Filling, Outlet};
+use crate::store::index::{Found, Hit, Search};
+
+/// Layers of less are not worth asking for parts.
+const SMALL: u64 = 128 << 10;
+/// So much is read along rather than asked for apart.
+const GAP: u64 = 1 << 10;
+/// Where at least so many bytes are missing, the objects of layers that have no index are hashed.
+const WORTH_HASHING: u64 = 1 << 20;
+/// Bytes between two progress events.
+const REPORT: u64 = 1 << 20;
+
+/// Opens some ranges of a blob, one after the other in one reader; `None` where parts are not to be had.
+pub type Parts<'a> = Box<dyn Fn(Vec<Range<u64>>) -> Option<Box<dyn BufRead + Send + 'a>> + Send + Sync + 'a>;
+
+/// How to get parts of a layer.
+pub struct Partial<'a> {
+    /// Where its table is.
+    pub place: Place,
+    /// Opens parts of its blob.
+    pub parts: Parts<'a>,
+}
+
+impl std::fmt::Debug for Partial<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Partial")
+            .field("place", &self.place)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is to be done with a layer that has a table.
+pub(super) enum Decision {
+    /// Nothing is known of it: fetch it as a whole, and take the table along.
+    Whole,
+    /// The saving is small: fetch it as a whole.
+    Known(Table),
+    /// Fetch what is missing.
+    Parts(Box<Plan>),
+}
+
+/// What is here of a layer, and what is not.
+pub(super) struct Plan {
+    pub(super) table: Table,
+    tar_split: Vec<u8>,
+    found: Found,
+    ranges: Vec<Range<u64>>,
+    /// Bytes to fetch, table and tar-split included.
+    pub(super) bytes: u64,
+}
+
+/// Fetches the table and decides. `remember`: the index may be written.
+pub(super) fn decide(
+    store: &Store,
+    layer: &DiffId,
+    partial: &Partial<'_>,
+    remember: bool,
+    monitor: &dyn Monitor,
+) -> Result<Decision> {
+    let place = &partial.place;
+    if place.blob < SMALL || !store.has_layers() {
+        return Ok(Decision::Whole);
+    }
+    let Some((table, tar_split)) = fetch_table(layer, partial)? else {
+        return Ok(Decision::Whole);
+    };
+    let mut search = Search::default();
+    for file in &table.files {
+        search.wanted.insert(file.digest);
+    }
+    for chunk in table.chunks.iter().filter(|chunk| !chunk.zeros) {
+        search.wanted.insert(chunk.digest);
+    }
+    store.search_index(&mut search, remember)?;
+    let mut ranges = missing(&table, &search.found);
+    if total(&ranges) >= WORTH_HASHING {
+        store.fill_index(&mut search, remember, monitor)?;
+        ranges = missing(&table, &search.found);
+    }
+    let overhead = place.table.range.end - place.table.range.start + tar_split.len() as u64;
+    let bytes = total(&ranges) + overhead;
+    // The table is here already: what counts is what is yet to come.
+    if total(&ranges) > place.blob / 10 * 7 {
+        return Ok(Decision::Known(table));
+    }
+    Ok(Decision::Parts(Box::new(Plan {
+        table,
+        tar_split,
+        found: search.found,
+        ranges,
+        bytes,
+    })))
+}
+
+/// The table, checked, and the tar-split, packed.
+fn fetch_table(layer: &DiffId, partial: &Partial<'_>) -> Result<Option<(Table, Vec<u8>)>> {
+    let place = &partial.place;
+    let (table, split) = (place.table.range.clone(), place.tar_split.range.clone());
+    let mut ranges = vec![table.clone(), split.clone()];
+    ranges.sort_by_key(|range| range.start);
+    let ranges = coalesce(ranges, GAP);
+    let Some(reader) = (partial.parts)(ranges.clone()) else {
+        return Ok(None);
+    };
+    let mut frames = Frames::new(reader, ranges);
+    let mut fetch = |range: Range<u64>| frames.read(range).map_err(|e| fault(layer, e));
+    let (packed, tar_split) = match table.start < split.start {
+        true => {
+            let packed = fetch(table)?;
+            (packed, fetch(split)?)
+        }
+        false => {
+            let tar_split = fetch(split)?;
+            (fetch(table)?, tar_split)
+        }
+    };
+    let table = place.read_table(&packed).map_err(|e| fault(layer, e))?;
+    Ok(Some((table, tar_split)))
+}
+
+/// The ranges of the blob that hold what was not found.
+fn missing(table: &Table, found: &Found) -> Vec<Range<u64>> {
+    let files = table
+        .files
+        .iter()
+        .filter(|file| !is_here(found, &file.digest, file.size));
+    let chunks = files.flat_map(|file| table.chunks(file));
+    let needed = chunks.filter(|chunk| !chunk.zeros && !is_here(found, &chunk.digest, chunk.size));
+    coalesce(needed.map(|chunk| chunk.packed.clone()), GAP)
+}
+
+fn is_here(found: &Found, sum: &[u8; 32], size: u64) -> bool {
+    match found.get(sum) {
+        Some(Hit::Object { length, .. }) => *length == size,
+        Some(Hit::Inline(bytes)) => bytes.len() as u64 == size,
+        None => false,
+    }
+}
+
+/// Makes the tar.
+pub(super) fn rebuild(
+    store: &Store,
+    layer: &DiffId,
+    plan: &Plan,
+    partial: &Partial<'_>,
+    out: &mut Outlet<'_>,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let broken = |e: io::Error| fault(layer, e);
+    let reader = match plan.ranges.is_empty() {
+        true => Some(Box::new(io::empty()) as Box<dyn BufRead + Send>),
+        false => (partial.parts)(plan.ranges.clone()),
+    };
+    let reader = reader.ok_or_else(|| broken(invalid("the registry no longer serves parts of it")))?;
+    let mut making = Making {
+        store,
+        found: &plan.found,
+        frames: Frames::new(reader, plan.ranges.clone()),
+        decoder: decoder().map_err(broken)?,
+        filling: Filling::new(out)?,
+        out,
+    };
+    let table_bytes = plan.bytes - total(&plan.ranges);
+    let mut reported = 0;
+    let mut report = |fetched: u64| {
+        let bytes = fetched + table_bytes - reported;
+        if bytes > 0 {
+            reported += bytes;
+            monitor.event(Event::LayerBytes { diff_id: *layer, bytes });
+        }
+    };
+    let mut at_report = 0;
+    let mut tar_split = partial
+        .place
+        .read_tar_split(&plan.table, &plan.tar_split)
+        .map_err(broken)?;
+    let mut files = plan.table.files.iter();
+    while let Some(item) = tar_split.item().map_err(broken)? {
+        match item {
+            Item::Raw(bytes) => making.filling.put(bytes, making.out)?,
+            Item::File(size) => {
+                let file = files.next().filter(|file| file.size == size);
+                let file = file.ok_or_else(|| broken(invalid("the tar-split and the table have different files")))?;
+                making
+                    .file(&file.digest, size, plan.table.chunks(file))
+                    .map_err(|e| own(layer, e))?;
+            }
+        }
+        if making.frames.fetched - at_report >= REPORT {
+            at_report = making.frames.fetched;
+            report(at_report);
+        }
+    }
+    if files.next().is_some() {
+        return Err(broken(invalid("the table has files that the tar-split does not have")));
+    }
+    report(making.frames.fetched);
+    making.filling.end(making.out)
+}
+
+fn decoder() -> io::Result<Decoder<'static>> {
+    let mut decoder = Decoder::new()?;
+    decoder.set_parameter(DParameter::WindowLogMax(23))?;
+    Ok(decoder)
+}
+
+/// The tar as it is made.
+struct Making<'a, 'o, 's> {
+    store: &'a Store,
+    found: &'a Found,
+    frames: Frames<'a>,
+    decoder: Decoder<'static>,
+    filling: Filling,
+    out: &'o mut Outlet<'s>,
+}
+
+impl Making<'_, '_, '_> {
+    fn file(&mut self, sum: &[u8; 32], size: u64, chunks: &[Chunk]) -> io::Result<()> {
+        if is_here(self.found, sum, size) {
+            return self.content(sum, true);
+        }
+        for chunk in chunks {
+            if chunk.zeros {
+                self.zeros(chunk.size)?;
+            } else if is_here(self.found, &chunk.digest, chunk.size) {
+                self.content(&chunk.digest, false)?;
+            } else {
+                self.fetched(chunk)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Content that is here. `whole`: a file, whose object need not be made again.
+    fn content(&mut self, sum: &[u8; 32], whole: bool) -> io::Result<()> {
+        match self.found.get(sum) {
+            Some(Hit::Inline(bytes)) => self.filling.put(bytes, self.out).map_err(io::Error::other),
+            Some(Hit::Object { id, offset, length }) => {
+                let mut file: File = self.store.open_object(id).map_err(io::Error::other)?;
+                if *offset > 0 {
+                    file.seek(SeekFrom::Start(*offset))?;
+                }
+                if whole && *offset == 0 && *length > INLINE_MAX {
+                    self.filling.mark(*id);
+                }
+                self.copy(&mut file, *length)
+            }
+            None => Err(invalid("something that was here is not")),
+        }
+    }
+
+    fn copy(&mut self, from: &mut impl Read, length: u64) -> io::Result<()> {
+        let mut left = length;
+        while left > 0 {
+            let space = self.filling.space();
+            let most = space.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            match from.read(&mut space[..most]) {
+                Ok(0) => return Err(invalid("an object is shorter than it was")),
+                Ok(n) => {
+                    left -= n as u64;
+                    self.filling.filled(n, self.out).map_err(io::Error::other)?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn zeros(&mut self, count: u64) -> io::Result<()> {
+        self.copy(&mut io::repeat(0), count)
+    }
+
+    /// A chunk from the blob: unpacked, and checked against size and digest.
+    fn fetched(&mut self, chunk: &Chunk) -> io::Result<()> {
+        self.frames.seek(chunk.packed.start)?;
+        self.decoder.reinit()?;
+        let mut packed = chunk.packed.end - chunk.packed.start;
+        let (mut left, mut hash, mut ended) = (chunk.size, Sha256::new(), false);
+        let mut beyond = [0; 1];
+        loop {
+            let input = self.frames.piece(packed)?;
+            let mut source = InBuffer::around(input);
+            let space = self.filling.space();
+            let most = space.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            // All that it should give was given: one byte more is too many.
+            let target = if left == 0 { &mut beyond[..] } else { &mut space[..most] };
+            let mut target = OutBuffer::around(target);
+            let hint = self.decoder.run(&mut source, &mut target)?;
+            let (taken, given) = (source.pos(), target.pos());
+            ended = if (taken, given) == (0, 0) { ended } else { hint == 0 };
+            if left == 0 && given > 0 {
+                return Err(invalid("a chunk unpacks to more than the table says"));
+            }
+            hash.update(&self.filling.space()[..given]);
+            self.filling.filled(given, self.out).map_err(io::Error::other)?;
+            self.frames.consume(taken);
+            packed -= taken as u64;
+            left -= given as u64;
+            if packed == 0 && (left == 0 && ended || (taken, given) == (0, 0)) {
+                break;
+            }
+            if (taken, given) == (0, 0) {
+                return Err(invalid("a chunk cannot be unpacked"));
+            }
+        }
+        if left > 0 || !ended {
+            return Err(invalid("a chunk is shorter than the table says"));
+        }
+        if <[u8; 32]>::from(hash.finalize()) != chunk.digest {
+            return Err(invalid(
+                "a chunk is not what the table says; the registry sent other bytes",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Ranges of a blob that come one after the other.
+struct Frames<'a> {
+    reader: Box<dyn BufRead + Send + 'a>,
+    ranges: std::vec::IntoIter<Range<u64>>,
+    /// The current range from where it is read.
+    here: Range<u64>,
+    fetched: u64,
+}
+
+impl<'a> Frames<'a> {
+    fn new(reader: Box<dyn BufRead + Send + 'a>, ranges: Vec<Range<u64>>) -> Self {
+        Self {
+            reader,
+            ranges: ranges.into_iter(),
+            here: 0..0,
+            fetched: 0,
+        }
+    }
+
+    /// Goes on to a byte of the blob.
+    fn seek(&mut self, to: u64) -> io::Result<()> {
+        loop {
+            let skip = to.min(self.here.end).saturating_sub(self.here.start);
+            self.skip(skip)?;
+            if self.here.contains(&to) {
+                return Ok(());
+            }
+            let left = self.here.end - self.here.start;
+            self.skip(left)?;
+            self.here = self.ranges.next().ok_or_else(|| invalid("the table is not in order"))?;
+            if self.here.start > to {
+                return Err(invalid("the table is not in order"));
+            }
+        }
+    }
+
+    fn skip(&mut self, count: u64) -> io::Result<()> {
+        let mut left = count;
+        while left > 0 {
+            let n = self.piece(left)?.len();
+            self.consume(n);
+            left -= n as u64;
+        }
+        Ok(())
+    }
+
+    /// Up to `limit` of the next bytes; at least one unless that is 0.
+    fn piece(&mut self, limit: u64) -> io::Result<&[u8]> {
+        if limit == 0 {
+            return Ok(&[]);
+        }
+        let most = limit.min(self.here.end - self.here.start);
+        let here = self.reader.fill_buf()?;
+        let most = here.len().min(usize::try_from(most).unwrap_or(usize::MAX));
+        match most {
+            0 => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "a part of the blob is cut",
+            )),
+            _ => Ok(&here[..most]),
+        }
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.reader.consume(amount);
+        self.here.start += amount as u64;
+        self.fetched += amount as u64;
+    }
+
+    fn read(&mut self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        self.seek(range.start)?;
+        let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let piece = self.piece((length - bytes.len()) as u64)?;
+            bytes.extend_from_slice(piece);
+            let n = piece.len();
+            self.consume(n);
+        }
+        Ok(bytes)
+    }
+}
+
+/// A reader may carry one of our errors, which knows better what happened.
+fn own(layer: &DiffId, error: io::Error) -> Error {
+    error.downcast::<Error>().unwrap_or_else(|error| fault(layer, error))
+}
+
+fn fault(layer: &DiffId, error: io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(ours) => ours,
+        Err(error) => Error::Layer {
+            layer: layer.to_string(),
+            entry: "parts".into(),
+            why: error.to_string(),
+        },
+    }
+}
+
+fn invalid(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
