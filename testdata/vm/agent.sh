@@ -4,7 +4,7 @@
 #   ID BASE64        BASE64: a shell script
 #
 # runs each with `sh`, and answers `ID STATUS BASE64` with what the script wrote to standard output and error. When it
-# starts it says `ready BOOT_ID`. `agent.sh init` is for a kernel that starts this file as its first process: no systemd,
+# starts it says `ready ID`, another ID each time. `agent.sh init` is for a kernel that starts this file as its first process: no systemd,
 # only what the tests of the store need.
 set -u
 port_name=cfs.agent
@@ -44,7 +44,7 @@ find_port() {
 
 serve() {
     exec 3<>"$port"
-    echo "ready $(cat /proc/sys/kernel/random/boot_id)" >&3
+    echo "ready $(cat /proc/sys/kernel/random/uuid)" >&3
     while read -r id script <&3; do
         [ -n "$id" ] || continue
         echo "$script" | base64 -d >/run/agent.script

@@ -1,93 +1,54 @@
 """Scenario "boot": a machine with UEFI firmware and systemd-boot, from an empty disk through its life.
 
 One disk, /dev/vda of the machine (an EFI system partition and an ext4 with fs-verity). It is installed from a guest without
-firmware; from then on everything happens in the machine itself, over power cuts, too.
+firmware; from then on everything happens in the machine itself. Each step leaves it running a good version.
 """
 
-import random
+import io
+import pathlib
 import subprocess
 import time
 
-import direct
-import disk
+import cuts
 import image
-from qemu import Disk, Guest
-from registry import Registry
+import machine
+from machine import Images, Running
+from qemu import Guest
 from report import expect
 
-# Slow under emulation and of no use here.
-MASKED = ("systemd-hwdb-update ldconfig systemd-journal-catalog-update systemd-networkd-wait-online systemd-firstboot "
-          "systemd-boot-random-seed e2scrub_reap systemd-tpm2-setup systemd-tpm2-setup-early systemd-pcrmachine "
-          "systemd-pcrphase systemd-pcrphase-sysinit systemd-update-utmp systemd-journal-flush "
-          "systemd-random-seed getty@tty1 serial-getty@ttyS0")
-MASKED_TIMERS = "e2scrub_all fstrim systemd-tmpfiles-clean cfs-update-auto"
-AGENT_UNIT = """[Unit]
-DefaultDependencies=no
-After=systemd-tmpfiles-setup.service local-fs.target
-[Service]
-ExecStart=/bin/sh /usr/lib/cfs-test/agent.sh
-StandardOutput=null
-StandardError=journal+console
-"""
-KARGS = "--karg console=ttyS0,115200 --karg panic=1 --karg loglevel=5 --karg audit=0 --karg mitigations=off"
-UNHEALTHY = "#!/bin/sh\necho 'this version is not well' >&2\nexit 1\n"
-CUTS = 10
+# One try, so that what is refused is refused once; the images that panic have the usual three.
+ONE_TRY = "/etc/cfs-update/config.toml.d/60-one-try.toml"
+CONFIG = "usr/lib/composefs/setup-root-conf.toml"
 
 
-def run(report, work):
-    """The whole scenario; `report` gets the rows."""
-    with report.step("images: good, better, one that its health check fails, one that panics", vital=True) as note:
-        images = Images(work)
+def run(part, work, registry, cuts_part, numbers):
+    """The whole scenario; `part` gets the rows."""
+    with part.step("images: good, better, one that its health check fails, one that panics, …", vital=True) as note:
+        images = Images(work, "boot")
+        make_versions(images)
         note(f"{len(images.machine.layers)} layers, one more for each version")
-    with report.step("image lint finds nothing to say about the example, and names what a broken one lacks"):
+    with part.step("image lint finds nothing to say about the example, and names what a broken one lacks"):
         lint(images.layout)
-    with Registry(work / "registry") as registry:
-        registry.push(images.layout, "good", "os:latest")
-        drive = Disk(disk.blank(work / "machine.img", 3000))
-        with report.step("install to-disk on an empty disk; a second one wants --wipe", vital=True) as note:
-            with images.machine.guest(work / "installer", [drive]) as guest:
-                guest.start()
-                note(f"{guest.wait_ready():.0f} s to the agent")
-                install(guest, registry, note)
-        with Guest(work / "machine", [drive], memory=1024) as guest:
-            (work / "machine" / "efivars.fd").unlink(missing_ok=True)
-            Life(report, guest, registry, images).run()
-            with report.step("no trouble of kernel or emulation on the console"):
-                expect(not guest.trouble(), "\n".join(guest.trouble()[:5]))
+    disk = machine.copy_disk(machine.installed(part, work, registry), work / "boot" / "disk.img")
+    with Guest(work / "boot" / "machine", [disk]) as guest:
+        Life(part, guest, registry, images).run()
+        if cuts_part:
+            cuts.after(cuts_part, guest, registry, images, numbers)
+        with part.step("no trouble of kernel or emulation on the console"):
+            expect(not guest.trouble(), "\n".join(guest.trouble()[:5]))
 
 
-class Images:
-    """The versions, each the same layers and a small one of its own."""
-
-    def __init__(self, work):
-        self.machine = direct.Machine(work)
-        self.layout = self.machine.layout
-        self.layers = [*self.machine.layers, self.layout.put_layer(image.tar_layer(test_files()))]
-        self.count = 1
-        self.version("good")
-        self.version("better")
-        self.version("unhealthy", {"usr/lib/cfs-update/health.d/99-test.sh!": UNHEALTHY})
-        modules = next((self.machine.tree / "usr/lib/modules").iterdir()).name
-        self.version("panics", {f"usr/lib/modules/{modules}/initramfs.img": "no initramfs\n" * 1000})
-
-    def version(self, name, files=()):
-        """A new image, newer than all before."""
-        self.count += 1
-        content = {"usr/share/cfs-test/version": f"{name}\n", "etc/issue": f"version {name}\n", **dict(files)}
-        return self.layout.tag(name, [*self.layers, image.tar_layer(content)], name, image.created(self.count))
-
-
-def test_files():
-    """What makes the image quick to boot and able to be driven; nothing that the program has to do with."""
-    units = "usr/lib/systemd/system/"
-    files = {units + "cfs-test-agent.service": AGENT_UNIT,
-             units + "sysinit.target.wants/cfs-test-agent.service": ("->", "../cfs-test-agent.service"),
-             "etc/machine-id": "5d3f4a1c9b7e4f0a8c2d6e1f3a5b7c9d\n",
-             "etc/removed-later.conf": "from the image\n",
-             "var/lib/cfs-test/from-image": "from the first image\n"}
-    files |= {f"etc/systemd/system/{unit}.service": ("->", "/dev/null") for unit in MASKED.split()}
-    files |= {f"etc/systemd/system/{unit}.timer": ("->", "/dev/null") for unit in MASKED_TIMERS.split()}
-    return files
+def make_versions(images):
+    """What the steps need and is known before the machine runs."""
+    kargs = "usr/lib/bootc/kargs.d/50-test.toml"
+    images.version("better")
+    images.version("soft")
+    images.version("other-kargs", {kargs: 'kargs = ["cfs.other=1"]\n'})
+    images.version("auto")
+    images.version("replaced")
+    images.version("no-erofs", {kargs: 'kargs = ["module_blacklist=erofs"]\n'})
+    images.version("unhealthy", {"usr/lib/cfs-update/health.d/99-test.sh!": machine.UNHEALTHY})
+    images.version("panics", {f"{images.modules}/initramfs.img": "no initramfs\n" * 1000})
 
 
 def lint(layout):
@@ -100,130 +61,95 @@ def lint(layout):
         expect(good or "kernel" in done.stdout, f"a missing kernel is not named:\n{done.stdout[-2000:]}")
 
 
-def insecure(registry):
-    """A script: this registry has no TLS."""
-    host = registry.name("").split("/")[0]
-    return f"""mkdir -p /etc/containers
-        printf '[[registry]]\\nlocation = "{host}"\\ninsecure = true\\n' >/etc/containers/registries.conf
-        """
+def cpio(files):
+    """An archive that the kernel unpacks over what the initramfs before it holds: {path: bytes}."""
+    out = io.BytesIO()
+    folders = {str(folder) for path in files for folder in pathlib.PurePath(path).parents if str(folder) != "."}
+    entries = [(path, 0o040755, b"") for path in sorted(folders)]
+    entries += [(path, 0o100644, data) for path, data in files.items()] + [("TRAILER!!!", 0, b"")]
+    for number, (path, mode, data) in enumerate(entries, 1):
+        name = path.encode() + b"\0"
+        fields = [number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name), 0]
+        out.write(b"070701" + b"".join(b"%08x" % field for field in fields) + name)
+        out.write(b"\0" * (-out.tell() % 4) + data)
+        out.write(b"\0" * (-out.tell() % 4))
+    return out.getvalue()
 
 
-def install(guest, registry, note):
-    """A whole system on an empty disk, and what `install` refuses."""
-    guest.check("modprobe -a erofs overlay vfat nls_ascii nls_cp437 || :;" + insecure(registry))
-    command = f"cfs-update install to-disk /dev/vdb {registry.name('os:latest')} --esp-size 300M {KARGS}"
-    guest.check(command, timeout=400)
-    status, output = guest.run(command)
-    expect(status != 0 and "--wipe" in output, f"the second install ended with {status}: {output[-1000:]}")
-    note(guest.check("sfdisk -l -o Device,Size,Type /dev/vdb | tail -n 2 | tr -s ' ' | tr '\\n' ','").strip(","))
-    guest.check("sync")
-
-
-class Life:
+class Life(Running):
     """The life of the machine, one method for each step, in this order."""
-
-    def __init__(self, report, guest, registry, images):
-        self.report, self.guest, self.registry, self.images = report, guest, registry, images
-        self.good = self.better = None
 
     def run(self):
         """All of it."""
-        report = self.report
-        with report.step("first boot: firmware, systemd-boot, the composefs root", vital=True) as note:
+        with self.part.step("first boot: firmware, systemd-boot, composefs root, units enabled", vital=True) as note:
             self.guest.start()
             self._first_boot(note)
         for title, step in [
-            ("an edit in /etc, a file in /var, upgrade --apply: the new version runs with both", self._upgrade),
-            ("rollback --apply: the version before runs, and is left alone by automatic updates", self._rollback),
+            ("ESP missing, read-only or full: the upgrade is refused, nothing changes", self._esp),
             ("a flipped byte on the disk is EIO in the running system", self._flip),
+            ("foreign, CRLF, malformed and used-up entries on the ESP stay, and are told of", self._foreign),
+            ("upgrade; rollback, twice; an edit in /etc; an ordinary reboot: the new version runs with it", self._upgrade),
+            ("upgrade --apply=soft: the new version, the same kernel; refused with other arguments", self._soft),
+            ("cfs-update-auto.service updates and reboots by itself, in its sandbox", self._auto),
+            ("rollback --apply: the version before runs; automatic updates leave it alone", self._rollback),
             ("the staged image is replaced: refused in the initramfs, the old one boots", self._replaced),
-            ("an image that its health check fails: back on the good one by itself, remembered", self._unhealthy),
-            ("an image whose kernel panics: back on the good one by itself", self._panics),
+            ("a kernel without EROFS: it says so on the console, the old one boots", self._no_erofs),
+            ("require-signature in the initramfs: what this machine signed boots", self._signed),
+            ("require-signature: a tampered signature is refused, the old one boots", self._forged),
+            ("an image that its health check fails: back by itself, remembered; rollback works after it", self._unhealthy),
+            ("an image whose kernel panics, three times: back on the good one by itself", self._panics),
         ]:
-            with report.step(title) as note:
-                self._running()
+            with self.part.step(title) as note:
+                self.running()
                 step(note)
-        self._power_cuts()
-
-    # --- what runs ----------------------------------------------------------------------------------------------------
-    def _running(self):
-        """After a step that went wrong the machine is where it was left; the next one wants it up."""
-        if self.guest.process is None:
-            self.guest.start()
-            self.guest.wait_ready()
-
-    def _booted(self):
-        """Id of the deployment that the kernel was told, and the version that is seen."""
-        line = self.guest.check("cat /proc/cmdline")
-        digest = next(word for word in line.split() if word.startswith("composefs.digest=")).split(":")[1]
-        return digest, self.guest.check("cat /usr/share/cfs-test/version").strip()
-
-    def _settled(self, timeout=300):
-        """Waits until systemd has started everything; nothing has failed."""
-        status, output = self.guest.run("systemctl is-system-running --wait; systemctl --failed --no-legend --plain",
-                                        timeout)
-        expect(output.split()[0] == "running", f"{status} {output}")
-
-    def _entries(self):
-        return self.guest.check("cd /boot/loader/entries && ls").split()
-
-    def _fsck(self):
-        status, output = self.guest.run("cfs-update fsck", timeout=300)
-        expect(status == 0, f"fsck: {status}\n{output[-1500:]}")
-        return output.strip().splitlines()[-1]
-
-    def _push(self, tag):
-        self.registry.push(self.images.layout, tag, "os:latest")
-
-    def _reboot(self, script="systemctl reboot", timeout=500):
-        """Runs what reboots; gives the seconds until the agent is there again."""
-        self.guest.send(script)
-        return self.guest.wait_ready(timeout)
 
     # --- steps --------------------------------------------------------------------------------------------------------
     def _first_boot(self, note):
         note(f"{self.guest.wait_ready():.0f} s to the agent")
-        self.good, version = self._booted()
-        expect(version == "good", f"version {version} runs")
+        good, version = self.booted()
+        expect(version == "good" and good in self.guest.check("cat /proc/cmdline"), f"version {version} runs")
         root = self.guest.check("findmnt -no FSTYPE,OPTIONS /")
         expect(root.startswith("overlay") and "verity=require" in root, root)
         self.guest.check("""set -e
             findmnt /sysroot && findmnt /etc && findmnt /var && findmnt /boot
             ! touch /usr/new 2>/dev/null && touch /etc/new /var/new && rm /etc/new /var/new
             cat /var/lib/cfs-test/from-image""")
-        self._settled()
+        self.settled()
         note(f"{time.monotonic() - self.guest.started:.0f} s more until all is started")
-        booted = self.guest.json("cfs-update status --json")["status"]["booted"]
-        expect(self.good in str(booted), f"status says that {str(booted)[:500]} is booted")
-        entries = self._entries()
+        note(self.guest.check("systemd-analyze time | head -n 1").strip().removeprefix("Startup finished in "))
+        expect(good in str(self.status()["booted"]), f"status says that {str(self.status())[:500]} is booted")
+        entries = self.entries()
         expect(len(entries) == 1 and "+" not in entries[0], f"the boot was good, but the entries are {entries}")
-        self._fsck()
+        units = "cfs-update-auto.timer cfs-update-health.service cfs-update-finalize.service"
+        self.guest.check(f"systemctl is-enabled {units} && systemctl is-active {units}")
+        timers = self.guest.check("systemctl list-timers --no-legend cfs-update-auto.timer")
+        expect("cfs-update-auto.service" in timers, f"list-timers: {timers}")
+        note(" ".join(timers.split()[:4]))
+        # Eight hours are over some time, and this test may be running then.
+        self.guest.check("systemctl mask --now cfs-update-auto.timer; mkdir -p /etc/cfs-update/config.toml.d")
+        self.guest.check(machine.insecure(self.registry))
+        self.fsck()
 
-    def _upgrade(self, note):
-        self.guest.check(insecure(self.registry) + """echo edited >/etc/issue && rm /etc/removed-later.conf &&
-            echo kept >/etc/added.conf && echo mine >/var/lib/cfs-test/mine""")
-        self._push("better")
-        took = self._reboot("cfs-update upgrade --apply")
-        self.better, version = self._booted()
-        expect(version == "better" and self.better != self.good, f"version {version} runs")
-        seen = self.guest.check("""cat /etc/issue /etc/added.conf /var/lib/cfs-test/mine /var/lib/cfs-test/from-image
-            ls /etc/removed-later.conf 2>&1 || :""")
-        expect(seen.startswith("edited\nkept\nmine\nfrom the first image\n") and "No such file" in seen, seen)
-        self._settled()
-        expect(all("+" not in entry for entry in self._entries()), f"entries {self._entries()}")
-        line = self.guest.check("cat /proc/cmdline")
-        expect("mitigations=off" in line and " rw " in line, f"the host's kernel arguments are gone: {line}")
-        note(f"{took:.0f} s from upgrade to the agent of the new version; {self._fsck()}")
-
-    def _rollback(self, note):
-        took = self._reboot("cfs-update rollback --apply")
-        digest, version = self._booted()
-        expect(digest == self.good, f"version {version} runs")
-        seen = self.guest.check("cat /etc/added.conf /var/lib/cfs-test/mine 2>&1 || :")
-        self._settled()
-        code, output = self.guest.run("cfs-update auto run")
-        expect(code == 77, f"auto run ended with {code}: {output}")
-        note(f"{took:.0f} s; /etc and /var: {' '.join(seen.split())[:60]}; {self._fsck()}")
+    def _esp(self, note):
+        """The version that panics: it has a kernel folder of its own, so it has to be written to the ESP."""
+        look = "cd / && find /boot /sysroot/state/deploy -maxdepth 4 -printf '%p %s %T@\\n' | grep -v '^/boot ' | sort"
+        self.push("panics")
+        device = self.guest.check("ls /boot >/dev/null; findmnt -no SOURCE -t vfat /boot").strip()
+        before = self.guest.check(look)
+        self.guest.check("mount -o remount,ro /boot")
+        note(self.refused("cfs-update upgrade", 1, "read-only", "/boot"))
+        self.guest.check("mount -o remount,rw /boot")
+        expect(self.guest.check(look) == before, "the read-only ESP: something changed")
+        self.guest.check(machine.fill("/boot"))
+        full = self.guest.check(look)
+        note(self.refused("cfs-update upgrade", 4, "/boot"))
+        expect(self.guest.check(look) == full, "the full ESP: something changed")
+        self.guest.check("""rm /boot/fill; systemctl stop boot.automount boot.mount 2>/dev/null
+            ! mountpoint -q /boot || umount /boot""")
+        note(self.refused("cfs-update upgrade", 1, "/boot", "mount"))
+        self.guest.check(f"systemctl start boot.automount || mount {device} /boot; ls /boot/loader")
+        expect(self.guest.check(look) == before, "the missing ESP: something changed")
+        self.fsck()
 
     def _flip(self, note):
         name = "/usr/bin/find"
@@ -245,85 +171,201 @@ class Life:
         self.guest.check(flip)
         expect(self.guest.check(f"sha256sum {name}") == before, "not the same after the byte came back")
 
-    def _replaced(self, note):
-        self.images.version("replaced")
-        self._push("replaced")
-        self.guest.check("cfs-update upgrade", timeout=300)
-        staged = self.guest.check("ls -t /sysroot/state/deploy").split()[0]
-        expect(staged not in (self.good, self.better), "nothing was staged")
-        path = f"/sysroot/composefs/objects/{staged[:2]}/{staged[2:]}"
-        self.guest.check(f"cp {path} /run/image && rm {path} && cp /run/image {path} && sync")
-        mark = len(self.guest.console())
-        took = self._reboot()
-        digest, version = self._booted()
-        expect(digest == self.good, f"version {version} runs")
+    FOREIGN = "cd /boot/loader/entries && sha256sum foreign.conf crlf.conf broken.conf used-up+0-3.conf"
+
+    def _foreign(self, note):
+        """They are there for the next step, too, whose reboot shows that systemd-boot and we get past them."""
+        self.guest.check(f"""set -e; cd /boot/loader/entries
+            echo nothing >/boot/foreign-kernel
+            printf 'title Foreign\\nlinux /foreign-kernel\\nsort-key zzz\\n' >foreign.conf
+            printf 'title Foreign, with CRLF\\r\\nlinux /foreign-kernel\\r\\nsort-key zzz\\r\\n' >crlf.conf
+            head -c 3000 /dev/urandom >broken.conf
+            cp "$(ls cfs-*.conf | head -n 1)" used-up+0-3.conf""")
+        self.foreign = self.guest.check(self.FOREIGN)
+        status = self.status()
+        expect(status["booted"] and not status["staged"], str(status)[:1000])
+        code, output = self.guest.run("cfs-update fsck", timeout=300)
+        told = [line.strip() for line in output.splitlines() if "broken.conf" in line]
+        expect(code in (0, 1) and told, f"fsck: {code} {output}")
+        note(told[0][:150])
+
+    def _upgrade(self, note):
+        good, _ = self.booted()
+        self.guest.check("echo edited >/etc/issue && rm /etc/removed-later.conf && echo mine >/var/lib/cfs-test/mine")
+        self.push("better")
+        staged = self.guest.json("cfs-update upgrade --json", timeout=300)["deployment"]
+        self.next_is(staged, "after the upgrade")
+        for expected, why in ((good, "rollback with an update there"), (staged, "rollback twice"),
+                              (good, "rollback, three times"), (staged, "rollback, four times")):
+            self.guest.check("cfs-update rollback")
+            self.next_is(expected, why)
+        self.guest.check("echo kept >/etc/added-after-staging.conf && echo late >>/etc/issue")
+        took = self.reboot()
+        better, version = self.booted()
+        expect(version == "better" and better == staged, f"version {version} runs")
+        seen = self.guest.check("""cat /etc/issue /etc/added-after-staging.conf /var/lib/cfs-test/mine \\
+                /var/lib/cfs-test/from-image; ls /etc/removed-later.conf 2>&1 || :""")
+        expect(seen.startswith("edited\nlate\nkept\nmine\nfrom the first image\n") and "No such file" in seen, seen)
+        self.settled()
+        if self.foreign:
+            expect(self.guest.check(self.FOREIGN) == self.foreign, "entries of others were changed")
+            self.guest.check("""cd /boot/loader/entries
+                rm foreign.conf crlf.conf broken.conf used-up+0-3.conf ../../foreign-kernel""")
+        expect(all("+" not in entry for entry in self.entries()), f"entries {self.entries()}")
+        line = self.guest.check("cat /proc/cmdline")
+        expect("mitigations=off" in line and " rw " in line, f"the host's kernel arguments are gone: {line}")
+        note(f"{took:.0f} s to the agent of the new version; {self.fsck()}")
+
+    def _soft(self, note):
+        kernel = self.guest.check("cat /proc/sys/kernel/random/boot_id")
+        self.push("soft")
+        self.guest.check("echo soft >/etc/added-before-soft.conf")
+        took = self.reboot("cfs-update upgrade --apply=soft")
+        soft, version = self.booted()
+        expect(version == "soft", f"version {version} runs")
+        expect(self.guest.check("cat /proc/sys/kernel/random/boot_id") == kernel, "that was no soft reboot")
+        self.guest.check("""set -e; grep soft /etc/added-before-soft.conf; grep mine /var/lib/cfs-test/mine
+            findmnt -no OPTIONS / | grep verity=require; ls /boot/loader/entries >/dev/null""")
+        self.settled()
+        expect(soft in str(self.status()["booted"]), str(self.status())[:1000])
+        expect(all("+" not in entry for entry in self.entries()), f"entries {self.entries()}")
+        note(f"{took:.0f} s to the agent; {self.fsck()}")
+        self.push("other-kargs")
+        note(self.refused("cfs-update upgrade --apply=soft", 2, "kernel arguments differ", "--apply"))
+        expect(self.booted()[0] == soft and self.status()["staged"], "what was refused is not staged")
+
+    def _auto(self, note):
+        self.push("auto")
+        self.guest.check("printf '[auto]\\napply = true\\n' >/etc/cfs-update/config.toml.d/70-auto.toml")
+        exposed = self.guest.check("systemctl show -P ProtectKernelModules -P MemoryDenyWriteExecute "
+                                   "cfs-update-auto.service")
+        expect(exposed.split() == ["yes", "yes"], f"the sandbox is {exposed}")
+        took = self.reboot("systemctl start --no-block cfs-update-auto.service")
+        _, version = self.booted()
+        expect(version == "auto", f"version {version} runs")
+        self.settled()
+        self.guest.check("rm /etc/cfs-update/config.toml.d/70-auto.toml")
+        code, output = self.guest.run("systemctl start cfs-update-auto.service; "
+                                      "systemctl show -P Result -P ExecMainStatus cfs-update-auto.service")
+        expect(sorted(output.split()) == ["77", "success"], f"with nothing new: {code} {output}")
+        note(f"{took:.0f} s to the agent of the new version; {self.fsck()}")
+
+    def _rollback(self, note):
+        took = self.reboot("cfs-update rollback --apply")
+        _, version = self.booted()
+        expect(version == "soft", f"version {version} runs")
+        seen = self.guest.check("cat /etc/added-before-soft.conf /var/lib/cfs-test/mine 2>&1 || :")
+        self.settled()
+        self.refused("cfs-update auto run", 77)
+        note(f"{took:.0f} s; /etc and /var: {' '.join(seen.split())[:60]}; {self.fsck()}")
+
+    # --- what the initramfs refuses -----------------------------------------------------------------------------------
+    def _stage(self, version):
+        """Stages a version with one try; gives the staged deployment."""
+        self.push(version)
+        self.guest.check(f"printf '[boot]\\ntries = 1\\n' >{ONE_TRY}")
+        staged = self.guest.json("cfs-update upgrade --json", timeout=300)["deployment"]
+        self.guest.check(f"rm {ONE_TRY}")
+        return staged
+
+    def _is_refused(self, words, note):
+        """Reboots: the staged one is refused with these words on the console, and what runs now runs again."""
+        old, mark = self.booted(), len(self.guest.console())
+        took = self.reboot()
+        expect(self.booted() == old, f"{self.booted()} runs")
         console = self.guest.console()[mark:]
-        expect("fs-verity" in console and staged[:12] in console, f"no refusal on the console:\n{console[-2000:]}")
-        note(f"{took:.0f} s, {console.count('Linux version') or console.count('EFI stub')} kernels; "
-             + next(line.strip() for line in console.splitlines() if "fs-verity" in line)[-110:])
+        lines = [line.strip() for line in console.splitlines() if "cfs-update-root" in line]
+        expect(all(any(word in line for line in lines) for word in words), f"on the console:\n{console[-3000:]}")
+        note(f"{took:.0f} s; " + next(line for line in lines if words[-1] in line)[-130:])
+
+    def _forget(self, staged):
+        self.settled()
         self.guest.check(f"cfs-update delete {staged} && cfs-update gc && cfs-update fsck", timeout=300)
 
+    def _replaced(self, note):
+        staged = self._stage("replaced")
+        path = f"/sysroot/composefs/objects/{staged[:2]}/{staged[2:]}"
+        self.guest.check(f"cp {path} /run/image && rm {path} && cp /run/image {path} && sync")
+        self._is_refused([staged[:12], "fs-verity"], note)
+        self._forget(staged)
+
+    def _no_erofs(self, note):
+        staged = self._stage("no-erofs")
+        self._is_refused(["EROFS"], note)
+        self._forget(staged)
+
+    def _signed(self, note):
+        """The machine's own public key and the demand get into the initramfs: appended, as any further archive may be."""
+        key = self.guest.check("cat /sysroot/state/cfs-update/keys/host.pub").encode()
+        more = {CONFIG: b"[root]\nrequire-signature = true\n", "usr/lib/cfs-update/keys/trusted.d/host.pub": key}
+        initrd = self.images.machine.initrd.read_bytes()
+        initrd += b"\0" * (-len(initrd) % 4) + cpio(more)
+        for version in ("signed", "forged"):
+            self.images.version(version, {f"{self.images.modules}/initramfs.img": initrd})
+        self.push("signed")
+        mark = len(self.guest.console())
+        took = self.reboot("cfs-update upgrade --apply")
+        _, version = self.booted()
+        expect(version == "signed", f"version {version} runs")
+        told = self.guest.check("journalctl -b -o cat -u cfs-update-root.service | grep 'signed by'; :")
+        expect("signed by" in told + self.guest.console()[mark:], f"the initramfs asked for no signature: {told}")
+        self.settled()
+        note(f"{took:.0f} s; {told.strip()[-100:]}")
+
+    def _forged(self, note):
+        expect(self.booted()[1] == "signed", f"{self.booted()} runs")
+        staged = self._stage("forged")
+        seal = f"/sysroot/state/deploy/{staged}/seal.json"
+        dry = f"""cp {seal} /run/seal && rm {seal} && mkdir -p /run/keys/trusted.d
+            echo composefs.digest=v1-sha256-12:{staged} >/run/line
+            cp /sysroot/state/cfs-update/keys/host.pub /run/keys/trusted.d
+            printf '[root]\\nrequire-signature = true\\n' >/run/conf
+            cd /usr/lib/cfs-update && ./cfs-update-root --dry-run --cmdline /run/line --config /run/conf --keys /run/keys"""
+        note(self.refused(dry, 3, "no such file"))
+        # One letter of the signature.
+        change = """-e 's/"sig":"\\(..\\)A/"sig":"\\1B/;t' -e 's/"sig":"\\(..\\)./"sig":"\\1A/'"""
+        self.guest.check(f"sed {change} /run/seal >{seal} && ! cmp -s /run/seal {seal} && sync")
+        self._is_refused(["require-signature", "signature"], note)
+        self._forget(staged)
+
+    # --- bad versions -------------------------------------------------------------------------------------------------
     def _unhealthy(self, note):
-        self._push("unhealthy")
+        old = self.booted()
+        self.push("unhealthy")
         self.guest.send("cfs-update upgrade --apply")
         bad = self.guest.wait_ready(500)
-        _, version = self._booted()
+        _, version = self.booted()
         expect(version == "unhealthy", f"version {version} runs")
         self.guest.send("true")
         back = self.guest.wait_ready(500)
         note(f"{bad:.0f} s to the bad one, {back:.0f} s back")
-        self._is_remembered(note)
+        self._is_remembered(old, note)
+        self.guest.check("cfs-update rollback")
+        older, _ = self.next()
+        expect(older not in ("unhealthy", old[1]), f"rollback after a failed update goes to {older}")
+        note(f"rollback goes to {older}")
+        self.guest.check("cfs-update rollback")
+        self.next_is(old[0], "rollback twice after a failed update")
 
-    def _is_remembered(self, note):
+    def _is_remembered(self, old, note):
         """The version before runs, and what failed is known and left alone."""
-        digest, version = self._booted()
-        expect(digest == self.good, f"version {version} runs")
-        self._settled()
+        expect(self.booted() == old, f"{self.booted()} runs")
+        self.settled()
         status = self.guest.check("cfs-update status")
         reason = [line.strip() for line in status.splitlines() if "ailed" in line]
         expect(reason, f"status does not say that anything failed:\n{status}")
         note(reason[-1])
-        code, output = self.guest.run("cfs-update auto run")
-        expect(code == 77, f"auto run ended with {code}: {output}")
-        code, output = self.guest.run("cfs-update upgrade")
-        expect(code == 1 and "--retry" in output, f"upgrade ended with {code}: {output}")
-        self._fsck()
+        self.refused("cfs-update auto run", 77)
+        self.refused("cfs-update upgrade", 1, "--retry")
+        self.fsck()
 
     def _panics(self, note):
-        self._push("panics")
+        old = self.booted()
+        self.push("panics")
         mark = len(self.guest.console())
-        took = self._reboot("cfs-update upgrade --apply")
-        digest, version = self._booted()
+        took = self.reboot("cfs-update upgrade --apply")
         panics = self.guest.console()[mark:].count("Kernel panic")
-        expect(digest == self.good, f"version {version} runs")
+        expect(self.booted() == old, f"{self.booted()} runs")
         expect(panics == 3, f"{panics} panics instead of 3")
         note(f"{took:.0f} s, {panics} panics")
-        self._is_remembered(note)
-
-    def _power_cuts(self):
-        """The machine loses its power at random moments of an upgrade."""
-        seed = int(time.time())
-        chance, span = random.Random(seed), None
-        for number in range(CUTS):
-            with self.report.step(f"power cut {number + 1} of {CUTS} during an upgrade: old or new boots") as note:
-                self._running()
-                old, _ = self._booted()
-                name = f"cut-{number}"
-                self.images.version(name)
-                self._push(name)
-                if span is None:
-                    began = time.monotonic()
-                    self.guest.check("cfs-update upgrade", timeout=300)
-                    span = time.monotonic() - began
-                    new, moment = self.guest.check("ls -t /sysroot/state/deploy").split()[0], span
-                else:
-                    moment = chance.uniform(0, 1.1 * span)
-                    self.guest.send("cfs-update upgrade")
-                    time.sleep(moment)
-                self.guest.kill()
-                self.guest.start()
-                took = self.guest.wait_ready()
-                digest, version = self._booted()
-                expect(digest == old or version == name, f"neither old nor new: {version}")
-                note(f"after {moment:.1f} of {span:.1f} s: {'old' if digest == old else 'new'} in {took:.0f} s; "
-                     f"{self._fsck()}; seed {seed}")
+        self._is_remembered(old, note)

@@ -15,6 +15,8 @@ import time
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = REPO / "examples" / "debian-13"
+# By this run: the image stays the same to its end, whatever is built meanwhile.
+MADE = set()
 
 
 def program():
@@ -42,15 +44,19 @@ def key(*more):
 def base(work, packages="strace fsverity"):
     """The layout of the base image below `work`, made if it is not there."""
     layout = pathlib.Path(work) / "base"
+    if layout in MADE:
+        return Layout(layout)
     wanted = key(packages)
     mark = pathlib.Path(work) / "base.key"
     if mark.exists() and mark.read_text() == wanted:
+        MADE.add(layout)
         return Layout(layout)
     mark.unlink(missing_ok=True)
     shutil.rmtree(layout, ignore_errors=True)
     env = dict(os.environ, CFS_PROGRAM=str(program()), EXTRA_PACKAGES=packages)
     subprocess.run([RECIPE / "build.sh", layout], env=env, check=True)
     mark.write_text(wanted)
+    MADE.add(layout)
     return Layout(layout)
 
 

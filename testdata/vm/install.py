@@ -7,15 +7,15 @@ holds a file that is installed to.
 
 import json
 
-import boot
 import direct
 import disk
 import image
+import machine as uefi
 import store
 from qemu import Disk, Guest
-from registry import Registry
 from report import expect
 
+FOLLOWED = "install:latest"
 ESP, XBOOTLDR = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B", "BC13C2FF-59E6-4262-A352-B275FD6F7172"
 ROOT = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
 MARK = "#### LoaderInfo: systemd-boot"
@@ -28,31 +28,30 @@ MEASURE = """cd {0}/composefs/objects && find . -type f -printf '%P\\n' | xargs 
     END {{ print n; exit bad }}'"""
 
 
-def run(report, work):
+def run(report, work, registry):
     """The whole scenario; `report` gets the rows."""
     with report.step("images: a machine in two versions, a small one, one without boot loader, one with a big kernel",
                      vital=True):
-        machine = direct.Machine(work)
+        machine = direct.Machine(work, "install")
         make_images(machine)
-    with Registry(work / "registry") as registry:
         for tag in ("tiny", "no-loader", "big"):
-            registry.push(machine.layout, tag, f"os:{tag}")
-        registry.push(machine.layout, "first", "os:latest")
-        btrfs = Disk(disk.blank(work / "btrfs-machine.img", 2500))
-        drives = [Disk(disk.blank(work / "install.img", 1500)), btrfs, Disk(disk.ext4(work / "files.img", 1500))]
-        with machine.guest(work / "installer", drives) as guest:
-            Installing(report, guest, registry).run()
-        with Guest(work / "installed", [btrfs]) as guest:
-            (work / "installed" / "efivars.fd").unlink(missing_ok=True)
-            Installed(report, guest, registry, machine.layout).run()
-            with report.step("no trouble of kernel or emulation on the console"):
-                expect(not guest.trouble(), "\n".join(guest.trouble()[:5]))
+            registry.push(machine.layout, tag, f"install:{tag}")
+        registry.push(machine.layout, "first", FOLLOWED)
+    folder = work / "install"
+    btrfs = Disk(disk.blank(folder / "btrfs.img", 2500))
+    drives = [Disk(disk.blank(folder / "disk.img", 1500)), btrfs, Disk(disk.ext4(folder / "files.img", 1500))]
+    with machine.guest(folder / "installer", drives) as guest:
+        Installing(report, guest, registry).run()
+    with Guest(folder / "machine", [btrfs]) as guest:
+        Installed(report, guest, registry, machine.layout).run()
+        with report.step("no trouble of kernel or emulation on the console"):
+            expect(not guest.trouble(), "\n".join(guest.trouble()[:5]))
 
 
 def make_images(machine):
     """Tags `first` and `second` of a machine that can be driven; `tiny`, `no-loader` and `big`, which do not boot."""
     layout = machine.layout
-    layers = [*machine.layers, layout.put_layer(image.tar_layer(boot.test_files()))]
+    layers = [*machine.layers, layout.put_layer(image.tar_layer(uefi.test_files()))]
     for day, name in enumerate(["first", "second"], 1):
         content = {"usr/share/cfs-test/version": f"{name}\n", "root": ("->", "var/roothome"), "var/roothome": None}
         layout.tag(name, [*layers, image.tar_layer(content)], name, image.created(day))
@@ -76,7 +75,7 @@ class Installing:
         with self.report.step("a guest without firmware, with empty disks", vital=True):
             self.guest.start()
             self.guest.wait_ready()
-            self.guest.check(boot.insecure(self.registry) + f"""set -e
+            self.guest.check(uefi.insecure(self.registry) + f"""set -e
                 modprobe -a erofs overlay loop || :
                 mkdir -p /run/files && mount /dev/vdd /run/files && truncate -s 1200M /run/files/disk
                 echo '{KEY}' >/run/keys""")
@@ -98,7 +97,7 @@ class Installing:
     def _install(self, what, status=0, tag="tiny", timeout=600):
         """Runs the program; gives its report, or what it says where it must fail."""
         place, _, options = what.partition(" ")
-        command = f"cfs-update install to-disk --json {options} {place} {self.registry.name('os:' + tag)}"
+        command = f"cfs-update install to-disk --json {options} {place} {self.registry.name('install:' + tag)}"
         got, output = self.guest.run(command, timeout)
         expect(got == status, f"{command}: {got}\n{output[-2000:]}")
         return json.loads(output[output.index("{"):]) if status == 0 else output
@@ -131,7 +130,7 @@ class Installing:
         self.guest.check("udevadm settle; mount /dev/vdb1 /mnt && [ -z \"$(ls /mnt)\" ]; r=$?; umount /mnt; exit $r")
 
     def _killed(self, note):
-        command = f"cfs-update install to-disk --wipe --esp-size 250M /dev/vdb {self.registry.name('os:tiny')}"
+        command = f"cfs-update install to-disk --wipe --esp-size 250M /dev/vdb {self.registry.name('install:tiny')}"
         for seconds in (1, 2, 3, 4):
             self.guest.run(f"timeout -s KILL {seconds} {command}", timeout=300)
             # The kernel takes mounts and loop devices away when the last process is gone.
@@ -186,7 +185,7 @@ class Installing:
         note(said.strip()[-120:])
 
     def _btrfs(self, note):
-        options = f"--filesystem btrfs --xbootldr 300M --esp-size 60M --karg cfs.test=1 {boot.KARGS}"
+        options = f"--filesystem btrfs --xbootldr 300M --esp-size 60M --karg cfs.test=1 --karg cfs.unwell {uefi.KARGS}"
         done = self._install(f"/dev/vdc {options} --root-ssh-authorized-keys /run/keys", tag="latest")
         expect([kind for kind, _ in self._table("/dev/vdc")] == [ESP, XBOOTLDR, ROOT], done)
         self._look(["/dev/vdc3", "/dev/vdc2", "/dev/vdc1"], "first", note)
@@ -235,14 +234,41 @@ class Installed:
                 [ ! -e /boot/EFI ]
                 grep -o '^[^ ]* /boot vfat' /proc/mounts
                 grep -o '^[^ ]* /efi vfat' /proc/mounts""").strip().replace("\n", ", "))
+        with self.report.step("its only deployment fails its health check: it stays, also with no tries left") as note:
+            self._alone(note)
         with self.report.step("root's authorized keys are there") as note:
             self.guest.check(f"systemctl is-system-running --wait || :; grep '{KEY}' /root/.ssh/authorized_keys", 300)
             note(self.guest.check("stat -c '%a %U %n' /root/.ssh /root/.ssh/authorized_keys").strip().replace("\n", ", "))
         with self.report.step("an upgrade keeps the kernel arguments of the installation") as note:
-            self.registry.push(self.layout, "second", "os:latest")
-            self.guest.check(boot.insecure(self.registry) + "cfs-update upgrade", timeout=400)
+            self.registry.push(self.layout, "second", FOLLOWED)
+            self.guest.check(uefi.insecure(self.registry) + "cfs-update upgrade", timeout=400)
             count = int(self.guest.check("grep -l cfs.test=1 /boot/loader/entries/*.conf | wc -l"))
             expect(count == 2, f"{count} entries have it")
             status, said = self.guest.run("cfs-update fsck", timeout=300)
             expect(status == 0, said[-1500:])
             note(said.strip().splitlines()[-1])
+
+    def _alone(self, note):
+        """The image's check fails for as long as this machine is not told to be well."""
+        entries = "ls /boot/loader/entries/*.conf"
+        self._unwell()
+        name = self.guest.check(entries).strip()
+        expect("+" in name, f"a bad boot was marked as good: {name}")
+        self.guest.check(f"mv {name} {name.split('+')[0]}+00-03.conf && sync")
+        self.guest.send("systemctl reboot")
+        took = self.guest.wait_ready()
+        note(f"booted with no tries left in {took:.0f} s; {self._unwell()}")
+        # Had it decided to reboot, it would be on its way.
+        self.guest.check("sleep 10; [ \"$(systemctl list-jobs --no-legend | grep -c reboot)\" = 0 ]")
+        self.guest.check("""mkdir -p /var/lib/cfs-test && touch /var/lib/cfs-test/well
+            cfs-update health check; cfs-update health good""")
+        name = self.guest.check(entries).strip()
+        expect("+" not in name, f"health good left {name}")
+
+    def _unwell(self):
+        """Waits for the verdict; gives its words."""
+        self.guest.check("systemctl is-system-running --wait || :", timeout=300)
+        health = self.guest.json("cfs-update status --json")["status"]["cfsUpdate"]["health"]
+        expect(health["result"] == "bad", f"health: {str(health)[:600]}")
+        said = self.guest.check("journalctl -b -o cat -u cfs-update-health.service | grep 'no other deployment'")
+        return said.strip().splitlines()[-1][-150:]

@@ -43,7 +43,7 @@ class Registry:
         config.write_text(CONFIG.format(root=self.folder / "storage", port=self.port))
         with open(self.folder / "log", "ab") as log:
             env = dict(os.environ, OTEL_TRACES_EXPORTER="none")
-            command = ["docker-registry", "serve", str(config)]
+            command = ["setpriv", "--pdeathsig", "KILL", "docker-registry", "serve", str(config)]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         for _ in range(100):
             if self.process.poll() is not None:

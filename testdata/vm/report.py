@@ -1,10 +1,13 @@
 """The table of what was seen: one row for each step, with its time and what it showed.
 
 Invariant: a step counts as seen only when its block ran to the end; whatever is raised in it makes the row, and the whole
-run, a failure.
+run, a failure. Scenarios that run side by side each have a `Part` of their own; the table holds the parts one after the other.
 """
 
 import contextlib
+import os
+import resource
+import threading
 import time
 import traceback
 
@@ -20,19 +23,60 @@ def expect(condition, message):
 
 
 class Report:
-    """Rows in the order in which they happened."""
+    """The parts, in the order in which they were asked for."""
 
     def __init__(self):
-        self.rows = []
         self.started = time.monotonic()
-        self.titles = []
+        self.parts = []
+        self.lock = threading.Lock()
+
+    def part(self, name):
+        """Rows of one scenario."""
+        part = Part(self, name)
+        self.parts.append(part)
+        return part
+
+    def say(self, text):
+        """Prints a line or more at once, whoever else prints."""
+        with self.lock:
+            print(text, flush=True)
+
+    def rows(self):
+        """Every row, with the part's name in front."""
+        return [(part.name, *row) for part in self.parts for row in part.rows]
+
+    def failed(self):
+        """How many steps did not show what they had to."""
+        return sum(row[1] != "ok" for row in self.rows())
+
+    def table(self):
+        """The whole table as text."""
+        rows = self.rows()
+        width = max((len(row[2]) for row in rows), default=0)
+        name = max((len(row[0]) for row in rows), default=0)
+        lines = [f"{'':6} {'':{name}} {'seconds':>8}  {'step':{width}}  what was seen"]
+        for part, verdict, title, took, notes in rows:
+            first = notes.splitlines()[0] if notes else ""
+            lines.append(f"{verdict:6} {part:{name}} {took:8.1f}  {title:{width}}  {first[:200]}")
+        total = time.monotonic() - self.started
+        used = sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime
+                   for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        lines.append(f"{len(rows)} steps, {self.failed()} failed, {total / 60:.1f} minutes, "
+                     f"{used / 60:.1f} minutes of processor time, {os.cpu_count()} processors, load {os.getloadavg()[2]:.1f}")
+        return "\n".join(lines)
+
+
+class Part:
+    """Rows in the order in which they happened."""
+
+    def __init__(self, report, name):
+        self.report, self.name, self.rows = report, name, []
 
     @contextlib.contextmanager
     def step(self, title, vital=False):
         """One row. `vital`: without it the rest makes no sense, so its failure ends the scenario."""
         notes = []
         began = time.monotonic()
-        print(f"   … {title}", flush=True)
         try:
             yield notes.append
             self._row("ok", title, began, notes)
@@ -46,24 +90,10 @@ class Report:
     def _row(self, verdict, title, began, notes):
         took = time.monotonic() - began
         self.rows.append((verdict, title, took, "; ".join(str(note) for note in notes)))
-        print(f"{verdict:>6} {took:6.1f} s  {title}", flush=True)
-        if verdict != "ok":
-            print("\n".join(str(note) for note in notes), flush=True)
-
-    def failed(self):
-        """How many steps did not show what they had to."""
-        return sum(row[0] != "ok" for row in self.rows)
-
-    def table(self):
-        """The whole table as text."""
-        width = max((len(row[1]) for row in self.rows), default=0)
-        lines = [f"{'':6} {'seconds':>8}  {'step':{width}}  what was seen"]
-        for verdict, title, took, notes in self.rows:
-            first = notes.splitlines()[0] if notes else ""
-            lines.append(f"{verdict:6} {took:8.1f}  {title:{width}}  {first[:160]}")
-        total = time.monotonic() - self.started
-        lines.append(f"{len(self.rows)} steps, {self.failed()} failed, {total / 60:.1f} minutes")
-        return "\n".join(lines)
+        since = time.monotonic() - self.report.started
+        lines = [f"{since:6.0f} s  {verdict:>6} {took:6.1f} s  {self.name}: {title}"]
+        lines += [str(note) for note in notes] if verdict != "ok" else []
+        self.report.say("\n".join(lines))
 
 
 class Aborted(Exception):

@@ -11,50 +11,51 @@ import pathlib
 import direct
 import disk
 import image
+import machine
 from qemu import Disk
-from registry import Registry
 from report import expect
 
+FOLLOWED, SMALL = "store:latest", "small:latest"
 EXT4 = "cfs-update --sysroot /mnt/ext4 --boot /mnt/vfat"
 # Paths whose metadata a mounted image has from elsewhere by design: docs/formats.md, "From layers to a deployment's tree".
 TRANSFORMED = {"", "boot", "run", "sysroot"}
 
 
-def run(report, work):
+def run(report, work, registry):
     """The whole scenario; `report` gets the rows."""
-    with report.step("images: Debian 13 by examples/debian-13, two versions, and a small one", vital=True) as note:
+    with report.step("images: two versions, and a small one, in docker-registry", vital=True) as note:
         images = Images(work)
+        registry.push(images.layout, "1", FOLLOWED)
+        registry.push(images.layout, "small", SMALL)
         note(f"{images.files} files")
-    with Registry(work / "registry") as registry:
-        with report.step("images in docker-registry", vital=True):
-            registry.push(images.layout, "1", "os:latest")
-            registry.push(images.layout, "small", "small:latest")
-        disks = [Disk(disk.ext4(work / "ext4.img", 1500)), Disk(disk.vfat(work / "vfat.img", 300)),
-                 Disk(disk.btrfs(work / "btrfs.img", 500)), Disk(images.papers, readonly=True)]
-        with images.machine.guest(work / "store", disks) as guest:
-            Store(report, guest, registry, images).run()
-            with report.step("switched off; the file systems are clean"):
-                guest.check("umount /mnt/ext4 /mnt/vfat /mnt/btrfs; sync")
-                guest.kill()
-                disk.check_ext4(disks[0].path)
-                disk.check_vfat(disks[1].path)
-            with report.step("no trouble of kernel or emulation on the console"):
-                expect(not guest.trouble(), "\n".join(guest.trouble()[:5]))
+    folder = work / "store"
+    disks = [Disk(disk.ext4(folder / "ext4.img", 1500)), Disk(disk.vfat(folder / "vfat.img", 300)),
+             Disk(disk.btrfs(folder / "btrfs.img", 500)), Disk(images.papers, readonly=True)]
+    with images.machine.guest(folder, disks) as guest:
+        Store(report, guest, registry, images).run()
+        with report.step("switched off; the file systems are clean"):
+            guest.check("umount /mnt/ext4 /mnt/vfat /mnt/btrfs; sync")
+            guest.kill()
+            disk.check_ext4(disks[0].path)
+            disk.check_vfat(disks[1].path)
+        with report.step("no trouble of kernel or emulation on the console"):
+            expect(not guest.trouble(), "\n".join(guest.trouble()[:5]))
 
 
 class Images:
     """The image under test, its second version, a small one; the guest's root; what the files must be."""
 
     def __init__(self, work):
-        self.machine = direct.Machine(work)
+        self.machine = direct.Machine(work, "store")
         self.layout = self.machine.layout
         second = image.tar_layer({"etc/issue": "version 2\n", "usr/share/cfs-test/new": "new\n" * 1000,
                                   "usr/share/cfs-test/.wh.old": ""})
-        self.layout.tag("2", self.machine.layers + [second], "2", image.created(2))
+        self.layers = self.machine.layers
+        self.layout.tag("2", self.layers + [second], "2", image.created(2))
         self.layout.tag("small", [small_layer(2500)], "1", image.created(1))
         sums, self.listing = measure(self.machine.tree)
         self.files = len(sums)
-        self.papers = disk.papers(work / "papers.img", {"sums": "".join(sums)})
+        self.papers = disk.papers(work / "store" / "papers.img", {"sums": "".join(sums)})
 
 
 def small_layer(count):
@@ -124,6 +125,8 @@ class Store:
             ("FAT: names, one kernel for two versions; upgrade, status, rollback, gc, fsck", self._boot_entries),
             ("FAT: the same after a remount, clean in between", self._remount),
             ("FAT: the power is cut as soon as a rollback has returned: its entry is whole", self._cut),
+            ("FAT full or read-only: refused, nothing changes", self._no_room),
+            ("a clock at 1970: upgrade, rollback, gc and fsck work", self._old_clock),
             ("a repository with SHA-512 digests", self._sha512),
             ("btrfs: objects with fs-verity, mounted with verity", self._btrfs),
             ("system calls for each object, fs-verity included", self._calls),
@@ -143,7 +146,7 @@ class Store:
             printf '[[registry]]\\nlocation = "{host}"\\ninsecure = true\\n' >/etc/containers/registries.conf""")
 
     def _switch(self, note):
-        output = self.guest.check(f"{EXT4} switch {self.registry.name('os:latest')}", timeout=600)
+        output = self.guest.check(f"{EXT4} switch {self.registry.name(FOLLOWED)}", timeout=600)
         note(output.strip().splitlines()[-1])
         self.first = self._deployments()[0]
 
@@ -273,10 +276,10 @@ class Store:
 
     def _no_verity(self, note):
         script = f"""set -e; mkdir -p /tmp/plain && cd /tmp/plain
-            cfs-update --sysroot /tmp/plain image pull {self.registry.name('small:latest')} >/dev/null"""
+            cfs-update --sysroot /tmp/plain image pull {self.registry.name(SMALL)} >/dev/null"""
         self.guest.check(script, timeout=300)
         command = "cfs-update --sysroot /tmp/plain"
-        name = self.registry.name("small:latest")
+        name = self.registry.name(SMALL)
         status, output = self.guest.run(f"{command} image mount --verity require {name} /mnt/root")
         mounted, _ = self.guest.run("mountpoint -q /mnt/root && umount /mnt/root")
         expect(status == 3 and mounted != 0, f"it was mounted: {status} {output}")
@@ -288,7 +291,7 @@ class Store:
 
     # --- boot entries on FAT ------------------------------------------------------------------------------------------
     def _boot_entries(self, note):
-        self.registry.push(self.images.layout, "2", "os:latest")
+        self.registry.push(self.images.layout, "2", FOLLOWED)
         self.guest.check(f"{EXT4} upgrade", timeout=300)
         status, _ = self.guest.run(f"{EXT4} upgrade")
         expect(status == 77, f"an upgrade with nothing new ended with {status}")
@@ -339,6 +342,41 @@ class Store:
         expect(sizes and not any(line.startswith("0 ") for line in sizes), f"empty files: {sizes}")
         note(f"{len(sizes)} files; {self._fsck()}")
 
+    def _no_room(self, note):
+        """With an image whose kernel is not on $BOOT yet."""
+        look = "find /mnt/vfat /mnt/ext4/state/deploy -maxdepth 4 -printf '%p %s %T@\\n' | sort"
+        switch = f"{EXT4} switch {self.registry.name(SMALL)}"
+        for prepare, code, words in [
+            (machine.fill("/mnt/vfat"), 4, "bytes"),
+            ("rm /mnt/vfat/fill; mount -o remount,ro /mnt/vfat", 1, "read-only"),
+        ]:
+            self.guest.run(prepare)
+            before = self.guest.check(look)
+            status, output = self.guest.run(switch, timeout=300)
+            expect(status == code and words in output, f"after {prepare}: {status} {output}")
+            expect(self.guest.check(look) == before, f"after {prepare}: something changed")
+            note(output.strip().splitlines()[-1][-120:])
+        self.guest.check("mount -o remount,rw /mnt/vfat")
+        self._fsck()
+
+    def _old_clock(self, note):
+        """There is no systemd here that would set it right."""
+        # The kernel lets no clock begin before itself.
+        now = self.guest.check("date +%s; date -s @$(( $(cut -d. -f1 /proc/uptime) + 60 )) >/dev/null").strip()
+        try:
+            third = image.tar_layer({"etc/issue": "version 3\n"})
+            self.images.layout.tag("3", [*self.images.layers, third], "3", image.created(3))
+            self.registry.push(self.images.layout, "3", FOLLOWED)
+            staged = self.guest.json(f"{EXT4} upgrade --json", timeout=300)["deployment"]
+            self._next_is(staged)
+            self.guest.check(f"{EXT4} rollback")
+            self.guest.check(f"{EXT4} rollback")
+            self._next_is(staged)
+            self.guest.check(f"{EXT4} gc")
+            note(f"{self.guest.check('date -u +%F').strip()}; {self._fsck()}")
+        finally:
+            self.guest.check(f"date -s @{now} >/dev/null")
+
     # --- other stores -------------------------------------------------------------------------------------------------
     def _sha512(self, note):
         self._other("/mnt/ext4/sha512", "--algorithm fsverity-sha512-12", 128, note)
@@ -349,7 +387,7 @@ class Store:
     def _other(self, sysroot, options, digits, note):
         command = f"cfs-update --sysroot {sysroot} --boot {sysroot}/boot"
         self.guest.check(f"mkdir -p {sysroot}/boot && "
-                         f"{command} switch {options} {self.registry.name('small:latest')}", timeout=300)
+                         f"{command} switch {options} {self.registry.name(SMALL)}", timeout=300)
         deployment = self._deployments(command)[0]
         expect(len(deployment) == digits, f"{deployment} has not {digits} digits")
         self._objects(note, sysroot)
@@ -361,7 +399,7 @@ class Store:
 
     def _calls(self, note):
         script = f"""cd /tmp && rm -rf /mnt/ext4/calls && mkdir /mnt/ext4/calls
-            strace -f -c -o calls cfs-update --sysroot /mnt/ext4/calls image pull {self.registry.name('small:latest')} \\
+            strace -f -c -o calls cfs-update --sysroot /mnt/ext4/calls image pull {self.registry.name(SMALL)} \\
                 >/dev/null 2>&1 && cat calls && find /mnt/ext4/calls/composefs/objects -type f | wc -l"""
         lines = self.guest.check(script, timeout=300).splitlines()
         total = int(next(line for line in lines if line.endswith("total")).split()[3])
