@@ -10,8 +10,10 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # What the tests need beyond Rust: a C compiler for crates, the real registry and the tools that make a real image,
 # a user to be when we are root, extended attributes, and an oracle for fs-verity digests.
 TEST_PACKAGES := gcc libc6-dev make pkg-config mmdebstrap docker-registry skopeo zstd gzip attr libcap2-bin \
-    debian-archive-keyring util-linux mount fdisk dosfstools e2fsprogs btrfs-progs fsverity strace systemd shellcheck
+    debian-archive-keyring util-linux mount fdisk dosfstools e2fsprogs btrfs-progs fsverity strace systemd shellcheck \
+    dpkg-dev binutils
 FUZZ_PACKAGES := g++
+DEB_PACKAGES := dpkg-dev binutils
 BENCH_PACKAGES := python3
 # A virtual machine, its firmware, and disk images made without loop devices.
 VM_PACKAGES := qemu-system-x86 ovmf mtools dosfstools fdisk e2fsprogs btrfs-progs python3 docker-registry skopeo mmdebstrap \
@@ -28,6 +30,7 @@ help:
 	@echo 'make test-vm       the program in a virtual machine (minutes; VM_SCENARIOS=store for a part)'
 	@echo 'make release       the programs as they ship'
 	@echo 'make install       what belongs on a machine or into an image, below DESTDIR'
+	@echo 'make deb           the same as a Debian package'
 	@echo 'make install-deps  what make test would install'
 
 .PHONY: build
@@ -53,6 +56,12 @@ install:
 	    bootloader/initramfs/initramfs-tools/scripts/local-bottom/cfs-update
 	install -D -m 644 -t $(DESTDIR)/usr/lib/initcpio/install bootloader/initramfs/mkinitcpio/install/cfs-update
 	install -D -m 644 -t $(DESTDIR)/usr/lib/initcpio/hooks bootloader/initramfs/mkinitcpio/hooks/cfs-update
+
+# The same as a Debian package.
+.PHONY: deb
+deb:
+	$(call install,$(DEB_PACKAGES))
+	sh cli/debian/build.sh $(BUILT) target
 
 .PHONY: demo
 demo:

@@ -94,3 +94,73 @@ fn the_presets_enable_what_is_to_be_enabled_and_is_there() {
         assert!(unit.contains("[Install]"), "{name}");
     }
 }
+
+/// Paths and modes of everything below a folder.
+fn listing(folder: &Path) -> Vec<String> {
+    let output = Command::new("find")
+        .args([".", "-printf", "%P %m\\n"])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let mut lines: Vec<_> = String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    lines.sort();
+    lines
+}
+
+fn succeeds(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn the_debian_package_has_what_make_install_installs_and_enables_the_units_in_a_chroot() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("built")).unwrap();
+    for program in ["cfs-update", "cfs-update-root"] {
+        // Any program that is linked with the C library: ours take a minute to compress.
+        fs::copy("/bin/true", at("built").join(program)).unwrap();
+    }
+    let mut make = Command::new("make");
+    make.args(["-s", "install"])
+        .arg(format!("BUILT={}", at("built").display()));
+    make.arg(format!("DESTDIR={}", at("installed").display()));
+    succeeds(make.current_dir(repository()));
+    let mut build = Command::new("sh");
+    build
+        .arg(repository().join("cli/debian/build.sh"))
+        .args([at("built"), at("out")]);
+    let package = succeeds(&mut build);
+    succeeds(Command::new("dpkg-deb").args(["-x", &package]).arg(at("unpacked")));
+    assert_eq!(listing(&at("unpacked")), listing(&at("installed")));
+    let depends = succeeds(Command::new("dpkg-deb").args(["-f", &package, "Depends"]));
+    assert!(depends.contains("libc6 (>= "), "{depends}");
+
+    // What the scripts do, without being root: systemctl acts on files below a root.
+    let script = fs::read_to_string(repository().join("cli/debian/postinst")).unwrap();
+    let root = format!("systemctl --root={}", at("unpacked").display());
+    let script = script
+        .replace("systemctl --no-reload", &root)
+        .replace("/run/systemd/system", "/no/systemd/here");
+    succeeds(Command::new("sh").args(["-c", &script, "postinst", "configure", ""]));
+    let wants = listing(&at("unpacked/etc/systemd/system"));
+    for unit in [
+        "cfs-update-health.service",
+        "cfs-update-finalize.service",
+        "cfs-update-auto.timer",
+    ] {
+        assert!(
+            wants.iter().any(|line| line.contains(&format!("/{unit} "))),
+            "{unit}: {wants:?}"
+        );
+    }
+}
