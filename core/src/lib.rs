@@ -39,6 +39,8 @@ pub mod synced;
 pub mod pull;
 #[cfg(feature = "update")]
 pub mod export;
+#[cfg(feature = "update")]
+pub mod expose;
 pub mod signature;
 pub mod deployment;
 #[cfg(feature = "update")]

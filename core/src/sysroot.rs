@@ -250,7 +250,7 @@ impl Sysroot {
     }
 
     /// The deployment that a new one follows: the running one, or the one that boots next.
-    pub(crate) fn current<'k>(&self, known: &'k [Known]) -> Option<&'k Known> {
+    pub fn current<'k>(&self, known: &'k [Known]) -> Option<&'k Known> {
         let booted = known.iter().find(|k| k.standing.booted);
         booted.or_else(|| known.iter().find(|k| k.standing.bootable))
     }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use crate::boot::Removal;
 use crate::error::Result;
+use crate::expose;
 use crate::ids::{DeploymentId, ObjectId};
 use crate::image::reader;
 use crate::plan;
@@ -112,6 +113,7 @@ fn stale_names(sysroot: &Sysroot, kept: &BTreeSet<DeploymentId>) -> Result<Vec<S
         .store
         .image_names()?
         .into_keys()
+        .filter(|name| !name.starts_with(expose::NAMES))
         .map(|name| format!("cfs-update/{name}"));
     let all: BTreeSet<_> = tags.chain(images).filter(|name| !wanted.contains(name)).collect();
     Ok(all.into_iter().collect())

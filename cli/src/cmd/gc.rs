@@ -45,6 +45,9 @@ impl Gc {
             true => context.look(&self.boot)?,
             false => context.open(&self.boot, "gc")?,
         };
+        if !self.dry_run {
+            super::image::expose::refresh(context, &sysroot);
+        }
         context.show(&Removed::new(self.dry_run, upkeep::gc(&sysroot, self.dry_run)?))
     }
 }

@@ -110,6 +110,11 @@ impl Context {
         Store::open(&repository(&self.target()?.root))
     }
 
+    /// Whether the sysroot is the running system's.
+    pub fn is_host(&self) -> bool {
+        self.target().is_ok_and(|target| target.host)
+    }
+
     /// Refuses to reboot for a sysroot that is not the running system's.
     pub fn check_apply(&self, apply: bool) -> Result<()> {
         if apply && !self.target()?.host {

@@ -7,6 +7,7 @@ mod commands;
 mod common;
 mod etc;
 mod export;
+mod expose;
 mod faults;
 mod install;
 mod lint;

@@ -125,6 +125,12 @@ impl Storage {
         &self.root
     }
 
+    /// Ids of layers that another one stands on: of images, and of containers.
+    pub fn parents(&self) -> impl Iterator<Item = &str> {
+        let parents = self.layers.iter().map(|layer| layer.parent.as_str());
+        parents.filter(|parent| !parent.is_empty())
+    }
+
     /// A complete layer with this diff_id, as its record has it.
     pub fn layer(self: &Arc<Self>, diff_id: &DiffId) -> Option<Layer> {
         let wanted = diff_id.to_string();

@@ -61,30 +61,58 @@ impl Lock {
     }
 }
 
-/// A lock on another program's file, shared, as fcntl has it: the kernel drops it with the process, and with the first
+/// A lock on another program's file, as fcntl has it: the kernel drops it with the process, and with the first
 /// descriptor of that file that the process closes.
 #[derive(Debug)]
 pub struct RecordLock {
-    _file: File,
+    file: File,
+    path: PathBuf,
 }
 
 impl RecordLock {
-    /// Takes the lock at `path`, waiting for whoever has it for `patience`; `None` where there is no such file, and so
-    /// nobody who locks it.
+    /// Takes the lock at `path` for reading, waiting for whoever has it for `patience`; `None` where there is no such file,
+    /// and so nobody who locks it.
     ///
     /// # Errors
     /// [`Error::Busy`] with the holder's process id after that time.
     pub fn shared(path: &Path, patience: Duration) -> Result<Option<Self>> {
-        let fail = |e| Error::io("lock", path, e);
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(fail(e)),
-        };
+        match File::open(path) {
+            Ok(file) => Self::take(file, path, FlockOperation::NonBlockingLockShared, patience).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("lock", path, e)),
+        }
+    }
+
+    /// Takes the lock at `path`, which exists, for writing.
+    ///
+    /// # Errors
+    /// As [`RecordLock::shared`].
+    pub fn exclusive(path: &Path, patience: Duration) -> Result<Self> {
+        let file = File::options().read(true).write(true).open(path);
+        let file = file.map_err(|e| Error::io("lock", path, e))?;
+        Self::take(file, path, FlockOperation::NonBlockingLockExclusive, patience)
+    }
+
+    /// Leaves the mark by which those who read what the lock is for see that it has changed: 64 bytes that nobody has
+    /// written before.
+    ///
+    /// # Errors
+    /// What writing gives.
+    pub fn mark_change(&mut self) -> Result<()> {
+        let mut mark = [0; 64];
+        let _ = getrandom::fill(&mut mark);
+        let written = self.file.rewind().and_then(|()| self.file.write_all(&mark));
+        written.map_err(|e| Error::io("write", &self.path, e))
+    }
+
+    fn take(file: File, path: &Path, operation: FlockOperation, patience: Duration) -> Result<Self> {
         let start = Instant::now();
         loop {
-            match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockShared) {
-                Ok(()) => return Ok(Some(Self { _file: file })),
+            match rustix::fs::fcntl_lock(&file, operation) {
+                Ok(()) => {
+                    let path = path.to_path_buf();
+                    return Ok(Self { file, path });
+                }
                 Err(Errno::AGAIN | Errno::ACCESS) if start.elapsed() >= patience => {
                     return Err(Error::Busy {
                         path: path.to_path_buf(),
@@ -93,7 +121,7 @@ impl RecordLock {
                 }
                 Err(Errno::AGAIN | Errno::ACCESS) => std::thread::sleep(Duration::from_millis(20)),
                 Err(Errno::INTR) => {}
-                Err(e) => return Err(fail(e.into())),
+                Err(e) => return Err(Error::io("lock", path, e)),
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::cmd::Context;
 use crate::output::Report;
 
 /// Names of manifests that deployments keep.
-const DEPLOYMENT: &str = "cfs-update/";
+pub const DEPLOYMENT: &str = "cfs-update/";
 
 /// List the container images in the store
 #[derive(Debug, clap::Args)]
@@ -192,9 +192,11 @@ impl Rm {
             .iter()
             .map(|text| find_name(store, text))
             .collect::<CoreResult<Vec<_>>>()?;
+        super::expose::refuse_removal(context, &sysroot, &names)?;
         for name in &names {
             store.untag(name)?;
         }
+        super::expose::refresh(context, &sysroot);
         context.show(&Removed { removed: names })
     }
 }

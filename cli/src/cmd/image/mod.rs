@@ -5,6 +5,7 @@ mod container;
 mod digest;
 mod dump;
 mod export;
+pub(super) mod expose;
 mod inspect;
 mod lint;
 pub(super) mod load;
@@ -34,6 +35,7 @@ pub enum Image {
     Rm(ls::Rm),
     Export(export::Export),
     Push(export::Push),
+    Expose(expose::Expose),
     Mount(mount::Mount),
 }
 
@@ -50,6 +52,7 @@ impl Image {
             Self::Rm(command) => command.run(context),
             Self::Export(command) => command.run(context),
             Self::Push(command) => command.run(context),
+            Self::Expose(command) => command.run(context),
             Self::Mount(command) => command.run(context),
         }
     }

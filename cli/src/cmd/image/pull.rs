@@ -54,6 +54,7 @@ impl Pull {
         let sysroot = context.open_store(self.store.algorithm(), "image pull")?;
         let platform = self.platform.platform();
         let pulled = pull::pull(sysroot.store(), &registry, &platform, context.threads(), &context.ui)?;
+        super::expose::refresh(context, &sysroot);
         context.show(&Pulled {
             name: pulled.name,
             image_digest: pulled.manifest.to_string(),

@@ -60,6 +60,13 @@ impl Layer {
         self
     }
 
+    /// A program with this content.
+    pub fn program_of(mut self, path: &str, content: &[u8]) -> Self {
+        let mut header = Self::header(tar::EntryType::Regular, 0o755, content.len() as u64);
+        self.0.append_data(&mut header, path, content).unwrap();
+        self
+    }
+
     /// An entry whose name is written as it is, whatever it is.
     pub fn raw_name(mut self, name: &[u8], content: &[u8]) -> Self {
         let mut header = Self::header(tar::EntryType::Regular, 0o644, content.len() as u64);

@@ -1,0 +1,225 @@
+//! `image expose`: images of the store in podman, without copying them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use cfs_core::expose::{self, Change, Shelf, Shown, Wanted};
+use cfs_core::monitor::{Event, Monitor};
+use cfs_core::sys::fs::{self, RealFs};
+use cfs_core::sysroot::Sysroot;
+use cfs_core::{Error, Result as CoreResult};
+use serde::Serialize;
+
+use super::ls::DEPLOYMENT;
+use crate::cmd::Context;
+use crate::output::Report;
+
+const CONF: &str = "/etc/containers/storage.conf";
+const CONF_LIMIT: u64 = 1 << 20;
+
+/// Show the store's images and the running system to podman, without copying them
+///
+/// Makes a read-only additional image store whose files are the store's own objects, and enters it in podman's
+/// storage.conf. `image pull`, `image rm` and `gc` keep it up to date from then on.
+#[derive(Debug, clap::Args)]
+pub struct Expose {
+    /// podman's settings; /etc/containers/storage.conf unless --sysroot is that of another system
+    #[arg(long, value_name = "FILE")]
+    storage_conf: Option<PathBuf>,
+    /// Change no settings of podman
+    #[arg(long, conflicts_with = "storage_conf")]
+    no_storage_conf: bool,
+    /// Show them no longer
+    #[arg(long)]
+    remove: bool,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Exposed {
+    store: String,
+    images: Vec<Image>,
+    /// The file of podman's settings that names the store.
+    storage_conf: Option<String>,
+    /// It was changed.
+    changed: bool,
+    removed: bool,
+    /// The line for it, where it was not changed.
+    by_hand: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Image {
+    id: String,
+    image_digest: String,
+    names: Vec<String>,
+}
+
+impl Report for Exposed {
+    fn human(&self) -> String {
+        let mut text = match self.removed {
+            true => format!("{} removed\n", self.store),
+            false => format!("{} shows podman\n", self.store),
+        };
+        for image in &self.images {
+            let names = match image.names.is_empty() {
+                true => "<none>".into(),
+                false => image.names.join(", "),
+            };
+            text.push_str(&format!("  {} {names}\n", &image.id[..12]));
+        }
+        match (&self.storage_conf, self.changed, &self.by_hand) {
+            (Some(file), true, _) => text.push_str(&format!("{file} changed\n")),
+            (_, _, Some(line)) => text.push_str(&format!("in podman's storage.conf, [storage.options]: {line}\n")),
+            _ => {}
+        }
+        text
+    }
+}
+
+impl Expose {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let sysroot = context.open_store(None, "image expose")?;
+        let podman = context.registry().podman;
+        let root = root(&sysroot);
+        let shelf = Shelf::new(&RealFs, sysroot.store(), &root, &podman);
+        let shown = match self.remove {
+            true => Vec::new(),
+            false => shelf.show(&wanted(&sysroot, &shelf, context)?)?,
+        };
+        let store = root.display().to_string();
+        let conf = self.conf(context);
+        let (mut changed, mut by_hand) = (false, None);
+        match &conf {
+            Some(path) => changed = change(path, &store, self.remove)?,
+            None => by_hand = (!self.remove).then(|| format!("additionalimagestores = [{store:?}]")),
+        }
+        if self.remove && shelf.is_there() {
+            shelf.remove()?;
+        }
+        context.show(&Exposed {
+            store,
+            images: shown.into_iter().map(Image::of).collect(),
+            storage_conf: conf.map(|path| path.display().to_string()),
+            changed,
+            removed: self.remove,
+            by_hand,
+        })
+    }
+
+    fn conf(&self, context: &Context) -> Option<PathBuf> {
+        match &self.storage_conf {
+            _ if self.no_storage_conf => None,
+            Some(file) => Some(file.clone()),
+            None => context.is_host().then(|| CONF.into()),
+        }
+    }
+}
+
+impl Image {
+    fn of(shown: Shown) -> Self {
+        Self {
+            id: shown.id,
+            image_digest: shown.digest,
+            names: shown.names,
+        }
+    }
+}
+
+/// Whether the file was changed.
+fn change(path: &Path, store: &str, remove: bool) -> CoreResult<bool> {
+    let text = fs::read_text(path, CONF_LIMIT)?;
+    let change = match remove {
+        true => expose::remove(text.as_deref(), store),
+        false => expose::add(text.as_deref(), store),
+    };
+    match change {
+        Change::Nothing => Ok(false),
+        Change::Text(text) => {
+            fs::create_dir_all(&RealFs, fs::parent(path)?, 0o755)?;
+            fs::replace(&RealFs, path, 0o644, text.as_bytes())?;
+            Ok(true)
+        }
+        Change::ByHand(why) => Err(Error::Settings {
+            path: path.to_path_buf(),
+            why: format!(
+                "{why}; change `additionalimagestores` in [storage.options] by hand: it {} {store:?}",
+                if remove { "has" } else { "needs" }
+            ),
+        }),
+    }
+}
+
+fn root(sysroot: &Sysroot) -> PathBuf {
+    sysroot.layout().state().join("podman")
+}
+
+/// All pulled images, and the system that runs (or runs next).
+fn wanted(sysroot: &Sysroot, shelf: &Shelf<'_>, context: &Context) -> CoreResult<Vec<Wanted>> {
+    let mut wanted = Vec::new();
+    for (name, manifest) in sysroot.store().tags()? {
+        if !name.starts_with(DEPLOYMENT) {
+            wanted.push(Wanted {
+                name: expose::name_for_podman(&name),
+                manifest,
+            });
+        }
+    }
+    let known = sysroot.known()?;
+    if let Some(origin) = sysroot.current(&known).and_then(|known| known.origin()) {
+        let reference = origin.reference.parse::<cfs_core::reference::Reference>();
+        wanted.push(Wanted {
+            name: reference
+                .ok()
+                .and_then(|text| expose::name_for_podman(&text.to_string())),
+            manifest: origin.manifest,
+        });
+    }
+    // One that is broken, or that another tool has put there, is no reason to hide the others.
+    wanted.retain(|wanted| match shelf.make(&wanted.manifest) {
+        Ok(()) => true,
+        Err(error) => {
+            context
+                .ui
+                .event(Event::Warning(format!("not shown to podman: {error}")));
+            false
+        }
+    });
+    Ok(wanted)
+}
+
+/// Brings podman's view up to date, where there is one. It is derived: that it cannot be is a warning.
+pub fn refresh(context: &Context, sysroot: &Sysroot) {
+    let podman = context.registry().podman;
+    let root = root(sysroot);
+    let shelf = Shelf::new(&RealFs, sysroot.store(), &root, &podman);
+    if !shelf.is_there() {
+        return;
+    }
+    let shown = wanted(sysroot, &shelf, context).and_then(|wanted| shelf.show(&wanted));
+    if let Err(error) = shown {
+        let why = format!("podman still sees the images of before: {error}; `cfs-update image expose` tries again");
+        context.ui.event(Event::Warning(why));
+    }
+}
+
+/// Refuses to let an image go that a container of podman's stands on.
+pub fn refuse_removal(context: &Context, sysroot: &Sysroot, names: &[String]) -> CoreResult<()> {
+    let podman = context.registry().podman;
+    let root = root(sysroot);
+    let shelf = Shelf::new(&RealFs, sysroot.store(), &root, &podman);
+    if !shelf.is_there() {
+        return Ok(());
+    }
+    let tags = sysroot.store().tags()?;
+    for manifest in names.iter().filter_map(|name| tags.get(name)) {
+        let stays = tags
+            .iter()
+            .any(|(name, other)| other == manifest && !names.contains(name));
+        if !stays {
+            shelf.refuse_removal(manifest)?;
+        }
+    }
+    Ok(())
+}

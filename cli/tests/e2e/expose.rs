@@ -1,0 +1,230 @@
+//! Images of the store in the real podman of Debian 13, which sees them without a copy.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::common::layout::{self, Finished, How, Image, Layer, noise};
+use crate::common::registry::Registry;
+use crate::common::{Cfs, Ran, is_root, list, repository, scratch, tool};
+
+/// Debian 13 with podman, made on first need.
+fn podman_root() -> PathBuf {
+    static MADE: std::sync::Once = std::sync::Once::new();
+    let root = repository().join("target/podman-root");
+    MADE.call_once(|| drop(tool("sh", [script().as_path(), Path::new("make"), &root])));
+    root
+}
+
+fn script() -> PathBuf {
+    repository().join("testdata/podman.sh")
+}
+
+/// A machine with podman: its settings and containers are in `dir`, which is the same place inside.
+struct Machine {
+    dir: PathBuf,
+    conf: PathBuf,
+    cfs: Cfs,
+}
+
+impl Machine {
+    fn new(dir: &Path) -> Self {
+        let conf = dir.join("storage.conf");
+        let text = format!(
+            "[storage]\ndriver = \"overlay\" # the administrator's\nrunroot = \"/run/containers\"\n\
+             graphroot = \"{}\"\n[storage.options]\n# size = \"\"\n",
+            dir.join("containers").display()
+        );
+        fs::write(&conf, text).unwrap();
+        Self {
+            dir: dir.into(),
+            conf,
+            cfs: Cfs::new(dir),
+        }
+    }
+
+    /// Our program, on a machine where podman has these settings.
+    #[track_caller]
+    fn cfs<const N: usize>(&self, args: [&str; N], code: i32) -> Ran {
+        let mut command = self.cfs.command(args);
+        command.env("CONTAINERS_STORAGE_CONF", &self.conf);
+        Ran::from(command.output().unwrap()).expect(code)
+    }
+
+    /// A script with podman in it.
+    #[track_caller]
+    fn podman(&self, text: &str) -> String {
+        let text = format!("export CONTAINERS_STORAGE_CONF={}\n{text}", self.conf.display());
+        let (script, root) = (script().into_os_string(), podman_root().into_os_string());
+        tool(
+            "sh",
+            [
+                script,
+                "run".into(),
+                root,
+                self.dir.clone().into_os_string(),
+                text.into(),
+            ],
+        )
+    }
+
+    fn expose(&self, code: i32) -> Ran {
+        self.cfs(
+            [
+                "image",
+                "expose",
+                "--storage-conf",
+                self.conf.to_str().unwrap(),
+                "--json",
+            ],
+            code,
+        )
+    }
+
+    fn layers(&self) -> usize {
+        list(&self.dir.join("sysroot/state/cfs-update/podman/overlay")).len() - 1
+    }
+}
+
+/// An image with a program that prints its version.
+fn image(dir: &Path, version: &str) -> Finished {
+    let source = dir.join("hello.c");
+    fs::write(
+        &source,
+        format!("#include <stdio.h>\nint main(void) {{ return puts(\"hello {version}\") < 0; }}\n"),
+    )
+    .unwrap();
+    let program = dir.join("hello");
+    tool(
+        "gcc",
+        [
+            "-static",
+            "-O1",
+            "-o",
+            program.to_str().unwrap(),
+            source.to_str().unwrap(),
+        ],
+    );
+    let below = Layer::default()
+        .dirs(&["usr", "usr/bin", "etc"])
+        .program_of("usr/bin/hello", &fs::read(program).unwrap())
+        .file("usr/data", noise(version.len() as u64, 100_000))
+        .file("etc/gone", "x");
+    let above = Layer::default()
+        .dirs(&["etc"])
+        .file("etc/.wh.gone", "")
+        .file("etc/version", version);
+    Image::new(version)
+        .layer(below, How::Gzip)
+        .layer(above, How::Gzip)
+        .finish()
+}
+
+const RUN: &str = "podman run --rm --network=none --cgroups=disabled";
+
+#[test]
+fn podman_runs_what_was_pulled_without_copying_it_and_follows_what_becomes_of_it() {
+    if !is_root("podman") {
+        return;
+    }
+    let dir = scratch();
+    let registry = Registry::start();
+    let from = image(dir.path(), "1").push(&registry, "app", "stable");
+    let machine = Machine::new(dir.path());
+    let before = fs::read_to_string(&machine.conf).unwrap();
+    machine.cfs(["image", "pull", &from], 0);
+    let told = machine.expose(0).json();
+    assert_eq!(told["images"][0]["names"][0], from);
+    assert_eq!(told["changed"], true);
+    assert_eq!(machine.expose(0).json()["changed"], false, "once is enough");
+    let after = fs::read_to_string(&machine.conf).unwrap();
+    assert!(before.lines().all(|line| after.contains(line)), "{after}");
+
+    let out = machine.podman("podman images --format '{{.Repository}}:{{.Tag}} {{.ReadOnly}}'");
+    assert_eq!(out.trim(), format!("{from} true"));
+    assert_eq!(
+        machine.podman(&format!("{RUN} {from} /usr/bin/hello")).trim(),
+        "hello 1"
+    );
+    let out = machine.podman(&format!(
+        "podman create --name kept {from} /usr/bin/hello >/dev/null\n\
+         at=$(podman mount kept); cat $at/etc/version; ls $at/etc; sha256sum <$at/usr/data; grep \" $at \" /proc/mounts"
+    ));
+    let objects = dir.path().join("sysroot/composefs/objects");
+    assert!(
+        out.contains(&format!("::{}", objects.display())),
+        "its files are our objects: {out}"
+    );
+    assert!(out.starts_with("1version\n") && !out.contains("gone"), "{out}");
+    assert!(out.contains(&layout::digest(&noise(1, 100_000))[7..]), "{out}");
+
+    // A container stands on it: it cannot be let go of, and survives that its name means another image.
+    let told = machine.cfs(["image", "rm", &from], 6);
+    assert!(told.stderr.contains("podman rm"), "{}", told.stderr);
+    image(dir.path(), "22").push(&registry, "app", "stable");
+    machine.cfs(["image", "pull", &from], 0);
+    assert_eq!(machine.layers(), 2);
+    machine.cfs(["gc"], 0);
+    assert_eq!(
+        machine.podman(&format!("{RUN} {from} /usr/bin/hello")).trim(),
+        "hello 22"
+    );
+    let out = machine.podman("podman start --attach kept 2>&1 || :; cat $(podman mount kept)/etc/version");
+    assert!(out.ends_with('1'), "{out}");
+    machine.podman("podman rm --force kept");
+    let told = machine.cfs(["gc", "--json"], 0).json();
+    assert!(!told["objects"].as_array().unwrap().is_empty());
+    assert_eq!(machine.layers(), 1);
+    machine.cfs.fsck();
+    assert_eq!(
+        machine.podman(&format!("{RUN} {from} /usr/bin/hello")).trim(),
+        "hello 22"
+    );
+
+    machine.cfs(["image", "rm", &from], 0);
+    assert_eq!(machine.podman("podman images --quiet"), "");
+    machine.cfs(
+        [
+            "image",
+            "expose",
+            "--remove",
+            "--storage-conf",
+            machine.conf.to_str().unwrap(),
+        ],
+        0,
+    );
+    assert!(!dir.path().join("sysroot/state/cfs-update/podman").exists());
+    let told = machine.cfs(["gc", "--json"], 0).json();
+    assert!(
+        !told["objects"].as_array().unwrap().is_empty(),
+        "nothing is kept for podman any more"
+    );
+    machine.podman("podman images");
+}
+
+#[test]
+fn the_system_that_boots_next_is_shown_and_settings_that_are_not_understood_are_left_alone() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let os = layout::small(1, "kernel-1", 2, 2000).finish();
+    let from = os.layout(&dir.path().join("images"), "stable");
+    cfs.run(["switch", &from]).expect(0);
+    let told = cfs.run(["image", "expose", "--json"]).expect(0).json();
+    assert_eq!(told["images"][0]["names"][0], "localhost/images:stable");
+    assert_eq!(told["images"][0]["imageDigest"], os.digest());
+    let line = told["byHand"].as_str().unwrap();
+    assert!(
+        line.starts_with("additionalimagestores = [\"/"),
+        "another system's settings are not ours: {line}"
+    );
+    cfs.run(["gc"]).expect(0);
+    cfs.fsck();
+    assert_eq!(cfs.deployments().len(), 1);
+    let conf = dir.path().join("odd.conf");
+    fs::write(&conf, "[storage]\noptions = {additionalimagestores = [\"/a\"]}\n").unwrap();
+    let told = cfs
+        .run(["image", "expose", "--storage-conf", conf.to_str().unwrap()])
+        .expect(1);
+    assert!(told.stderr.contains("by hand"), "{}", told.stderr);
+    let text = fs::read_to_string(&conf).unwrap();
+    assert!(text.starts_with("[storage]\noptions") && text.ends_with("]}\n"));
+}

@@ -1,0 +1,497 @@
+//! Images of the store for podman: a read-only additional image store of containers-storage whose files are our objects.
+//!
+//! ```text
+//! overlay-images/images.json, images.lock, <id>/manifest, <id>/=<base64 of "sha256:<id>">
+//! overlay-layers/layers.json, layers.lock        storage.lock
+//! overlay/<layer>/composefs-data/composefs.blob -> the image in objects/      one layer for each image, flattened
+//! overlay/<layer>/diff -> objects/               overlay/<layer>/link, overlay/l/<link> -> ../<layer>/diff
+//! ```
+//!
+//! podman mounts the blob (erofs) with our objects as its data-only layer: nothing is copied, and pages that the host has
+//! read are not read again.
+//!
+//! Invariant: what is listed here is kept in the store by a name of its own (`podman-…` below `images/refs/cfs-update`),
+//! which is there before it is listed and goes after it is not; and a layer that a container of podman's stands on is
+//! neither unlisted nor let go of, whatever became of its image. All of it is derived and can be made again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::ids::{ManifestDigest, ObjectId};
+use crate::image::{Versions, writer};
+use crate::manifest::{Config, Document, Manifest};
+use crate::podman::{Places, Storage};
+use crate::pull::{self, Variant};
+use crate::reference::Reference;
+use crate::store::{IMAGE_V1, Store};
+use crate::sys::fs::{self, Fs};
+use crate::sys::lock::RecordLock;
+
+mod conf;
+
+pub use conf::{Change, add, remove};
+
+const RECORDS_LIMIT: u64 = 256 << 20;
+/// How names of images begin that are kept for podman.
+pub(crate) const NAMES: &str = "podman-";
+/// How long podman is waited for while it reads.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOCKS: [&str; 3] = [
+    "storage.lock",
+    "overlay-layers/layers.lock",
+    "overlay-images/images.lock",
+];
+
+/// The folder that podman reads.
+#[derive(Debug)]
+pub struct Shelf<'a> {
+    fs: &'a dyn Fs,
+    store: &'a Store,
+    root: PathBuf,
+    podman: &'a Places,
+}
+
+/// An image to be shown to podman.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// What podman calls it; `None` where only its id leads to it.
+    pub name: Option<String>,
+    /// Its manifest, which is in the store with all it needs.
+    pub manifest: ManifestDigest,
+}
+
+/// An image that podman sees.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// The image id.
+    pub id: String,
+    /// The manifest's digest.
+    pub digest: String,
+    /// Its names.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// Its one layer.
+    pub layer: String,
+    #[serde(rename = "big-data-names")]
+    data_names: Vec<String>,
+    #[serde(rename = "big-data-sizes")]
+    data_sizes: BTreeMap<String, usize>,
+    #[serde(rename = "big-data-digests")]
+    data_digests: BTreeMap<String, String>,
+    created: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct ShownLayer {
+    id: String,
+    created: String,
+    /// A digest that no tar has: the layer is none of the image's, so podman must not find it by a diff_id.
+    #[serde(rename = "diff-digest")]
+    diff_digest: String,
+    #[serde(rename = "diff-size")]
+    diff_size: u64,
+    /// Ours alone: the image that it is.
+    #[serde(rename = "cfs-update-image")]
+    image: String,
+}
+
+/// All that is needed of one image.
+struct Ready {
+    shown: Shown,
+    layer: ShownLayer,
+    image: ObjectId,
+    manifest: Manifest,
+    config: Config,
+}
+
+impl<'a> Shelf<'a> {
+    /// The shelf at `root`, which may not be there yet. `podman`: whose containers may stand on it.
+    pub fn new(fs: &'a dyn Fs, store: &'a Store, root: &Path, podman: &'a Places) -> Self {
+        Self {
+            fs,
+            store,
+            root: root.to_path_buf(),
+            podman,
+        }
+    }
+
+    /// Whether images are shown to podman at all.
+    pub fn is_there(&self) -> bool {
+        fs::is_dir(&self.root)
+    }
+
+    /// The images that podman sees.
+    ///
+    /// # Errors
+    /// What reading gives.
+    pub fn images(&self) -> Result<Vec<Shown>> {
+        self.records("overlay-images/images.json")
+    }
+
+    /// Makes the container's image of what is in the store, where it was not made yet: a deployment has that of a host.
+    ///
+    /// # Errors
+    /// What is missing in the store; what writing gives.
+    pub fn make(&self, manifest: &ManifestDigest) -> Result<()> {
+        let (manifest, config, mut images) = self.stored(manifest)?;
+        if images.contains_key(IMAGE_V1) {
+            return Ok(());
+        }
+        let mut tree = pull::merge(self.store, &config.diff_ids)?;
+        pull::transform(self.store, &mut tree, Variant::Container)?;
+        let image = self
+            .store
+            .put_image_pieces(|sink| writer::write(&tree, Versions::V1, sink))?;
+        images.insert(IMAGE_V1.into(), image);
+        let digest = self.store.put_config(&config.bytes, &config.diff_ids, &images)?;
+        self.store.put_manifest(&manifest.bytes, &digest, &config.diff_ids)?;
+        self.store.publish()
+    }
+
+    fn stored(&self, digest: &ManifestDigest) -> Result<(Manifest, Config, BTreeMap<String, ObjectId>)> {
+        let missing = |what: &str| Error::Manifest {
+            reference: digest.to_string(),
+            why: format!("{what} is not in the store"),
+        };
+        let stored = self.store.manifest(digest)?.ok_or_else(|| missing("it"))?;
+        let Document::Manifest(manifest) = Document::parse(stored.bytes, None, &digest.to_string())? else {
+            return Err(missing("a manifest of this digest"));
+        };
+        let stored = self.store.config(&manifest.config.digest)?;
+        let stored = stored.ok_or_else(|| missing("its config"))?;
+        let config = Config::parse(stored.bytes, &manifest)?;
+        Ok((manifest, config, stored.images))
+    }
+
+    /// Shows exactly these images, and keeps what containers stand on.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while podman reads for longer than a minute; what writing gives. What podman sees is complete then,
+    /// old or new.
+    pub fn show(&self, wanted: &[Wanted]) -> Result<Vec<Shown>> {
+        let mut ready: BTreeMap<String, Ready> = BTreeMap::new();
+        for wanted in wanted {
+            let new = self.ready(wanted)?;
+            let image = ready.entry(new.shown.id.clone()).or_insert(new);
+            image.shown.names.extend(wanted.name.clone());
+        }
+        for image in ready.values_mut() {
+            image.shown.names.sort();
+            image.shown.names.dedup();
+        }
+        let before: Vec<ShownLayer> = self.records("overlay-layers/layers.json")?;
+        let mut layers: BTreeMap<String, ShownLayer> = ready
+            .values()
+            .map(|image| (image.layer.id.clone(), image.layer.clone()))
+            .collect();
+        let used = self.used()?;
+        for layer in before {
+            let stays = used.as_ref().is_none_or(|used| used.contains(&layer.id));
+            if stays && layer.image.parse().is_ok_and(|id| self.store.has_object(&id)) {
+                layers.entry(layer.id.clone()).or_insert(layer);
+            }
+        }
+        self.keep(layers.values())?;
+        self.prepare()?;
+        ready.values().try_for_each(|image| self.write_image(image))?;
+        layers.values().try_for_each(|layer| self.write_layer(layer))?;
+        self.fs.sync_all(&self.root)?;
+        let shown: Vec<Shown> = ready.into_values().map(|image| image.shown).collect();
+        self.list(&shown, &layers.values().collect::<Vec<_>>())?;
+        self.clear(&shown, &layers)?;
+        Ok(shown)
+    }
+
+    /// Takes the shelf away.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while a container stands on it; what removing gives.
+    pub fn remove(&self) -> Result<()> {
+        let layers: Vec<ShownLayer> = self.records("overlay-layers/layers.json")?;
+        for layer in &layers {
+            self.refuse_used(layer)?;
+        }
+        self.fs.remove_dir_all(&self.root)?;
+        self.fs.sync_dir(fs::parent(&self.root)?)?;
+        for name in self.store.image_names()?.keys().filter(|name| name.starts_with(NAMES)) {
+            self.store.unname_image(name)?;
+        }
+        Ok(())
+    }
+
+    /// Fails where a container of podman's stands on this image.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub fn refuse_removal(&self, manifest: &ManifestDigest) -> Result<()> {
+        let digest = manifest.to_string();
+        let layers: Vec<ShownLayer> = self.records("overlay-layers/layers.json")?;
+        for image in self.images()?.iter().filter(|image| image.digest == digest) {
+            for layer in layers.iter().filter(|layer| layer.id == image.layer) {
+                self.refuse_used(layer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_used(&self, layer: &ShownLayer) -> Result<()> {
+        let busy = |holder: &str| Error::Busy {
+            path: self.root.join("overlay").join(&layer.id),
+            holder: holder.into(),
+        };
+        match self.used()? {
+            None => Err(busy("podman, whose storage cannot be read now")),
+            Some(used) if used.contains(&layer.id) => Err(busy(
+                "a container of podman's (`podman ps -a` lists them, `podman rm` removes one)",
+            )),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Layers that something in podman's own storage stands on; `None` where that cannot be read: then it may be any.
+    fn used(&self) -> Result<Option<BTreeSet<String>>> {
+        let Some(root) = self.podman.root()? else {
+            return Ok(Some(BTreeSet::new()));
+        };
+        match Storage::open(&root, PATIENCE) {
+            Ok(None) => Ok(Some(BTreeSet::new())),
+            Ok(Some(storage)) => Ok(Some(storage.parents().map(String::from).collect())),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn ready(&self, wanted: &Wanted) -> Result<Ready> {
+        let what = wanted.manifest.to_string();
+        let (manifest, config, images) = self.stored(&wanted.manifest)?;
+        let image = *images.get(IMAGE_V1).ok_or_else(|| Error::Manifest {
+            reference: what.clone(),
+            why: "its composefs image is not in the store".into(),
+        })?;
+        let mut size = 0;
+        for diff_id in &config.diff_ids {
+            size += self.store.tar_size(diff_id)?;
+        }
+        let created = config.created.unwrap_or_default().to_string();
+        let layer = hex::encode(Sha256::digest(format!("cfs-update {image}")));
+        let id = manifest.config.digest.to_hex();
+        let data = [
+            ("manifest".to_owned(), &manifest.bytes),
+            (format!("sha256:{id}"), &config.bytes),
+        ];
+        let shown = Shown {
+            digest: what,
+            names: Vec::new(),
+            layer: layer.clone(),
+            data_names: data.iter().map(|(name, _)| name.clone()).collect(),
+            data_sizes: data.iter().map(|(name, bytes)| (name.clone(), bytes.len())).collect(),
+            data_digests: data.iter().map(|(name, bytes)| (name.clone(), digest(bytes))).collect(),
+            created: created.clone(),
+            id,
+        };
+        Ok(Ready {
+            layer: ShownLayer {
+                diff_digest: format!("sha256:{layer}"),
+                id: layer,
+                created,
+                diff_size: size,
+                image: image.to_hex(),
+            },
+            shown,
+            image,
+            manifest,
+            config,
+        })
+    }
+
+    /// Names the images in the store, so that no collection takes them.
+    fn keep<'l>(&self, layers: impl Iterator<Item = &'l ShownLayer>) -> Result<()> {
+        for layer in layers {
+            if let Ok(image) = layer.image.parse() {
+                self.store.name_image(&format!("{NAMES}{}", layer.id), &image)?;
+            }
+        }
+        self.store.publish()
+    }
+
+    fn prepare(&self) -> Result<()> {
+        for folder in ["", "overlay", "overlay/l", "overlay-images", "overlay-layers"] {
+            self.fs.create_dir(&self.root.join(folder), 0o755)?;
+        }
+        // podman makes missing ones, but not where it may only read.
+        for lock in LOCKS {
+            let path = self.root.join(lock);
+            if !fs::exists(&path) {
+                self.fs.create(&path, 0o644, &mut std::io::empty())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_image(&self, image: &Ready) -> Result<()> {
+        debug_assert_eq!(image.layer.image, image.image.to_hex());
+        let folder = self.root.join("overlay-images").join(&image.shown.id);
+        self.fs.create_dir(&folder, 0o755)?;
+        let config = format!("={}", STANDARD.encode(format!("sha256:{}", image.shown.id)));
+        fs::replace_unsynced(self.fs, &folder.join("manifest"), 0o644, &image.manifest.bytes)?;
+        fs::replace_unsynced(self.fs, &folder.join(config), 0o644, &image.config.bytes)
+    }
+
+    fn write_layer(&self, layer: &ShownLayer) -> Result<()> {
+        let overlay = self.root.join("overlay");
+        let folder = overlay.join(&layer.id);
+        let objects = self.store.objects();
+        let Ok(image) = layer.image.parse::<ObjectId>() else {
+            return Ok(());
+        };
+        let link = layer.id[..26].to_uppercase();
+        self.fs.create_dir(&folder, 0o755)?;
+        self.fs.create_dir(&folder.join("composefs-data"), 0o755)?;
+        let links = [
+            (
+                objects.join(image.object_path()),
+                folder.join("composefs-data/composefs.blob"),
+            ),
+            (objects, folder.join("diff")),
+            (
+                Path::new("..").join(&layer.id).join("diff"),
+                overlay.join("l").join(&link),
+            ),
+        ];
+        for (target, path) in links {
+            if fs::read_link(&path).ok().flatten().as_deref() != Some(&target) {
+                self.fs.remove_dir_all(&path).or_else(|_| self.fs.remove_file(&path))?;
+                self.fs.symlink(&target, &path)?;
+            }
+        }
+        fs::replace_unsynced(self.fs, &folder.join("link"), 0o644, link.as_bytes())
+    }
+
+    /// The records, in one step each, and the mark by which a running podman sees that they changed.
+    fn list(&self, images: &[Shown], layers: &[&ShownLayer]) -> Result<()> {
+        let mut locks = Vec::new();
+        for lock in &LOCKS[1..] {
+            locks.push(RecordLock::exclusive(&self.root.join(lock), PATIENCE)?);
+        }
+        let json = |value: serde_json::Result<Vec<u8>>| {
+            value.map_err(|e| Error::io("write", &self.root, std::io::Error::other(e)))
+        };
+        // An image never names a layer that is not listed.
+        let all: Vec<ShownLayer> = self.records("overlay-layers/layers.json")?;
+        let gone = all.iter().filter(|old| layers.iter().all(|layer| layer.id != old.id));
+        let both: Vec<&ShownLayer> = layers.iter().copied().chain(gone).collect();
+        let layers_json = self.root.join("overlay-layers/layers.json");
+        fs::replace(self.fs, &layers_json, 0o644, &json(serde_json::to_vec(&both))?)?;
+        let images_json = self.root.join("overlay-images/images.json");
+        fs::replace(self.fs, &images_json, 0o644, &json(serde_json::to_vec(images))?)?;
+        if both.len() > layers.len() {
+            fs::replace(self.fs, &layers_json, 0o644, &json(serde_json::to_vec(layers))?)?;
+        }
+        locks.iter_mut().try_for_each(RecordLock::mark_change)
+    }
+
+    /// What is listed no more.
+    fn clear(&self, images: &[Shown], layers: &BTreeMap<String, ShownLayer>) -> Result<()> {
+        let images: BTreeSet<&str> = images.iter().map(|image| image.id.as_str()).collect();
+        self.clear_folder("overlay-images", &|name| {
+            images.contains(name) || name.starts_with("images.")
+        })?;
+        let links: BTreeSet<String> = layers.keys().map(|id| id[..26].to_uppercase()).collect();
+        self.clear_folder("overlay", &|name| name == "l" || layers.contains_key(name))?;
+        self.clear_folder("overlay/l", &|name| links.contains(name))?;
+        for name in self.store.image_names()?.keys() {
+            if name
+                .strip_prefix(NAMES)
+                .is_some_and(|layer| !layers.contains_key(layer))
+            {
+                self.store.unname_image(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn clear_folder(&self, folder: &str, stays: &dyn Fn(&str) -> bool) -> Result<()> {
+        let folder = self.root.join(folder);
+        for name in fs::names(&folder)? {
+            if !stays(&name.to_string_lossy()) {
+                let path = folder.join(name);
+                match fs::is_dir(&path) {
+                    true => self.fs.remove_dir_all(&path)?,
+                    false => self.fs.remove_file(&path)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Damaged ones count as none: they are made again.
+    fn records<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Vec<T>> {
+        let text = fs::read(&self.root.join(name), RECORDS_LIMIT)?;
+        Ok(text
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default())
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+/// What podman calls an image that the store has under this name. Names of registries are podman's own; those of folders
+/// and archives become `localhost/FILE:NAME`.
+pub fn name_for_podman(name: &str) -> Option<String> {
+    let layout = match name.parse::<Reference>().ok()? {
+        Reference::Registry(_) => return Some(name.into()),
+        Reference::ContainersStorage(text) => {
+            let (_, image) = crate::podman::split(&text).ok()?;
+            let plain = image.contains('/') && !image.contains('@');
+            return plain.then(|| image.to_owned());
+        }
+        Reference::Layout(layout) | Reference::OciArchive(layout) | Reference::DockerArchive(layout) => layout,
+    };
+    let stem = layout.path().file_stem()?.to_str()?;
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let clean = |text: &str| -> String {
+        let lower = text.to_lowercase();
+        let plain: String = lower.chars().map(|c| if allowed(c) { c } else { '-' }).collect();
+        plain.trim_matches('-').into()
+    };
+    let tag = match layout.choice() {
+        crate::reference::Choice::Named(name) => clean(name),
+        _ => "latest".into(),
+    };
+    let text = format!("localhost/{}:{tag}", clean(stem));
+    text.parse::<Reference>().is_ok().then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_one_that_podman_takes() {
+        let name = |text| name_for_podman(text);
+        assert_eq!(name("quay.io/org/app:1").as_deref(), Some("quay.io/org/app:1"));
+        assert_eq!(
+            name("oci:/srv/My_Images:stable").as_deref(),
+            Some("localhost/my-images:stable")
+        );
+        assert_eq!(name("oci-archive:/srv/os.tar").as_deref(), Some("localhost/os:latest"));
+        assert_eq!(
+            name("containers-storage:localhost/os:1").as_deref(),
+            Some("localhost/os:1")
+        );
+        assert_eq!(
+            name("containers-storage:[/srv]localhost/os:1").as_deref(),
+            Some("localhost/os:1")
+        );
+        assert_eq!(name("containers-storage:os"), None);
+        assert_eq!(name("oci:/srv/..."), None);
+    }
+}
