@@ -38,6 +38,8 @@ pub mod synced;
 #[cfg(feature = "update")]
 pub mod pull;
 #[cfg(feature = "update")]
+pub mod forecast;
+#[cfg(feature = "update")]
 pub mod export;
 #[cfg(feature = "update")]
 pub mod expose;

@@ -138,7 +138,11 @@ fn in_podman(store: &Store, registry: &Registry, diff_id: &DiffId, monitor: &dyn
 }
 
 /// How to get parts of a layer that has a table of contents.
-fn partial<'a>(registry: &'a Registry, layer: &'a Descriptor, monitor: &'a dyn Monitor) -> Option<import::Partial<'a>> {
+pub(crate) fn partial<'a>(
+    registry: &'a Registry,
+    layer: &'a Descriptor,
+    monitor: &'a dyn Monitor,
+) -> Option<import::Partial<'a>> {
     let place = Place::find(&layer.annotations, layer.size).filter(|_| layer.compression() == Compression::Zstd)?;
     let parts = move |ranges| {
         let open = || Box::new(registry.parts(layer, ranges, monitor)) as _;

@@ -13,6 +13,7 @@ use crate::deploy;
 use crate::deployment::{Deployment, Failed, FailedDigests, Staged};
 use crate::error::{Error, Result};
 use crate::etc;
+use crate::forecast::Forecast;
 use crate::health;
 use crate::ids::{DeploymentId, ManifestDigest};
 use crate::monitor::{Event, Monitor, Stage};
@@ -145,6 +146,25 @@ pub fn check(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<News> {
         top,
         newer,
     })
+}
+
+/// What following `reference`, or else the newest of the followed image, would fetch; `None` where that boots next
+/// already. Changes nothing.
+pub fn forecast(sysroot: &Sysroot, reference: Option<&Reference>, monitor: &dyn Monitor) -> Result<Option<Forecast>> {
+    let known = sysroot.known()?;
+    let reference = match reference {
+        Some(reference) => reference.clone(),
+        None => followed(&known)?.1,
+    };
+    let registry = Registry::open(&reference, &sysroot.options.registry)?;
+    let image = registry.image(&sysroot.options.platform, monitor)?;
+    let same = |k: &&Known| {
+        k.manifest() == Some(image.digest) && k.origin().is_some_and(|o| o.reference == reference.with_transport())
+    };
+    if next(&known).filter(same).is_some() {
+        return Ok(None);
+    }
+    Forecast::new(Some(&sysroot.store), &registry, &image, monitor).map(Some)
 }
 
 fn unchanged(known: &Known, manifest: ManifestDigest) -> Outcome {

@@ -17,6 +17,7 @@ pub mod status;
 pub mod switch;
 pub mod upgrade;
 
+mod forecast;
 mod sysroot;
 mod updated;
 

@@ -7,8 +7,8 @@ use cfs_core::Error;
 use cfs_core::reference::Reference;
 use cfs_core::update::{self, Wishes};
 
-use super::Context;
 use super::updated::Updated;
+use super::{Context, forecast};
 use crate::args::{BootDir, NewStore};
 use crate::reboot::Apply;
 
@@ -26,6 +26,9 @@ pub struct Switch {
     /// Take an image that failed here before
     #[arg(long)]
     retry: bool,
+    /// Only say what would be fetched: the bytes of whole layers, and those that are missing here
+    #[arg(long, conflicts_with_all = ["apply", "allow_downgrade", "retry"])]
+    dry_run: bool,
     #[command(flatten)]
     store: NewStore,
     #[command(flatten)]
@@ -35,6 +38,9 @@ pub struct Switch {
 impl Switch {
     pub fn run(self, context: &Context) -> Result<()> {
         let reference = reference(&self.image)?;
+        if self.dry_run {
+            return forecast::of_update(context, &self.boot, Some(&reference));
+        }
         context.check_apply(self.apply.is_some())?;
         let sysroot = context.open_with(&self.boot, self.store.algorithm(), "switch")?;
         let wishes = Wishes {

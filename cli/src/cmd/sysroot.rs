@@ -93,6 +93,14 @@ impl Context {
         Ok((layout, lock))
     }
 
+    /// The repository, to look at it; `None` where there is none.
+    pub fn existing_store(&self) -> Result<Option<Store>> {
+        match self.has_repository()? {
+            true => Store::open(&repository(&self.target()?.root)).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Whether a repository was ever made here.
     pub fn has_repository(&self) -> Result<bool> {
         let root = self.target()?.root;

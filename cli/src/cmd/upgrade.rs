@@ -5,8 +5,8 @@ use cfs_core::Error;
 use cfs_core::update::{self, News, Wishes};
 use serde::Serialize;
 
-use super::Context;
 use super::updated::Updated;
+use super::{Context, forecast};
 use crate::args::BootDir;
 use crate::output::Report;
 use crate::reboot::Apply;
@@ -28,6 +28,9 @@ pub struct Upgrade {
     /// Take an image that failed here before
     #[arg(long)]
     retry: bool,
+    /// Only say what would be fetched: the bytes of whole layers, and those that are missing here. Exit code 77 if nothing
+    #[arg(long, conflicts_with_all = ["check", "apply", "allow_downgrade", "retry"])]
+    dry_run: bool,
     #[command(flatten)]
     boot: BootDir,
 }
@@ -50,6 +53,9 @@ impl Upgrade {
     pub fn run(self, context: &Context) -> Result<()> {
         if self.check {
             return self.check(context);
+        }
+        if self.dry_run {
+            return forecast::of_update(context, &self.boot, None);
         }
         context.check_apply(self.apply.is_some())?;
         let sysroot = context.open(&self.boot, "upgrade")?;

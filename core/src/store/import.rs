@@ -143,6 +143,20 @@ fn layer(store: &Store, source: LayerSource<'_>, stop: &AtomicBool, monitor: &dy
     Ok(())
 }
 
+/// Bytes that would be fetched of a layer with a table; `None` where it would be fetched as a whole. Nothing is written.
+pub fn forecast(store: &Store, diff_id: &DiffId, partial: &Partial<'_>, monitor: &dyn Monitor) -> Option<u64> {
+    match partial::decide(store, diff_id, partial, false, monitor) {
+        Ok(Decision::Parts(plan)) => Some(plan.bytes),
+        Ok(Decision::Whole | Decision::Known(_)) => None,
+        Err(error) => {
+            monitor.event(Event::Warning(format!(
+                "layer {diff_id} would be fetched as a whole: {error}"
+            )));
+            None
+        }
+    }
+}
+
 /// What came of asking for parts.
 enum Fetched {
     /// The layer is here.

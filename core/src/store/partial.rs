@@ -25,7 +25,7 @@ use crate::store::import::{Filling, Outlet};
 use crate::store::index::{Found, Hit, Search};
 
 /// Layers of less are not worth asking for parts.
-const SMALL: u64 = 128 << 10;
+const SMALL: u64 = 32 << 10;
 /// So much is read along rather than asked for apart.
 const GAP: u64 = 1 << 10;
 /// Where at least so many bytes are missing, the objects of layers that have no index are hashed.

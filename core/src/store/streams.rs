@@ -173,16 +173,25 @@ impl Store {
         Ok(Some(StoredConfig { bytes, layers, images }))
     }
 
+    /// Whether the layer is here and published, with all its objects; nothing is taken over from an interrupted run.
+    pub fn layer_is_published(&self, diff_id: &DiffId) -> bool {
+        let here = self.stream(&layer_name(diff_id)).ok().flatten();
+        let opened = here.and_then(|id| Reader::new(self.open_object(&id).ok()?, self.algorithm).ok());
+        opened.is_some_and(|reader| self.has_all_of(&reader))
+    }
+
+    fn has_all_of(&self, reader: &Reader) -> bool {
+        let mut needed = reader.object_refs().iter().chain(reader.names().values());
+        reader.content_type() == ContentType::LAYER && needed.all(|id| self.has_object(id))
+    }
+
     /// Whether the layer is here, so that it need not be fetched: published, imported by this run, or completed by an
     /// interrupted run and found whole. A layer that lacks an object is not here: fetching it again mends it.
     pub fn has_layer(&self, diff_id: &DiffId) -> bool {
         let here = self.stream(&layer_name(diff_id)).ok().flatten();
         let opened = here.and_then(|id| Reader::new(self.open_object(&id).ok()?, self.algorithm).ok());
         match opened {
-            Some(reader) => {
-                let mut needed = reader.object_refs().iter().chain(reader.names().values());
-                reader.content_type() == ContentType::LAYER && needed.all(|id| self.has_object(id))
-            }
+            Some(reader) => self.has_all_of(&reader),
             None => self.is_suspect() && self.resume_layer(diff_id).unwrap_or(false),
         }
     }

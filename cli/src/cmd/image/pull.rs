@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::PlatformArgs;
 use crate::args::NewStore;
-use crate::cmd::Context;
 use crate::cmd::switch::reference;
+use crate::cmd::{Context, forecast};
 use crate::output::Report;
 
 /// Fetch a container image into the store and keep it there
@@ -17,6 +17,9 @@ pub struct Pull {
     /// Image: quay.io/org/app:1, docker://…, oci:DIR[:TAG]
     #[arg(value_name = "REF")]
     image: String,
+    /// Only say what would be fetched: the bytes of whole layers, and those that are missing here
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     platform: PlatformArgs,
     #[command(flatten)]
@@ -50,6 +53,9 @@ impl Report for Pulled {
 
 impl Pull {
     pub fn run(self, context: &Context) -> Result<()> {
+        if self.dry_run {
+            return forecast::of_pull(context, &reference(&self.image)?, Some(self.platform.platform()));
+        }
         let registry = Registry::open(&reference(&self.image)?, &context.registry())?;
         let sysroot = context.open_store(self.store.algorithm(), "image pull")?;
         let platform = self.platform.platform();

@@ -86,16 +86,33 @@ impl Registry {
 
     /// How many requests it has answered so far, by its access log; waits for the log to settle.
     pub fn requests(&self) -> Vec<String> {
+        let lines = self.log();
+        lines
+            .iter()
+            .filter_map(|l| Some(l.split('"').nth(1)?.to_owned()))
+            .collect()
+    }
+
+    /// Status and bytes of each answer so far to a GET of this blob.
+    pub fn blob_answers(&self, digest: &str) -> Vec<(u16, u64)> {
+        let answer = |line: &String| {
+            let mut parts = line.split('"').skip(1);
+            let request = parts.next()?;
+            let mut numbers = parts.next()?.split_whitespace();
+            let wanted = request.starts_with("GET ") && request.contains(digest);
+            wanted.then_some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+        };
+        self.log().iter().filter_map(answer).collect()
+    }
+
+    fn log(&self) -> Vec<String> {
         let path = self.dir.path().join("access.log");
         let mut before = String::new();
         loop {
             thread::sleep(Duration::from_millis(150));
             let now = fs::read_to_string(&path).unwrap();
             if now == before {
-                return now
-                    .lines()
-                    .filter_map(|l| Some(l.split('"').nth(1)?.to_owned()))
-                    .collect();
+                return now.lines().map(str::to_owned).collect();
             }
             before = now;
         }
