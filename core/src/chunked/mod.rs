@@ -62,7 +62,7 @@ pub struct Place {
 
 impl Place {
     /// What the annotations of a layer of `blob` bytes say. `None` where there is no table, one of another kind, or one
-    /// without tar-split (skopeo before 1.14), from which the tar cannot be rebuilt.
+    /// without tar-split (skopeo 1.9 of Debian 12), from which the tar cannot be rebuilt.
     pub fn find(annotations: &BTreeMap<String, String>, blob: u64) -> Option<Self> {
         let checksum = digest(annotations.get(CHECKSUM)?)?;
         let [start, length, unpacked, kind] = numbers(annotations.get(POSITION)?)?;
