@@ -20,7 +20,7 @@ make)
     mmdebstrap --quiet --mode=root --variant=essential --keyring="$root.keyring" --format=directory \
         --include=podman,crun,mount,ca-certificates,netavark,uidmap \
         trixie "$root" ${mirror:+"$mirror"} >&2
-    mkdir -p "$root/etc/containers"
+    mkdir -p "$root/etc/containers" "$root/var/lib/containers"
     printf '{"default": [{"type": "insecureAcceptAnything"}]}\n' >"$root/etc/containers/policy.json"
     : >"$root/made"
     ;;

@@ -53,6 +53,8 @@ pub mod initrd;
 #[cfg(feature = "update")]
 pub mod bootable;
 #[cfg(feature = "update")]
+pub mod bound;
+#[cfg(feature = "update")]
 pub mod lint;
 pub mod plan;
 #[cfg(feature = "update")]

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use crate::boot::{Bootloader, HostArguments, NewEntry};
 use crate::bootable::{self, Bootable};
+use crate::bound::{self, Bound};
 use crate::deploy;
 use crate::deployment::{Deployment, Failed, FailedDigests, Staged};
 use crate::error::{Error, Result};
@@ -223,6 +224,7 @@ pub struct Fetched {
     imported: pull::Imported,
     tree: Tree,
     bootable: Bootable,
+    bound: Bound,
 }
 
 impl Fetched {
@@ -286,10 +288,21 @@ pub fn fetch(
     if let Some(warning) = bootable.warning()? {
         monitor.event(Event::Warning(warning));
     }
+    let options = &sysroot.options;
+    let wanted = bound::look(&sysroot.store, &tree)?;
+    let bound = bound::fetch(
+        &sysroot.store,
+        &wanted,
+        &options.registry,
+        &options.platform,
+        options.threads,
+        monitor,
+    )?;
     Ok(Fetched {
         imported,
         tree,
         bootable,
+        bound,
     })
 }
 
@@ -299,9 +312,11 @@ pub fn record(sysroot: &Sysroot, fetched: Fetched, known: &[Known], monitor: &dy
         imported,
         mut tree,
         bootable,
+        bound,
     } = fetched;
     let built = imported.build(&sysroot.store, &mut tree, Variant::Boot, monitor)?;
     let id = built.id();
+    bound.keep(&sysroot.store, &id)?;
     let image = built.sync(&sysroot.store, &tag(&id), Some(&id.to_hex()), monitor)?;
 
     monitor.event(Event::Stage(Stage::Deploy));
@@ -442,6 +457,7 @@ pub(crate) fn remove(sysroot: &Sysroot, ids: &[DeploymentId]) -> Result<()> {
     for id in ids {
         sysroot.deployments.remove(sysroot.fs(), id)?;
         sysroot.store.untag(&tag(id))?;
+        bound::let_go(&sysroot.store, id)?;
         sysroot.store.unname_image(&id.to_hex())?;
     }
     Ok(())

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::boot::Removal;
+use crate::bound;
 use crate::error::Result;
 use crate::expose;
 use crate::ids::{DeploymentId, ObjectId};
@@ -108,7 +109,8 @@ fn stale_names(sysroot: &Sysroot, kept: &BTreeSet<DeploymentId>) -> Result<Vec<S
         .store
         .tags()?
         .into_keys()
-        .filter(|name| name.starts_with("cfs-update/"));
+        .filter(|name| name.starts_with("cfs-update/"))
+        .filter(|name| !bound::name(name).is_some_and(|(of, _)| kept.iter().any(|id| id.short() == of)));
     let images = sysroot
         .store
         .image_names()?

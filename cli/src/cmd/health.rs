@@ -106,6 +106,8 @@ impl Check {
         let mut report = HealthReport::new(sysroot.booted(), boot_id()?, ran);
         report.notes = arrived(&sysroot)?;
         let verdict = health::judge(&sysroot, &report, marks_itself(&context.config_root));
+        // Names mean the images of the system that runs now.
+        super::image::expose::refresh(context, &sysroot);
         drop(sysroot);
         let verdict = verdict?;
         let shown = conclude(context, &report, &verdict);

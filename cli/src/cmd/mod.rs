@@ -80,6 +80,7 @@ impl Context {
 
     /// Prints a result; then boots into it, if that was asked for.
     pub fn finish<T: Report>(&self, report: &T, apply: Option<Apply>, sysroot: Sysroot) -> Result<()> {
+        image::expose::refresh(self, &sysroot);
         self.show(report)?;
         match apply {
             Some(apply) => apply.run(sysroot, &self.ui),

@@ -176,6 +176,24 @@ fn wanted(sysroot: &Sysroot, shelf: &Shelf<'_>, context: &Context) -> CoreResult
             manifest: origin.manifest,
         });
     }
+    // The same name may mean another image in the next system: it means the running one's until that runs.
+    let current = sysroot.current(&known).map(|known| known.id.short());
+    let mut bound = Vec::new();
+    for (tag, manifest) in sysroot.store().tags()? {
+        if let Some((of, reference)) = cfs_core::bound::name(&tag) {
+            bound.push((current.as_deref() != Some(of), reference.to_owned(), manifest));
+        }
+    }
+    bound.sort();
+    for (_, reference, manifest) in bound {
+        let taken = wanted
+            .iter()
+            .any(|other| other.name.as_ref() == Some(&reference) && other.manifest != manifest);
+        wanted.push(Wanted {
+            name: Some(reference).filter(|_| !taken),
+            manifest,
+        });
+    }
     // One that is broken, or that another tool has put there, is no reason to hide the others.
     wanted.retain(|wanted| match shelf.make(&wanted.manifest) {
         Ok(()) => true,
@@ -189,12 +207,16 @@ fn wanted(sysroot: &Sysroot, shelf: &Shelf<'_>, context: &Context) -> CoreResult
     Ok(wanted)
 }
 
-/// Brings podman's view up to date, where there is one. It is derived: that it cannot be is a warning.
+/// Brings podman's view up to date, where there is one or a deployment binds images. It is derived: that it cannot be is a warning.
 pub fn refresh(context: &Context, sysroot: &Sysroot) {
     let podman = context.registry().podman;
     let root = root(sysroot);
     let shelf = Shelf::new(&RealFs, sysroot.store(), &root, &podman);
-    if !shelf.is_there() {
+    let binds = || {
+        let tags = sysroot.store().tags().unwrap_or_default();
+        tags.keys().any(|tag| cfs_core::bound::name(tag).is_some())
+    };
+    if !shelf.is_there() && !binds() {
         return;
     }
     let shown = wanted(sysroot, &shelf, context).and_then(|wanted| shelf.show(&wanted));

@@ -1,0 +1,141 @@
+//! Application images that an OS version binds: in the store before it is staged, gone after it.
+
+use crate::common::layout::{How, Image, Layer, base, noise};
+use crate::common::registry::Registry;
+use crate::common::{Cfs, scratch};
+
+fn app(registry: &Registry, name: &str, seed: u64) -> (String, String) {
+    let layer = Layer::default()
+        .dirs(&["usr", "usr/bin"])
+        .file("usr/bin/app", noise(seed, 40_000));
+    let image = Image::new("1").layer(layer, How::Gzip).finish();
+    (image.push(registry, name, "1"), image.digest())
+}
+
+/// An OS whose version `n` binds what the quadlet files say.
+fn os(registry: &Registry, n: u32, files: &[(&str, String)]) -> String {
+    let mut layer = Layer::default().dirs(&[
+        "usr",
+        "usr/lib",
+        "usr/lib/bootc",
+        "usr/lib/bootc/bound-images.d",
+        "usr/lib/cfs-update",
+        "usr/lib/cfs-update/bound-images.d",
+        "usr/share",
+        "usr/share/containers",
+        "usr/share/containers/systemd",
+    ]);
+    for (name, text) in files {
+        let folder = if name.ends_with(".image") {
+            "bootc"
+        } else {
+            "cfs-update"
+        };
+        layer = layer
+            .file(&format!("usr/share/containers/systemd/{name}"), text)
+            .symlink(
+                &format!("usr/lib/{folder}/bound-images.d/{name}"),
+                &format!("/usr/share/containers/systemd/{name}"),
+            );
+    }
+    let image = Image::new(&n.to_string())
+        .layer(base(&n.to_string(), "kernel"), How::Gzip)
+        .layer(layer, How::Gzip);
+    image.finish().push(registry, "os", "stable")
+}
+
+fn names(cfs: &Cfs) -> String {
+    cfs.run(["image", "ls", "--all", "--json"]).expect(0).stdout
+}
+
+#[test]
+fn bound_images_come_before_the_system_and_go_after_it() {
+    let dir = scratch();
+    let registry = Registry::start();
+    let (one, digest) = app(&registry, "one", 1);
+    let (two, _) = app(&registry, "two", 2);
+    let container = |image: &str| format!("[Unit]\nDescription=x\n[Container]\nImage={image}\n");
+    let from = os(
+        &registry,
+        1,
+        &[
+            ("one.container", container(&one)),
+            ("two.image", format!("[Image]\nImage={two}\n")),
+        ],
+    );
+    let cfs = Cfs::new(dir.path());
+    let told = cfs.run(["switch", &from]).expect(0);
+    assert!(
+        told.stderr.contains(&format!("one.container binds {one}")),
+        "{}",
+        told.stderr
+    );
+    cfs.fsck();
+    assert!(names(&cfs).contains(&digest) && names(&cfs).contains(&two));
+    // podman is shown them, by their own names; a collection leaves them alone.
+    cfs.run(["gc"]).expect(0);
+    let told = cfs.run(["image", "expose", "--json"]).expect(0).json();
+    let shown = told["images"].to_string();
+    assert!(shown.contains(&one) && shown.contains(&two), "{shown}");
+    cfs.run(["image", "rm", &one]).expect(2);
+
+    // The next version binds one of them; the version after that none. Two deployments stay.
+    os(&registry, 2, &[("one.container", container(&one))]);
+    let before = registry
+        .requests()
+        .iter()
+        .filter(|line| line.contains("/v2/one/blobs/") && !line.starts_with("HEAD"))
+        .count();
+    cfs.run(["upgrade"]).expect(0);
+    let after = registry
+        .requests()
+        .iter()
+        .filter(|line| line.contains("/v2/one/blobs/") && !line.starts_with("HEAD"))
+        .count();
+    assert!(after <= before + 1, "its layers are here: {:?}", registry.requests());
+    assert!(names(&cfs).contains(&two), "the deployment to go back to needs it");
+    os(&registry, 3, &[]);
+    cfs.run(["upgrade"]).expect(0);
+    cfs.run(["gc"]).expect(0);
+    assert!(
+        names(&cfs).contains(&one) && !names(&cfs).contains(&two),
+        "{}",
+        names(&cfs)
+    );
+    os(&registry, 4, &[]);
+    cfs.run(["upgrade"]).expect(0);
+    let told = cfs.run(["gc", "--json"]).expect(0).json();
+    assert!(!told["objects"].as_array().unwrap().is_empty());
+    assert!(!names(&cfs).contains(&digest), "{}", names(&cfs));
+    cfs.fsck();
+}
+
+#[test]
+fn a_system_whose_bound_images_cannot_be_had_is_not_staged() {
+    let dir = scratch();
+    let registry = Registry::start();
+    let cfs = Cfs::new(dir.path());
+    let gone = registry.reference("gone:1");
+    for (name, text, code, why) in [
+        ("a.container", format!("[Container]\nImage={gone}\n"), 5, "gone"),
+        (
+            "a.container",
+            "[Container]\nImage=quay.io/%i:1\n".into(),
+            1,
+            "specifiers",
+        ),
+        (
+            "a.container",
+            "[Image]\nImage=quay.io/a:1\n".into(),
+            1,
+            "has no Image= in [Container]",
+        ),
+        ("a.image", "[Image]\nImage=oci:/srv/x\n".into(), 1, "in no registry"),
+        ("a.volume", "[Volume]\n".into(), 1, "no .image or .container"),
+    ] {
+        let from = os(&registry, 1, &[(name, text)]);
+        let told = cfs.run(["switch", &from]).expect(code);
+        assert!(told.stderr.contains(why), "{name}: {}", told.stderr);
+        assert!(cfs.deployments().is_empty() && cfs.entries().is_empty());
+    }
+}

@@ -1,0 +1,193 @@
+//! Application images that an OS version needs: they are in the store before it is staged.
+//!
+//! `usr/lib/cfs-update/bound-images.d` and `usr/lib/bootc/bound-images.d` of the image hold links to quadlet files
+//! (podman-systemd.unit(5)): `.image` with `Image=` in `[Image]`, `.container` with `Image=` in `[Container]`.
+//!
+//! Invariant: a deployment is recorded only when all of its bound images are in the store; each is kept by a name of that
+//! deployment (`cfs-update/bound/<id, 12 digits>/<reference>`), which goes with it and not before.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::ids::{DeploymentId, ManifestDigest};
+use crate::manifest::Platform;
+use crate::monitor::{Event, Monitor, Stage};
+use crate::pull::{self, Variant, read_file};
+use crate::reference::Reference;
+use crate::registry::{self, Registry};
+use crate::store::{IMAGE_V1, Store};
+use crate::tree::Tree;
+
+/// Where images keep the links. For files of the same name the later folder's counts.
+pub const FOLDERS: [&str; 2] = ["usr/lib/bootc/bound-images.d", "usr/lib/cfs-update/bound-images.d"];
+
+/// How names of bound images begin.
+const PREFIX: &str = "cfs-update/bound/";
+
+/// Images by reference, all of them in the store: manifests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bound {
+    images: BTreeMap<String, ManifestDigest>,
+}
+
+/// The section of a quadlet file that names its image.
+fn section(name: &str) -> Option<&'static str> {
+    match name.rsplit_once('.')?.1 {
+        "image" => Some("Image"),
+        "container" => Some("Container"),
+        _ => None,
+    }
+}
+
+/// The images that an image binds, by the file that says so.
+///
+/// # Errors
+/// [`Error::Settings`] for a file that is missing, of another kind, or names no image: it is never left out.
+pub fn look(store: &Store, tree: &Tree) -> Result<BTreeMap<String, Reference>> {
+    let mut files = BTreeMap::new();
+    for folder in FOLDERS {
+        let children = tree.resolve(folder).into_iter().flat_map(|inode| inode.children());
+        for child in children {
+            let name = String::from_utf8_lossy(child.name).into_owned();
+            files.insert(name.clone(), format!("{folder}/{name}"));
+        }
+    }
+    let mut found = BTreeMap::new();
+    for (name, path) in files {
+        let fail = |why: &str| Error::Settings {
+            path: path.clone().into(),
+            why: why.into(),
+        };
+        let wanted = section(&name).ok_or_else(|| fail("is no .image or .container file"))?;
+        let file = tree.resolve(&path).ok_or_else(|| fail("leads nowhere"))?;
+        let text = String::from_utf8(read_file(store, &path, file)?).map_err(|_| fail("is not UTF-8"))?;
+        let image = image_of(&text, wanted).ok_or_else(|| fail(&format!("has no Image= in [{wanted}]")))?;
+        if image.contains('%') {
+            return Err(fail(&format!(
+                "names {image}: systemd's specifiers are not known when an image is bound"
+            )));
+        }
+        let reference = image.parse::<Reference>().map_err(|e| fail(&e.to_string()))?;
+        if !matches!(reference, Reference::Registry(_)) {
+            return Err(fail(&format!("names {image}, which is in no registry")));
+        }
+        found.insert(path, reference);
+    }
+    Ok(found)
+}
+
+/// The last `Image=` of a section.
+fn image_of(text: &str, wanted: &str) -> Option<String> {
+    let mut section = "";
+    let mut image = None;
+    for line in text.lines().map(str::trim) {
+        if line.starts_with(['#', ';']) {
+            continue;
+        }
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = name;
+        } else if let Some((key, value)) = line.split_once('=')
+            && section == wanted
+            && key.trim() == "Image"
+        {
+            image = Some(value.trim().trim_matches('"').to_owned()).filter(|value| !value.is_empty());
+        }
+    }
+    image
+}
+
+/// Fetches what is not in the store; nothing refers to it before the next [`Store::publish`].
+///
+/// # Errors
+/// Those of a pull, with the file that wants the image.
+pub fn fetch(
+    store: &Store,
+    wanted: &BTreeMap<String, Reference>,
+    options: &registry::Options,
+    platform: &Platform,
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<Bound> {
+    let mut images = BTreeMap::new();
+    for (path, reference) in wanted {
+        monitor.event(Event::Note(format!("{path} binds {reference}")));
+        monitor.event(Event::Stage(Stage::Resolve));
+        let registry = Registry::open(reference, options)?;
+        let image = registry.image(platform, monitor)?;
+        let manifest = image.digest;
+        let stored = store.config(&image.manifest.config.digest)?;
+        let here = stored.is_some_and(|config| config.images.contains_key(IMAGE_V1));
+        if !here || store.manifest(&manifest)?.is_none() {
+            let imported = pull::import(store, &registry, image, threads, monitor)?;
+            let mut tree = imported.tree(store)?;
+            imported.build(store, &mut tree, Variant::Container, monitor)?;
+        }
+        images.insert(reference.to_string(), manifest);
+    }
+    Ok(Bound { images })
+}
+
+impl Bound {
+    /// Lets the deployment keep them, from the next [`Store::publish`] on.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a reference that is too long to be a name.
+    pub fn keep(&self, store: &Store, id: &DeploymentId) -> Result<()> {
+        for (reference, manifest) in &self.images {
+            store.tag(&format!("{PREFIX}{}/{reference}", id.short()), manifest)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a name of the store is that of a bound image: of which deployment (its first 12 digits), and the reference.
+pub fn name(text: &str) -> Option<(&str, &str)> {
+    text.strip_prefix(PREFIX)?.split_once('/')
+}
+
+/// Lets go of what a deployment kept.
+///
+/// # Errors
+/// What removing gives.
+pub fn let_go(store: &Store, id: &DeploymentId) -> Result<()> {
+    let short = id.short();
+    for tag in store.tags()?.keys() {
+        if name(tag).is_some_and(|(of, _)| of == short) {
+            store.untag(tag)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_image_of_a_quadlet_file_is_the_last_one_of_its_section() {
+        let text = "[Unit]\nImage=no\n[Container]\n# Image=no\nImage=quay.io/a/b:1\nImage = \"quay.io/a/b:2\"\n[Install]\nImage=no\n";
+        assert_eq!(image_of(text, "Container").as_deref(), Some("quay.io/a/b:2"));
+        assert_eq!(image_of(text, "Image"), None);
+        assert_eq!(image_of("[Image]\nImage=\n", "Image"), None);
+        assert_eq!(
+            [
+                section("a.image"),
+                section("a.container"),
+                section("a.volume"),
+                section("a")
+            ]
+            .map(|s| s.is_some()),
+            [true, true, false, false]
+        );
+    }
+
+    #[test]
+    fn a_name_tells_the_deployment_and_the_reference() {
+        assert_eq!(
+            name("cfs-update/bound/0123456789ab/quay.io/a/b:1"),
+            Some(("0123456789ab", "quay.io/a/b:1"))
+        );
+        assert_eq!(name("cfs-update/0123"), None);
+        assert_eq!(name("quay.io/a/b:1"), None);
+    }
+}
