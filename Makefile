@@ -125,6 +125,6 @@ VM_SCENARIOS ?=
 .PHONY: test-vm test-vm-store
 test-vm: build
 	$(call install,$(VM_PACKAGES))
-	python3 testdata/vm/run.py $(VM_SCENARIOS)
+	$(if $(SUDO),$(SUDO) -E) python3 testdata/vm/run.py $(VM_SCENARIOS)
 test-vm-store:
 	$(MAKE) --no-print-directory test-vm VM_SCENARIOS=store

@@ -23,7 +23,7 @@ CONFIG = "usr/lib/composefs/setup-root-conf.toml"
 
 def run(part, work, registry, cuts_part, numbers):
     """The whole scenario; `part` gets the rows."""
-    with part.step("images: good, better, one that its health check fails, one that panics, …", vital=True) as note:
+    with part.step("images: good, better, one that panics, …", vital=True) as note:
         images = Images(work, "boot")
         make_versions(images)
         note(f"{len(images.machine.layers)} layers, one more for each version")
@@ -47,7 +47,11 @@ def make_versions(images):
     images.version("auto")
     images.version("replaced")
     images.version("no-erofs", {kargs: 'kargs = ["module_blacklist=erofs"]\n'})
-    images.version("unhealthy", {"usr/lib/cfs-update/health.d/99-test.sh!": machine.UNHEALTHY})
+    panics(images)
+
+
+def panics(images):
+    """The version whose kernel finds no initramfs; the newest from now on."""
     images.version("panics", {f"{images.modules}/initramfs.img": "no initramfs\n" * 1000})
 
 
@@ -331,6 +335,7 @@ class Life(Running):
     # --- bad versions -------------------------------------------------------------------------------------------------
     def _unhealthy(self, note):
         old = self.booted()
+        self.images.version("unhealthy", {"usr/lib/cfs-update/health.d/99-test.sh!": machine.UNHEALTHY})
         self.push("unhealthy")
         self.guest.send("cfs-update upgrade --apply")
         bad = self.guest.wait_ready(500)
@@ -361,6 +366,7 @@ class Life(Running):
 
     def _panics(self, note):
         old = self.booted()
+        panics(self.images)
         self.push("panics")
         mark = len(self.guest.console())
         took = self.reboot("cfs-update upgrade --apply")

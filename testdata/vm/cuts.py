@@ -57,7 +57,7 @@ class Chain(Running):
 
     def __init__(self, part, guest, registry, images, follows, numbers):
         super().__init__(part, guest, registry, images, follows)
-        self.numbers, self.span = numbers, None
+        self.numbers, self.span, self.waiting = numbers, None, None
 
     def run(self):
         """Until no number is left."""
@@ -99,14 +99,16 @@ class Chain(Running):
         self._power_cut(clock)
         took = self.guest.wait_ready()
         digest, version = self.booted()
-        expect(digest == old or version == name, f"neither old nor new: {version}")
+        expect(digest == old or version in (name, self.waiting), f"neither old nor new: {version}")
+        self.waiting = None
         note(f"after {part * self.span:.1f} of {self.span:.1f} s: {'old' if digest == old else 'new'} in {took:.0f} s; "
              f"{self.fsck()}; CFS_VM_SEED={self.numbers.seed}")
         if clock:
             note(f"hardware clock at {clock}, the system says {self.guest.check('date -u +%F').strip()}")
-            self._publish("old-clock")
+            self.waiting = "old-clock"
+            self._publish(self.waiting)
             self.guest.check("cfs-update upgrade", timeout=300)
-            expect("old-clock" in str(self.status()["staged"]), "the upgrade with an old clock staged nothing")
+            expect(self.waiting in str(self.status()["staged"]), "the upgrade with an old clock staged nothing")
 
 
 def after(part, guest, registry, images, numbers):
