@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 
+import bench_chunked
+
 OUT, PORT = sys.argv[1], sys.argv[2]
 RUNS = int(os.environ.get("BENCH_RUNS", "3"))
 ONLY = re.compile(os.environ.get("BENCH_ONLY", "."))
@@ -244,6 +246,9 @@ if ONLY.search("Image generation"):
     ])
     same = open(ours_out, "rb").read() == open(peer_out, "rb").read()
     say(f"\nboth images are {'the same, byte for byte' if same else 'NOT the same'}: {os.path.getsize(ours_out)} bytes")
+
+if ONLY.search("Chunked update"):
+    bench_chunked.Bench(globals()).measure()
 
 shutil.rmtree(WORK, ignore_errors=True)
 with open(os.path.join(OUT, "result.md"), "w") as f:

@@ -14,24 +14,21 @@
 use std::io::{self, BufRead};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crate::chunked::{Place, Table};
 use crate::error::{Error, Kind, Result};
-use crate::ids::{DiffId, ObjectId};
+use crate::ids::DiffId;
 pub use crate::manifest::Compression;
 use crate::monitor::{Event, Monitor};
 use crate::store::Store;
+use crate::store::buffers::{self, Filling, Outlet};
 use crate::store::decompress::{Decompressor, PEEK};
-use crate::store::layer::{Importer, Pieces};
+use crate::store::layer::Importer;
 use crate::store::partial::{self, Decision};
 pub use crate::store::partial::{Partial, Parts};
 
-/// Bytes of a buffer between the two threads of a layer, and how many there are.
-const BUFFER: usize = 256 << 10;
-const BUFFERS: usize = 4;
 /// Layers at a time at most unless asked otherwise: each takes about 12 MiB, of which a zstd window is 8.
 const MAX_THREADS: usize = 4;
 /// Bytes between two progress events of a layer.
@@ -206,14 +203,9 @@ fn run<T: Send>(
     monitor: &dyn Monitor,
     make: impl FnOnce(&mut Outlet<'_>) -> Result<T> + Send,
 ) -> Result<T> {
-    let (full, from_full) = sync_channel(BUFFERS);
-    let (empty, from_empty) = sync_channel(BUFFERS);
-    for _ in 0..BUFFERS {
-        let _ = empty.try_send(Vec::with_capacity(BUFFER));
-    }
+    let (mut out, pieces) = buffers::pair(stop);
     let (stream, made) = thread::scope(|scope| {
         let maker = scope.spawn(move || {
-            let mut out = Outlet { full, from_empty, stop };
             let (result, made) = match make(&mut out) {
                 Ok(made) => (Ok(()), Some(made)),
                 Err(error) => (Err(error), None),
@@ -221,105 +213,12 @@ fn run<T: Send>(
             out.end(result);
             made
         });
-        let pieces = Inlet {
-            from_full,
-            empty,
-            current: Buffer::default(),
-            ended: false,
-        };
         let stream = Importer::new(store, *diff_id, pieces, monitor)?.run()?;
         Ok::<_, Error>((stream, maker.join().ok().flatten()))
     })?;
     let made = made.ok_or_else(|| Error::Usage("the decompressing thread ended without a word".into()))?;
     store.add_layer(diff_id, stream)?;
     Ok(made)
-}
-
-/// Bytes of a tar, and where in them the content of a file begins that is an object already.
-#[derive(Default)]
-pub(super) struct Buffer {
-    bytes: Vec<u8>,
-    known: Vec<(usize, ObjectId)>,
-}
-
-/// A message to the second thread: a filled buffer, or how it ended.
-type Message = Result<Option<Buffer>>;
-
-/// The first thread's end of the buffers.
-pub(super) struct Outlet<'a> {
-    full: SyncSender<Message>,
-    from_empty: Receiver<Vec<u8>>,
-    stop: &'a AtomicBool,
-}
-
-/// Seen by nobody: the error that came first is the one that is returned.
-fn given_up() -> Error {
-    Error::Usage("given up because another layer failed".into())
-}
-
-/// The second thread's end of the buffers.
-struct Inlet {
-    from_full: Receiver<Message>,
-    empty: SyncSender<Vec<u8>>,
-    current: Buffer,
-    ended: bool,
-}
-
-impl Outlet<'_> {
-    /// An empty buffer of full length; an error where the second thread or another layer has failed.
-    fn buffer(&self) -> Result<Buffer> {
-        let mut bytes = self.from_empty.recv().map_err(|_| given_up())?;
-        bytes.resize(BUFFER, 0);
-        if self.stop.load(Ordering::Relaxed) {
-            Err(given_up())
-        } else {
-            Ok(Buffer {
-                bytes,
-                known: Vec::new(),
-            })
-        }
-    }
-
-    fn send(&self, buffer: Buffer) -> Result<()> {
-        self.full.send(Ok(Some(buffer))).map_err(|_| given_up())
-    }
-
-    fn end(self, result: Result<()>) {
-        let _ = self.full.send(result.map(|()| None));
-    }
-}
-
-impl Pieces for Inlet {
-    fn next(&mut self) -> Result<Option<&[u8]>> {
-        if self.ended {
-            return Ok(None);
-        }
-        let done = std::mem::take(&mut self.current).bytes;
-        if done.capacity() > 0 {
-            let _ = self.empty.send(done);
-        }
-        let message = self.from_full.recv();
-        match message.map_err(|_| Error::Usage("the decompressing thread ended without a word".into()))?? {
-            Some(buffer) => {
-                self.current = buffer;
-                Ok(Some(&self.current.bytes))
-            }
-            None => {
-                self.ended = true;
-                Ok(None)
-            }
-        }
-    }
-
-    fn current(&self) -> &[u8] {
-        &self.current.bytes
-    }
-
-    fn known(&self, at: usize) -> Option<ObjectId> {
-        let known = &self.current.known;
-        let place = known.binary_search_by_key(&at, |(at, _)| *at).ok()?;
-        known.get(place).map(|(_, id)| *id)
-    }
 }
 
 /// Reads and decompresses a blob into buffers; gives the bytes of its table, packed, where `take` says where it is.
@@ -350,79 +249,6 @@ fn decode(
     filling.end(out)?;
     blob.report();
     Ok(blob.take.is_some().then_some(blob.taken))
-}
-
-/// The buffer that is being filled.
-pub(super) struct Filling {
-    buffer: Buffer,
-    written: usize,
-}
-
-impl Filling {
-    pub(super) fn new(out: &Outlet<'_>) -> Result<Self> {
-        Ok(Self {
-            buffer: out.buffer()?,
-            written: 0,
-        })
-    }
-
-    /// Where the next bytes go; never empty.
-    pub(super) fn space(&mut self) -> &mut [u8] {
-        &mut self.buffer.bytes[self.written..]
-    }
-
-    /// So many bytes were written there.
-    pub(super) fn filled(&mut self, count: usize, out: &Outlet<'_>) -> Result<()> {
-        self.written += count;
-        if self.written == BUFFER {
-            self.written = 0;
-            out.send(std::mem::replace(&mut self.buffer, out.buffer()?))?;
-        }
-        Ok(())
-    }
-
-    /// The next bytes.
-    pub(super) fn put(&mut self, mut bytes: &[u8], out: &Outlet<'_>) -> Result<()> {
-        while !bytes.is_empty() {
-            let space = self.space();
-            let take = bytes.len().min(space.len());
-            space[..take].copy_from_slice(&bytes[..take]);
-            bytes = &bytes[take..];
-            self.filled(take, out)?;
-        }
-        Ok(())
-    }
-
-    /// What comes next is the content of this object.
-    pub(super) fn mark(&mut self, id: ObjectId) {
-        self.buffer.known.push((self.written, id));
-    }
-
-    fn decompress(
-        &mut self,
-        decompressor: &mut Decompressor,
-        mut input: &[u8],
-        out: &Outlet<'_>,
-        broken: &dyn Fn(io::Error) -> Error,
-    ) -> Result<()> {
-        loop {
-            let n = decompressor.run(&mut input, self.space()).map_err(broken)?;
-            let full = n == self.space().len();
-            self.filled(n, out)?;
-            if !full && (input.is_empty() || n == 0) {
-                return Ok(());
-            }
-        }
-    }
-
-    pub(super) fn end(mut self, out: &Outlet<'_>) -> Result<()> {
-        self.buffer.bytes.truncate(self.written);
-        if self.written > 0 {
-            out.send(self.buffer)
-        } else {
-            Ok(())
-        }
-    }
 }
 
 /// A blob that tells the monitor how much of it was read.

@@ -15,6 +15,7 @@
 //!
 //! The repository is locked as composefs-rs does: shared while it is open, exclusively by garbage collection.
 
+mod buffers;
 mod decompress;
 mod entries;
 mod index;

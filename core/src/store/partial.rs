@@ -21,7 +21,7 @@ use crate::ids::DiffId;
 use crate::layers::INLINE_MAX;
 use crate::monitor::{Event, Monitor};
 use crate::store::Store;
-use crate::store::import::{Filling, Outlet};
+use crate::store::buffers::{Filling, Outlet};
 use crate::store::index::{Found, Hit, Search};
 
 /// Layers of less are not worth asking for parts.
