@@ -396,4 +396,38 @@ mod tests {
             assert!(read(text.as_bytes(), 1000).is_err(), "{text:.40}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_table_that_was_tampered_with_is_refused_or_can_be_true(
+            edits in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 0..3_u8, b' '..b'~'), 1..8),
+        ) {
+            let entries = format!(
+                "{WHOLE},{{'type':'reg','size':30,'digest':'A','offset':20,'endOffset':50,'chunkSize':10,'chunkDigest':'A'}},
+                 {{'type':'chunk','offset':30,'chunkSize':20,'chunkOffset':10,'chunkDigest':'A','chunkType':'zeros'}}"
+            );
+            let entries = entries.replace('A', A).replace('\'', "\"");
+            let mut text = format!(r#"{{"version":1,"entries":[{entries}],"tarSplitDigest":"{A}"}}"#).into_bytes();
+            for (at, what, byte) in edits {
+                let at = at.index(text.len());
+                match what {
+                    0 => text[at] = byte,
+                    1 => text.insert(at, byte),
+                    _ => drop(text.remove(at)),
+                }
+            }
+            if let Ok(table) = read(&*text, 1000) {
+                let mut end = 0;
+                for file in &table.files {
+                    let chunks = table.chunks(file);
+                    assert_eq!(chunks.iter().map(|chunk| chunk.size).sum::<u64>(), file.size);
+                    for chunk in chunks {
+                        assert!(end <= chunk.packed.start && chunk.packed.start <= chunk.packed.end);
+                        end = chunk.packed.end;
+                    }
+                }
+                assert!(end <= 1000);
+            }
+        }
+    }
 }
