@@ -47,10 +47,10 @@ def make_versions(images):
     images.version("auto")
     images.version("replaced")
     images.version("no-erofs", {kargs: 'kargs = ["module_blacklist=erofs"]\n'})
-    panics(images)
+    add_panicking(images)
 
 
-def panics(images):
+def add_panicking(images):
     """The version whose kernel finds no initramfs; the newest from now on."""
     images.version("panics", {f"{images.modules}/initramfs.img": "no initramfs\n" * 1000})
 
@@ -366,7 +366,7 @@ class Life(Running):
 
     def _panics(self, note):
         old = self.booted()
-        panics(self.images)
+        add_panicking(self.images)
         self.push("panics")
         mark = len(self.guest.console())
         took = self.reboot("cfs-update upgrade --apply")
