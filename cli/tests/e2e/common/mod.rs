@@ -190,10 +190,12 @@ impl Cfs {
         self.run(["fsck"]).expect(0);
     }
 
-    /// The boot entries, newest first (as every boot loader that follows the specification sorts them), by content.
+    /// The boot entries, newest first (as every boot loader that follows the specification sorts them), by content. What
+    /// a killed run left half-written is hidden by its name, from boot loaders as from here.
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries: Vec<Entry> = list(&self.sysroot.join("boot/loader/entries"))
             .into_iter()
+            .filter(|path| !name(path).starts_with('.'))
             .map(|path| Entry {
                 text: fs::read_to_string(&path).unwrap(),
                 path,
