@@ -8,15 +8,12 @@ use std::sync::atomic::Ordering;
 
 use sha2::{Digest, Sha256};
 
-use super::retry::Rounds;
+use super::retry::{PROGRESS, Rounds, read_filled};
 use super::{Again, Body, Failure, Registry, Retry};
 use crate::error::{Error, Result};
 use crate::ids::BlobDigest;
 use crate::manifest::Descriptor;
 use crate::monitor::{Event, Monitor};
-
-/// After this many bytes a connection counts as one that works: earlier failures are forgotten.
-const PROGRESS: u64 = 256 << 10;
 
 /// A blob's bytes. Errors from reading carry the library's own error: [`Error::from_read`].
 pub struct Blob<'m> {
@@ -220,14 +217,7 @@ impl BufRead for Blob<'_> {
 
 impl Read for Blob<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        let available = self.fill_buf()?;
-        let amount = available.len().min(buffer.len());
-        buffer[..amount].copy_from_slice(&available[..amount]);
-        self.consume(amount);
-        Ok(amount)
+        read_filled(self, buffer)
     }
 }
 

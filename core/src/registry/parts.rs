@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::blob::failure_of;
 use super::multipart::Multipart;
-use super::retry::Rounds;
+use super::retry::{PROGRESS, Rounds, read_filled};
 use super::{Again, Failure, Registry};
 use crate::error::{Error, Result};
 use crate::ids::BlobDigest;
@@ -32,8 +32,6 @@ const BYTES: u64 = 4 << 20;
 const AHEAD: usize = 3;
 /// Where each range is a request, so much is read along rather than asked for apart.
 const GAP: u64 = 48 << 10;
-/// After this many bytes earlier failures are forgotten.
-const PROGRESS: u64 = 256 << 10;
 
 /// A registry's way with ranges, as far as known: several in a request, one, or none at all.
 pub(super) const SEVERAL: u8 = 0;
@@ -388,14 +386,7 @@ impl BufRead for Parts<'_> {
 
 impl Read for Parts<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        let available = self.fill_buf()?;
-        let amount = available.len().min(buffer.len());
-        buffer[..amount].copy_from_slice(&available[..amount]);
-        self.consume(amount);
-        Ok(amount)
+        read_filled(self, buffer)
     }
 }
 

@@ -1,10 +1,14 @@
 //! When to ask again, and how long to wait before.
 
+use std::io::{self, BufRead};
 use std::time::Duration;
 
 use super::{Again, Failure};
 use crate::error::{Error, Result};
 use crate::monitor::{Event, Monitor};
+
+/// After this many bytes a connection counts as one that works: earlier failures are forgotten.
+pub(super) const PROGRESS: u64 = 256 << 10;
 
 /// Tries and waits. A wait doubles with every failure in a row, with up to a quarter of it taken off at random so that
 /// many hosts do not come back at the same moment.
@@ -133,6 +137,18 @@ pub(super) fn retry_after(header: &str, now: i64) -> Option<Duration> {
     }
     let until = jiff::fmt::rfc2822::parse(header).ok()?.timestamp().as_second();
     Some(Duration::from_secs(u64::try_from(until - now).unwrap_or(0)))
+}
+
+/// `Read::read` of a reader whose `fill_buf` asks again by itself.
+pub(super) fn read_filled(reader: &mut impl BufRead, buffer: &mut [u8]) -> io::Result<usize> {
+    if buffer.is_empty() {
+        return Ok(0);
+    }
+    let available = reader.fill_buf()?;
+    let amount = available.len().min(buffer.len());
+    buffer[..amount].copy_from_slice(&available[..amount]);
+    reader.consume(amount);
+    Ok(amount)
 }
 
 #[cfg(test)]
