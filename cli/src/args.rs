@@ -111,6 +111,14 @@ impl NewStore {
     }
 }
 
+/// For commands that fetch into the store.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct SpaceArgs {
+    /// Begin also where what is to be fetched cannot fit, as far as that is known beforehand
+    #[arg(long)]
+    pub ignore_space: bool,
+}
+
 /// The form of a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {

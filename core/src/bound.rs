@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::ids::{DeploymentId, ManifestDigest};
 use crate::manifest::Platform;
 use crate::monitor::{Event, Monitor, Stage};
-use crate::pull::{self, Variant, read_file};
+use crate::pull::{self, Imported, Variant, read_file};
 use crate::reference::Reference;
 use crate::registry::{self, Registry};
 use crate::store::{IMAGE_V1, Store};
@@ -96,7 +96,8 @@ fn image_of(text: &str, wanted: &str) -> Option<String> {
     image
 }
 
-/// Fetches what is not in the store; nothing refers to it before the next [`Store::publish`].
+/// Fetches what is not in the store; nothing refers to it before the next [`Store::publish`]. All of the images are asked for
+/// before anything of one is fetched, and there has to be room for all.
 ///
 /// # Errors
 /// Those of a pull, with the file that wants the image.
@@ -108,23 +109,34 @@ pub fn fetch(
     threads: usize,
     monitor: &dyn Monitor,
 ) -> Result<Bound> {
-    let mut images = BTreeMap::new();
+    let mut bound = Bound::default();
+    let mut missing = Vec::new();
     for (path, reference) in wanted {
         monitor.event(Event::Note(format!("{path} binds {reference}")));
+        if bound.images.contains_key(&reference.to_string()) {
+            continue;
+        }
         monitor.event(Event::Stage(Stage::Resolve));
         let registry = Registry::open(reference, options)?;
         let image = registry.image(platform, monitor)?;
-        let manifest = image.digest;
+        bound.images.insert(reference.to_string(), image.digest);
         let stored = store.config(&image.manifest.config.digest)?;
         let here = stored.is_some_and(|config| config.images.contains_key(IMAGE_V1));
-        if !here || store.manifest(&manifest)?.is_none() {
-            let imported = pull::import(store, &registry, image, threads, monitor)?;
-            let mut tree = imported.tree(store)?;
-            imported.build(store, &mut tree, Variant::Container, monitor)?;
+        if !here || store.manifest(&image.digest)?.is_none() {
+            missing.push((registry, image));
         }
-        images.insert(reference.to_string(), manifest);
     }
-    Ok(Bound { images })
+    if missing.is_empty() {
+        return Ok(bound);
+    }
+    let images: Vec<_> = missing.iter().map(|(registry, image)| (registry, image)).collect();
+    pull::import_all(store, &images, threads, monitor)?;
+    for (_, image) in missing {
+        let imported = Imported::complete(image);
+        let mut tree = imported.tree(store)?;
+        imported.build(store, &mut tree, Variant::Container, monitor)?;
+    }
+    Ok(bound)
 }
 
 impl Bound {
@@ -143,6 +155,21 @@ impl Bound {
 /// Whether a name of the store is that of a bound image: of which deployment (its first 12 digits), and the reference.
 pub fn name(text: &str) -> Option<(&str, &str)> {
     text.strip_prefix(PREFIX)?.split_once('/')
+}
+
+/// The references of what a deployment binds.
+///
+/// # Errors
+/// What reading the store's names gives.
+pub fn of(store: &Store, id: &DeploymentId) -> Result<Vec<String>> {
+    let short = id.short();
+    let tags = store.tags()?.into_keys();
+    let own = |tag: String| {
+        name(&tag)
+            .filter(|(of, _)| *of == short)
+            .map(|(_, reference)| reference.to_owned())
+    };
+    Ok(tags.filter_map(own).collect())
 }
 
 /// Lets go of what a deployment kept.

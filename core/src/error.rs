@@ -198,6 +198,26 @@ pub enum Error {
         /// What helps.
         remedy: String,
     },
+    /// Too few inodes, seen before anything was written.
+    #[error("{}: {needed} inodes needed, {free} free; {remedy}", path.display())]
+    Inodes {
+        /// The file system.
+        path: PathBuf,
+        /// Inodes needed.
+        needed: u64,
+        /// Inodes free.
+        free: u64,
+        /// What helps.
+        remedy: String,
+    },
+    /// A file system became full on the way.
+    #[error("{error}; {remedy}")]
+    Full {
+        /// What could not be written.
+        error: Box<Error>,
+        /// What was done about it, and what helps.
+        remedy: String,
+    },
     /// Another run holds the lock.
     #[error("{} is in use by {holder}; wait for it to finish, then run this again", path.display())]
     Busy {
@@ -248,7 +268,7 @@ impl Error {
             Self::Io { source, .. } if is_space(source) => Kind::Space,
             Self::Reference { .. } | Self::Usage(_) => Kind::Usage,
             Self::Trust { .. } => Kind::Trust,
-            Self::Space { .. } => Kind::Space,
+            Self::Space { .. } | Self::Inodes { .. } | Self::Full { .. } => Kind::Space,
             Self::Network { .. } => Kind::Network,
             Self::Busy { .. } => Kind::Busy,
             Self::Nothing(_) => Kind::Nothing,

@@ -1,22 +1,26 @@
-//! What a pull would fetch, found out without fetching it.
+//! What a pull would fetch and write, found out without doing it.
 //!
-//! Invariant: nothing is written. Tables of contents are fetched and looked up as a pull does it, so the numbers are those
-//! of the pull that follows, as long as nothing else changes the store in between.
+//! Invariant: nothing is written. Layers are looked for, and tables of contents fetched and looked up, by the code of the pull
+//! that follows ([`pull::Plan`]), so the numbers are its numbers, as long as nothing else changes the store in between.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use crate::error::Result;
 use crate::ids::{DiffId, ManifestDigest};
 use crate::monitor::Monitor;
-use crate::pull;
+use crate::preflight::{Figures, Tally};
+use crate::pull::{Plan, Purpose};
 use crate::registry::{self, Registry};
-use crate::store::{Store, import};
+use crate::store::Store;
 
 /// How a layer would come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// It is here.
     Here,
+    /// podman has it on this machine.
+    Podman,
     /// The parts that are not here would be fetched.
     Parts,
     /// It would be fetched as a whole.
@@ -36,9 +40,9 @@ pub struct Layer {
     pub way: Way,
 }
 
-/// What would be fetched of an image.
+/// What would be fetched of one image.
 #[derive(Clone, Debug)]
-pub struct Forecast {
+pub struct Part {
     /// The image, as it was asked for.
     pub reference: String,
     /// Its manifest.
@@ -47,42 +51,62 @@ pub struct Forecast {
     pub layers: Vec<Layer>,
 }
 
+/// What would be fetched, and written where.
+#[derive(Clone, Debug)]
+pub struct Forecast {
+    /// The image that was asked for.
+    pub image: Part,
+    /// Images that it is expected to bind, since the present version does.
+    pub bound: Vec<Part>,
+    /// On the file system of the store.
+    pub store: Figures,
+    /// On `$BOOT`, as far as it can be expected; `None` where nothing is written there.
+    pub boot: Option<Figures>,
+}
+
 impl Forecast {
-    /// Finds out. `store`: where the image would go; `None` where there is none yet.
+    /// Finds out. `store`: where the image would go, at `path`; `None` where there is none yet. `bound`: what comes along.
     ///
     /// # Errors
     /// What reading the store gives. A table that cannot be had or used means that the layer would be fetched as a whole.
     pub fn new(
         store: Option<&Store>,
-        registry: &Registry,
-        image: &registry::Image,
+        path: &Path,
+        image: (&Registry, &registry::Image),
+        bound: &[(Registry, registry::Image)],
         monitor: &dyn Monitor,
     ) -> Result<Self> {
+        let mut tally = Tally::new(store, path)?;
         let mut seen = HashSet::new();
-        let mut layers = Vec::new();
-        for (diff_id, blob) in image.config.diff_ids.iter().zip(&image.blobs) {
-            if !seen.insert(*diff_id) {
-                continue;
-            }
-            let parts = || import::forecast(store?, diff_id, &pull::partial(registry, blob, monitor)?, monitor);
-            let (way, fetch) = match store.is_some_and(|store| store.layer_is_published(diff_id)) {
-                true => (Way::Here, 0),
-                false => parts().map_or((Way::Whole, blob.size), |bytes| (Way::Parts, bytes)),
-            };
-            layers.push(Layer {
-                diff_id: *diff_id,
-                size: blob.size,
-                fetch,
-                way,
-            });
-        }
+        let mut look = |registry: &Registry, image: &registry::Image| {
+            let plan = Plan::new(store, registry, image, Purpose::Look, 0, monitor);
+            plan.count(&mut tally);
+            part(&plan, image, &mut seen)
+        };
         Ok(Self {
-            reference: image.reference.to_string(),
-            manifest: image.digest,
-            layers,
+            image: look(image.0, image.1),
+            bound: bound.iter().map(|(registry, image)| look(registry, image)).collect(),
+            store: tally.figures()?,
+            boot: None,
         })
     }
 
+    /// Bytes that would be fetched.
+    pub fn bytes(&self) -> u64 {
+        self.parts().map(Part::bytes).sum()
+    }
+
+    /// Bytes that would be fetched layer by layer.
+    pub fn bytes_of_layers(&self) -> u64 {
+        self.parts().map(Part::bytes_of_layers).sum()
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        std::iter::once(&self.image).chain(&self.bound)
+    }
+}
+
+impl Part {
     /// Bytes that would be fetched.
     pub fn bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.fetch).sum()
@@ -90,12 +114,38 @@ impl Forecast {
 
     /// Bytes that would be fetched layer by layer.
     pub fn bytes_of_layers(&self) -> u64 {
-        let missing = self.layers.iter().filter(|layer| layer.way != Way::Here);
-        missing.map(|layer| layer.size).sum()
+        let fetched = |layer: &&Layer| matches!(layer.way, Way::Parts | Way::Whole);
+        self.layers.iter().filter(fetched).map(|layer| layer.size).sum()
     }
+}
 
-    /// How many layers would come in this way.
-    pub fn count(&self, way: Way) -> usize {
-        self.layers.iter().filter(|layer| layer.way == way).count()
+/// `seen`: layers that came with an image before.
+fn part(plan: &Plan<'_>, image: &registry::Image, seen: &mut HashSet<DiffId>) -> Part {
+    let fetched: HashMap<_, _> = plan.fetch.layers().map(|layer| (layer.diff_id, layer.parts)).collect();
+    let mut own = HashSet::new();
+    let mut layers = Vec::new();
+    for (diff_id, blob) in image.config.diff_ids.iter().zip(&image.blobs) {
+        if !own.insert(*diff_id) {
+            continue;
+        }
+        let comes = fetched.get(diff_id);
+        let (way, fetch) = match comes {
+            _ if !seen.insert(*diff_id) => (Way::Here, 0),
+            Some(Some(bytes)) => (Way::Parts, *bytes),
+            Some(None) => (Way::Whole, blob.size),
+            None if plan.podman.iter().any(|(id, _)| id == diff_id) => (Way::Podman, 0),
+            None => (Way::Here, 0),
+        };
+        layers.push(Layer {
+            diff_id: *diff_id,
+            size: blob.size,
+            fetch,
+            way,
+        });
+    }
+    Part {
+        reference: image.reference.to_string(),
+        manifest: image.digest,
+        layers,
     }
 }

@@ -36,6 +36,8 @@ pub mod tree;
 pub mod image;
 pub mod synced;
 #[cfg(feature = "update")]
+pub mod preflight;
+#[cfg(feature = "update")]
 pub mod pull;
 #[cfg(feature = "update")]
 pub mod forecast;
@@ -65,6 +67,8 @@ pub mod deploy;
 pub mod finalize;
 #[cfg(feature = "update")]
 pub mod health;
+#[cfg(feature = "update")]
+pub mod expected;
 #[cfg(feature = "update")]
 pub mod update;
 #[cfg(feature = "update")]

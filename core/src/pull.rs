@@ -12,6 +12,7 @@ use crate::image::{Versions, writer};
 use crate::manifest::{Compression, Descriptor, Platform};
 use crate::monitor::{Event, Monitor, Stage};
 use crate::podman;
+use crate::preflight::Tally;
 use crate::registry::{self, Registry};
 use crate::store::{self, Store, adopt, import};
 use crate::synced::Synced;
@@ -64,10 +65,104 @@ pub struct Image {
     pub source: registry::Image,
 }
 
+/// What an import of one image would do, found out without doing it.
+pub(crate) struct Plan<'a> {
+    registry: &'a Registry,
+    image: &'a registry::Image,
+    monitor: &'a dyn Monitor,
+    /// Layers of the image, each once.
+    pub(crate) layers: usize,
+    /// Those that podman has.
+    pub(crate) podman: Vec<(DiffId, podman::Layer)>,
+    /// Those that are fetched.
+    pub(crate) fetch: import::Plan<'a>,
+}
+
+/// How far a plan may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Nothing may be written.
+    Look,
+    /// What is found out may be kept for the import, and layers of an interrupted run be taken over.
+    Import,
+}
+
+impl<'a> Plan<'a> {
+    /// Looks which layers are here or with podman, and reads the tables of contents of the others.
+    pub(crate) fn new(
+        store: Option<&Store>,
+        registry: &'a Registry,
+        image: &'a registry::Image,
+        purpose: Purpose,
+        threads: usize,
+        monitor: &'a dyn Monitor,
+    ) -> Self {
+        let mut seen = HashSet::new();
+        let mut sources = Vec::new();
+        let mut podman = Vec::new();
+        let here = |diff_id: &DiffId| match purpose {
+            Purpose::Look => store.is_some_and(|store| store.layer_is_published(diff_id)),
+            Purpose::Import => store.is_some_and(|store| store.has_layer(diff_id)),
+        };
+        for (diff_id, layer) in image.config.diff_ids.iter().zip(&image.blobs) {
+            if !seen.insert(*diff_id) || here(diff_id) {
+                continue;
+            }
+            match in_podman(store, registry, diff_id, monitor) {
+                Some(found) => podman.push((*diff_id, found)),
+                None => sources.push(fetched(registry, diff_id, layer, monitor)),
+            }
+        }
+        Self {
+            registry,
+            image,
+            monitor,
+            layers: seen.len(),
+            podman,
+            fetch: import::Plan::new(store, sources, threads, purpose == Purpose::Import, monitor),
+        }
+    }
+
+    /// Adds what it needs.
+    pub(crate) fn count(&self, tally: &mut Tally<'_>) {
+        tally.image(&self.image.config.diff_ids);
+        for (diff_id, layer) in &self.podman {
+            tally.podman(*diff_id, layer.size().unwrap_or(0));
+        }
+        for layer in self.fetch.layers() {
+            tally.layer(&layer);
+        }
+    }
+
+    fn run(mut self, store: &Store, threads: usize) -> Result<()> {
+        let monitor = self.monitor;
+        // Of several images, the one before may have brought them.
+        self.fetch.retain(|diff_id| !store.has_layer(diff_id));
+        self.podman.retain(|(diff_id, _)| !store.has_layer(diff_id));
+        let mut again = Vec::new();
+        for (diff_id, found) in self.podman {
+            let Err(error) = adopt::layer(store, &found, &diff_id, monitor) else {
+                continue;
+            };
+            let mut layers = self.image.config.diff_ids.iter().zip(&self.image.blobs);
+            match layers.find(|(id, _)| **id == diff_id) {
+                Some((_, layer)) if !self.registry.is_podman() && error.kind() == ErrorKind::Failed => {
+                    monitor.event(Event::Warning(format!("not taken from podman, but fetched: {error}")));
+                    again.push(fetched(self.registry, &diff_id, layer, monitor));
+                }
+                _ => return Err(error),
+            }
+        }
+        let again = import::Plan::new(Some(store), again, threads, true, monitor);
+        self.fetch.and(again).run(store, threads, monitor)
+    }
+}
+
 /// Fetches the layers that are not here, `threads` at a time, into objects.
 ///
 /// # Errors
-/// [`Error::Network`], [`Error::Mismatch`] and [`Error::Layer`] name the layer; nothing was published then.
+/// [`Error::Space`], [`Error::Inodes`] where they cannot fit, before anything of them was fetched; [`Error::Network`],
+/// [`Error::Mismatch`] and [`Error::Layer`] name the layer; nothing was published then.
 pub fn import(
     store: &Store,
     registry: &Registry,
@@ -75,43 +170,51 @@ pub fn import(
     threads: usize,
     monitor: &dyn Monitor,
 ) -> Result<Imported> {
-    monitor.event(Event::Stage(Stage::Import));
-    let mut seen = HashSet::new();
-    let mut sources = Vec::new();
-    let mut here = Vec::new();
-    let mut bytes = 0;
-    for (diff_id, layer) in source.config.diff_ids.iter().zip(&source.blobs) {
-        if !seen.insert(*diff_id) || store.has_layer(diff_id) {
-            continue;
-        }
-        if let Some(found) = in_podman(store, registry, diff_id, monitor) {
-            here.push((*diff_id, found));
-            continue;
-        }
-        bytes += layer.size;
-        sources.push(fetched(registry, diff_id, layer, monitor));
-    }
-    monitor.event(Event::Plan {
-        layers: seen.len(),
-        cached: seen.len() - sources.len(),
-        bytes,
-    });
-    for (diff_id, found) in here {
-        let Err(error) = adopt::layer(store, &found, &diff_id, monitor) else {
-            continue;
-        };
-        let layers = source.config.diff_ids.iter().zip(&source.blobs);
-        let layer = layers.filter(|(id, _)| **id == diff_id).map(|(_, layer)| layer).next();
-        match layer {
-            Some(layer) if !registry.is_podman() && error.kind() == ErrorKind::Failed => {
-                monitor.event(Event::Warning(format!("not taken from podman, but fetched: {error}")));
-                sources.push(fetched(registry, &diff_id, layer, monitor));
-            }
-            _ => return Err(error),
-        }
-    }
-    import::layers(store, sources, threads, monitor)?;
+    import_all(store, &[(registry, &source)], threads, monitor)?;
     Ok(Imported { source })
+}
+
+/// Fetches the layers of several images, when there is room for all of them.
+///
+/// # Errors
+/// As [`import`].
+pub(crate) fn import_all(
+    store: &Store,
+    images: &[(&Registry, &registry::Image)],
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    monitor.event(Event::Stage(Stage::Import));
+    let plans = images.iter().map(|(registry, image)| {
+        let purpose = Purpose::Import;
+        Plan::new(Some(store), registry, image, purpose, threads, monitor)
+    });
+    let plans: Vec<_> = plans.collect();
+    if store.checks_space() {
+        let mut tally = Tally::new(Some(store), store.path())?;
+        plans.iter().for_each(|plan| plan.count(&mut tally));
+        let figures = tally.figures()?;
+        figures.check()?;
+        if let Some(doubt) = figures.doubt() {
+            monitor.event(Event::Warning(doubt));
+        }
+        store.expect(figures.about.bytes, figures.free);
+    }
+    let layers = plans.iter().map(|plan| plan.layers).sum();
+    let fetched = || plans.iter().flat_map(|plan| plan.fetch.layers());
+    monitor.event(Event::Plan {
+        layers,
+        cached: layers - fetched().count(),
+        bytes: fetched().map(|layer| layer.size).sum(),
+    });
+    plans.into_iter().try_for_each(|plan| plan.run(store, threads))
+}
+
+impl Imported {
+    /// Of an image whose layers are all in the store.
+    pub(crate) fn complete(source: registry::Image) -> Self {
+        Self { source }
+    }
 }
 
 fn fetched<'a>(
@@ -130,8 +233,13 @@ fn fetched<'a>(
 }
 
 /// A layer that podman has on this machine, for a store that keeps what it gets.
-fn in_podman(store: &Store, registry: &Registry, diff_id: &DiffId, monitor: &dyn Monitor) -> Option<podman::Layer> {
-    if !store.keeps_all() {
+fn in_podman(
+    store: Option<&Store>,
+    registry: &Registry,
+    diff_id: &DiffId,
+    monitor: &dyn Monitor,
+) -> Option<podman::Layer> {
+    if store.is_some_and(|store| !store.keeps_all()) {
         return None;
     }
     registry.local(monitor)?.layer(diff_id)

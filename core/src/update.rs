@@ -14,6 +14,7 @@ use crate::deploy;
 use crate::deployment::{Deployment, Failed, FailedDigests, Staged};
 use crate::error::{Error, Result};
 use crate::etc;
+use crate::expected;
 use crate::forecast::Forecast;
 use crate::health;
 use crate::ids::{DeploymentId, ManifestDigest};
@@ -98,8 +99,8 @@ pub fn switch(sysroot: &Sysroot, reference: &Reference, wishes: Wishes, monitor:
     if let Some(next) = next(&known).filter(same) {
         return Ok(unchanged(next, image.digest));
     }
-    if let Some(failed) = failed_before(sysroot, &known, &image.digest, wishes)? {
-        return Ok(Outcome::FailedBefore(failed));
+    if let Some(failed) = failures(sysroot, &known)?.of(&image.digest).filter(|f| wishes.heed(f)) {
+        return Ok(Outcome::FailedBefore(failed.clone()));
     }
     follow(sysroot, &registry, image, &known, wishes, monitor)
 }
@@ -118,11 +119,13 @@ pub fn upgrade(sysroot: &Sysroot, wishes: Wishes, monitor: &dyn Monitor) -> Resu
     {
         return Ok(unchanged(followed, manifest));
     }
-    if let Some(failed) = failed_before(sysroot, &known, &top, wishes)? {
+    let failures = failures(sysroot, &known)?;
+    let failed = |digest| failures.of(digest).filter(|f| wishes.heed(f)).cloned();
+    if let Some(failed) = failed(&top) {
         return Ok(Outcome::FailedBefore(failed));
     }
     let image = registry.image(&sysroot.options.platform, monitor)?;
-    if let Some(failed) = failed_before(sysroot, &known, &image.digest, wishes)? {
+    if let Some(failed) = failed(&image.digest) {
         return Ok(Outcome::FailedBefore(failed));
     }
     if followed.manifest() == Some(image.digest) && followed.standing.bootable {
@@ -149,7 +152,7 @@ pub fn check(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<News> {
     })
 }
 
-/// What following `reference`, or else the newest of the followed image, would fetch; `None` where that boots next
+/// What following `reference`, or else the newest of the followed image, would fetch and write; `None` where that boots next
 /// already. Changes nothing.
 pub fn forecast(sysroot: &Sysroot, reference: Option<&Reference>, monitor: &dyn Monitor) -> Result<Option<Forecast>> {
     let known = sysroot.known()?;
@@ -165,26 +168,28 @@ pub fn forecast(sysroot: &Sysroot, reference: Option<&Reference>, monitor: &dyn 
     if next(&known).filter(same).is_some() {
         return Ok(None);
     }
-    Forecast::new(Some(&sysroot.store), &registry, &image, monitor).map(Some)
+    let bound = expected::bound(sysroot, &known, monitor)?;
+    let store = &sysroot.store;
+    let mut forecast = Forecast::new(Some(store), store.path(), (&registry, &image), &bound, monitor)?;
+    forecast.boot = expected::boot(sysroot, &known)?;
+    Ok(Some(forecast))
 }
 
 fn unchanged(known: &Known, manifest: ManifestDigest) -> Outcome {
     Outcome::Unchanged { id: known.id, manifest }
 }
 
-/// The failure of what is to be installed, where that was not asked for all the same.
-fn failed_before(
-    sysroot: &Sysroot,
-    known: &[Known],
-    digest: &ManifestDigest,
-    wishes: Wishes,
-) -> Result<Option<Failed>> {
+/// What failed here so far, that of the last boots included.
+fn failures(sysroot: &Sysroot, known: &[Known]) -> Result<FailedDigests> {
     health::settle(sysroot, known)?;
-    let counts = |failed: &&Failed| !wishes.retry && (wishes.automatic || !failed.by_admin);
-    Ok(FailedDigests::load(sysroot.layout())?
-        .of(digest)
-        .filter(counts)
-        .cloned())
+    FailedDigests::load(sysroot.layout())
+}
+
+impl Wishes {
+    /// Whether a failure keeps an image away, which nobody asked for all the same.
+    fn heed(self, failed: &Failed) -> bool {
+        !self.retry && (self.automatic || !failed.by_admin)
+    }
 }
 
 /// What boots next.
@@ -213,7 +218,9 @@ fn follow(
     monitor: &dyn Monitor,
 ) -> Result<Outcome> {
     let fetched = fetch(sysroot, registry, source, known, wishes, monitor)?;
-    refuse_full_boot(sysroot.bootloader(), &fetched.bootable)?;
+    if known.is_empty() {
+        refuse_full_boot(sysroot.bootloader(), &fetched.bootable)?;
+    }
     let recorded = record(sysroot, fetched, known, monitor)?;
     publish(sysroot, recorded, known, monitor).map(Outcome::Staged)
 }
@@ -279,6 +286,9 @@ pub fn fetch(
     refuse_older(&source, sysroot.current(known), wishes)?;
     HostArguments::load(sysroot.layout())?;
     sysroot.bootloader().check_writable()?;
+    if let Some(doubt) = expected::boot(sysroot, known)?.and_then(|boot| expected::boot_doubt(&boot)) {
+        monitor.event(Event::Warning(doubt));
+    }
     let imported = pull::import(&sysroot.store, registry, source, sysroot.options.threads, monitor)?;
     let tree = imported.tree(&sysroot.store)?;
     let bootable = bootable::look(&sysroot.store, &tree, &imported.source().config.architecture)?;
@@ -287,6 +297,10 @@ pub fn fetch(
     }
     if let Some(warning) = bootable.warning()? {
         monitor.event(Event::Warning(warning));
+    }
+    if !known.is_empty() {
+        // Before bound images are fetched. Of a first deployment the caller asks: an installation has a rule of its own.
+        refuse_full_boot(sysroot.bootloader(), &bootable)?;
     }
     let options = &sysroot.options;
     let wanted = bound::look(&sysroot.store, &tree)?;

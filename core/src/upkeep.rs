@@ -9,12 +9,13 @@ use std::path::PathBuf;
 
 use crate::boot::Removal;
 use crate::bound;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::expose;
 use crate::ids::{DeploymentId, ObjectId};
 use crate::image::reader;
 use crate::plan;
 use crate::store::{fsck as store_check, gc as collection};
+use crate::sys::space::Space;
 use crate::sysroot::Sysroot;
 use crate::update::{remove, tag};
 
@@ -100,6 +101,132 @@ pub fn gc(sysroot: &Sysroot, dry_run: bool) -> Result<Collected> {
         false => collection::run(&sysroot.store, &roots, &objects_of)?,
     };
     Ok(collected)
+}
+
+/// What to say, and what to do, where something that was to be written on the store or on $BOOT had no room: what this run
+/// had written is taken back, and the error tells what would help, in numbers. Other errors stay as they are.
+pub fn without_room(sysroot: &Sysroot, error: Error) -> Error {
+    if error.kind() != Kind::Space {
+        return error;
+    }
+    let of_boot = match &error {
+        Error::Io { path, .. } | Error::Space { path, .. } | Error::Inodes { path, .. } => {
+            path.starts_with(sysroot.bootloader().boot_dir())
+        }
+        _ => false,
+    };
+    let mut told = Vec::new();
+    if !of_boot {
+        told.extend(taken_back(sysroot));
+    }
+    if matches!(error, Error::Io { .. })
+        && !of_boot
+        && let Ok(space) = Space::of(sysroot.store.path())
+    {
+        if let Some((expected, free)) = sysroot.store.expected() {
+            told.push(format!("up to {expected} bytes were expected and {free} free before"));
+        }
+        told.push(format!("{} are free now", amount(space.bytes, space.inodes)));
+    }
+    told.extend(what_gc_frees(sysroot, of_boot));
+    told.extend(what_could_go(sysroot));
+    if matches!(&error, Error::Space { path, .. } | Error::Inodes { path, .. } if path == sysroot.store.path()) {
+        told.push("`--ignore-space` tries it all the same".into());
+    }
+    with_remedy(error, &told.join("; "))
+}
+
+fn amount(bytes: u64, inodes: Option<u64>) -> String {
+    match inodes {
+        Some(inodes) => format!("{bytes} bytes and {inodes} inodes"),
+        None => format!("{bytes} bytes"),
+    }
+}
+
+/// Removes what the run has written that nothing refers to, and leftovers of the record that was not finished.
+fn taken_back(sysroot: &Sysroot) -> Option<String> {
+    let roots = collection::Roots {
+        images: sysroot.known().ok()?.iter().map(|known| known.id).collect(),
+        ..Default::default()
+    };
+    match collection::take_back(&sysroot.store, &roots, &objects_of) {
+        Ok(gone) => {
+            let _ = sysroot.deployments.clean(sysroot.fs());
+            (!gone.is_empty()).then(|| format!("what was written, {} bytes, was removed again", gone.bytes()))
+        }
+        Err(error) => Some(format!(
+            "what was written stays until `cfs-update gc` removes it ({error})"
+        )),
+    }
+}
+
+fn what_gc_frees(sysroot: &Sysroot, of_boot: bool) -> Option<String> {
+    let collected = gc(sysroot, true).ok()?;
+    let (bytes, inodes) = match of_boot {
+        true => (collected.boot.bytes, None),
+        false => (collected.store.bytes(), Some(collected.store.objects.len() as u64)),
+    };
+    Some(match bytes {
+        0 => "`cfs-update gc` would free nothing there".into(),
+        _ => format!("`cfs-update gc` would free {} there", amount(bytes, inodes)),
+    })
+}
+
+/// What the administrator keeps and may be able to do without.
+fn what_could_go(sysroot: &Sysroot) -> Option<String> {
+    let known = sysroot.known().ok()?;
+    let standing: Vec<_> = known.iter().map(|known| known.standing.clone()).collect();
+    let next = plan::next_to_boot(&standing).map(|deployment| deployment.id);
+    let spare = standing.iter().filter(|d| !d.booted && Some(d.id) != next);
+    let spare: Vec<_> = spare
+        .map(|d| format!("{}{}", d.id.short(), if d.pinned { " (pinned)" } else { "" }))
+        .collect();
+    let pulled = sysroot.store.tags().ok()?;
+    let pulled = pulled.keys().filter(|name| !name.starts_with("cfs-update/")).count();
+    let mut could = Vec::new();
+    if !spare.is_empty() {
+        could.push(format!("`cfs-update delete` of {} and then `gc`", spare.join(", ")));
+    }
+    if pulled > 0 {
+        could.push(format!(
+            "`cfs-update image rm` of {pulled} pulled image(s) and then `gc`"
+        ));
+    }
+    (!could.is_empty()).then(|| format!("more is freed by {}", could.join(", or ")))
+}
+
+fn with_remedy(error: Error, more: &str) -> Error {
+    if more.is_empty() {
+        return error;
+    }
+    match error {
+        Error::Space {
+            path,
+            needed,
+            free,
+            remedy,
+        } => Error::Space {
+            path,
+            needed,
+            free,
+            remedy: format!("{remedy}; {more}"),
+        },
+        Error::Inodes {
+            path,
+            needed,
+            free,
+            remedy,
+        } => Error::Inodes {
+            path,
+            needed,
+            free,
+            remedy: format!("{remedy}; {more}"),
+        },
+        error => Error::Full {
+            error: Box::new(error),
+            remedy: more.into(),
+        },
+    }
 }
 
 /// Our names of deployments that are no longer there.

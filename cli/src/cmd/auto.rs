@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::updated::Updated;
-use crate::args::BootDir;
+use crate::args::{BootDir, SpaceArgs};
 use crate::output::Report;
 use crate::reboot::Apply;
 
@@ -76,7 +76,8 @@ impl Run {
             automatic: true,
             ..Wishes::default()
         };
-        let outcome = update::upgrade(&sysroot, wishes, &context.ui)?;
+        let work = |sysroot: &_| update::upgrade(sysroot, wishes, &context.ui);
+        let outcome = context.fetching(&sysroot, SpaceArgs::default(), work)?;
         if let Outcome::FailedBefore(failed) = &outcome {
             let why = format!("{} is left alone: {}", failed.digest, failed.why);
             return Err(Error::Nothing(why).into());

@@ -1,18 +1,19 @@
 //! What `--dry-run` of `switch`, `upgrade` and `image pull` says.
 
-use cfs_core::forecast::{Forecast, Way};
+use cfs_core::forecast::{Forecast, Part, Way};
 use cfs_core::manifest::Platform;
+use cfs_core::preflight::Figures;
 use cfs_core::reference::Reference;
 use cfs_core::registry::Registry;
 use cfs_core::{Error, Result, update};
-use indicatif::HumanBytes;
+use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
 use super::Context;
 use crate::args::BootDir;
 use crate::output::Report;
 
-/// What would be fetched.
+/// What would be fetched and written.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Planned {
@@ -23,6 +24,14 @@ pub struct Planned {
     /// Bytes that would be fetched layer by layer.
     bytes_of_layers: u64,
     layers: Vec<Layer>,
+    /// Images that come along.
+    bound_images: Vec<Bound>,
+    /// The file system of the store.
+    store: Place,
+    /// `$BOOT`, where something is expected to be written there.
+    boot: Option<Place>,
+    /// Whether it would be refused for want of space.
+    fits: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -31,52 +40,147 @@ struct Layer {
     diff_id: String,
     size: u64,
     fetch: u64,
-    /// `here`, `parts` or `whole`.
+    /// `here`, `podman`, `parts` or `whole`.
     how: &'static str,
 }
 
-fn how(way: Way) -> &'static str {
-    match way {
-        Way::Here => "here",
-        Way::Parts => "parts",
-        Way::Whole => "whole",
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Bound {
+    image: String,
+    image_digest: String,
+    bytes: u64,
+    bytes_of_layers: u64,
+    layers: Vec<Layer>,
+}
+
+/// A file system, with what would be written on it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Place {
+    path: String,
+    bytes_at_least: u64,
+    bytes_about: u64,
+    bytes_free: u64,
+    inodes_at_least: u64,
+    inodes_about: u64,
+    /// `None` where inodes are made as they are needed.
+    inodes_free: Option<u64>,
+}
+
+fn layers(part: &Part) -> Vec<Layer> {
+    let layers = part.layers.iter().map(|layer| Layer {
+        diff_id: layer.diff_id.to_string(),
+        size: layer.size,
+        fetch: layer.fetch,
+        how: match layer.way {
+            Way::Here => "here",
+            Way::Podman => "podman",
+            Way::Parts => "parts",
+            Way::Whole => "whole",
+        },
+    });
+    layers.collect()
+}
+
+impl From<&Figures> for Place {
+    fn from(figures: &Figures) -> Self {
+        Self {
+            path: figures.path.display().to_string(),
+            bytes_at_least: figures.at_least.bytes,
+            bytes_about: figures.about.bytes,
+            bytes_free: figures.free,
+            inodes_at_least: figures.at_least.inodes,
+            inodes_about: figures.about.inodes,
+            inodes_free: figures.free_inodes,
+        }
+    }
+}
+
+impl Place {
+    /// `13.02 KiB to 1.20 MiB and 40 to 500 inodes; 1.00 GiB and 100,000 inodes are free`.
+    fn human(&self) -> String {
+        let range = |least: u64, about: u64, shown: &dyn Fn(u64) -> String| match least == about {
+            true => shown(about),
+            false if least == 0 => format!("up to {}", shown(about)),
+            false => format!("{} to {}", shown(least), shown(about)),
+        };
+        let bytes = |n| HumanBytes(n).to_string();
+        let count = |n| HumanCount(n).to_string();
+        let mut text = range(self.bytes_at_least, self.bytes_about, &bytes);
+        if self.inodes_about > 0 {
+            text.push_str(&format!(
+                " and {} inodes",
+                range(self.inodes_at_least, self.inodes_about, &count)
+            ));
+        }
+        text.push_str(&format!("; {}", bytes(self.bytes_free)));
+        if let Some(free) = self.inodes_free {
+            text.push_str(&format!(" and {} inodes", count(free)));
+        }
+        format!("{text} are free")
     }
 }
 
 impl From<&Forecast> for Planned {
     fn from(forecast: &Forecast) -> Self {
-        let layers = forecast.layers.iter().map(|layer| Layer {
-            diff_id: layer.diff_id.to_string(),
-            size: layer.size,
-            fetch: layer.fetch,
-            how: how(layer.way),
+        let bound = forecast.bound.iter().map(|part| Bound {
+            image: part.reference.clone(),
+            image_digest: part.manifest.to_string(),
+            bytes: part.bytes(),
+            bytes_of_layers: part.bytes_of_layers(),
+            layers: layers(part),
         });
         Self {
-            image: forecast.reference.clone(),
-            image_digest: forecast.manifest.to_string(),
+            image: forecast.image.reference.clone(),
+            image_digest: forecast.image.manifest.to_string(),
             bytes: forecast.bytes(),
             bytes_of_layers: forecast.bytes_of_layers(),
-            layers: layers.collect(),
+            layers: layers(&forecast.image),
+            bound_images: bound.collect(),
+            store: Place::from(&forecast.store),
+            boot: forecast.boot.as_ref().map(Place::from),
+            fits: forecast.store.check().is_ok(),
         }
     }
 }
 
 impl Report for Planned {
     fn human(&self) -> String {
-        let count = |how: &str| self.layers.iter().filter(|layer| layer.how == how).count();
+        let all = || {
+            self.bound_images
+                .iter()
+                .flat_map(|image| &image.layers)
+                .chain(&self.layers)
+        };
+        let count = |how: &str| all().filter(|layer| layer.how == how).count();
         let mut text = format!("Would fetch {}; nothing was changed\n", self.image);
         let mut line = |label: &str, value: &str| text.push_str(&format!("{label:>16}: {value}\n"));
         line("Digest", &self.image_digest);
+        for image in &self.bound_images {
+            line("Binds", &image.image);
+        }
         let (here, parts, whole) = (count("here"), count("parts"), count("whole"));
+        let podman = match count("podman") {
+            0 => String::new(),
+            n => format!(", {n} from podman"),
+        };
         line(
             "Layers",
             &format!(
-                "{}: {here} here, {parts} in parts, {whole} as a whole",
-                self.layers.len()
+                "{}: {here} here{podman}, {parts} in parts, {whole} as a whole",
+                all().count()
             ),
         );
         let (bytes, of) = (HumanBytes(self.bytes), HumanBytes(self.bytes_of_layers));
         line("To fetch", &format!("{bytes}, where the layers have {of}"));
+        line("Store", &self.store.human());
+        if let Some(boot) = &self.boot {
+            line("$BOOT", &format!("{}; nothing if the kernel stays", boot.human()));
+        }
+        if !self.fits {
+            line("Too little", "there is not enough space; see `cfs-update gc --dry-run`");
+        }
         text
     }
 }
@@ -102,6 +206,7 @@ fn planned(context: &Context, reference: &Reference, platform: &Platform) -> Res
     let registry = Registry::open(reference, &context.registry())?;
     let image = registry.image(platform, &context.ui)?;
     let store = context.existing_store()?;
-    let forecast = Forecast::new(store.as_ref(), &registry, &image, &context.ui)?;
+    let path = context.repository()?;
+    let forecast = Forecast::new(store.as_ref(), &path, (&registry, &image), &[], &context.ui)?;
     Ok(Planned::from(&forecast))
 }

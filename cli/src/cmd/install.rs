@@ -11,8 +11,8 @@ use cfs_core::manifest::Platform;
 use cfs_core::monitor::{Event, Monitor, Stage};
 use cfs_core::registry::{Image, Registry};
 use cfs_core::sys::{filesystem, fs};
-use cfs_core::sysroot::Sysroot;
-use cfs_core::{Error, Result as CoreResult, reference::Reference};
+use cfs_core::sysroot::{Sysroot, repository};
+use cfs_core::{Error, Result as CoreResult, preflight, reference::Reference};
 use clap::Subcommand;
 use indicatif::HumanBytes;
 use serde::Serialize;
@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::Context;
 use super::image::load;
 use super::switch::reference;
-use crate::args::{BootDir, NewStore};
+use crate::args::{BootDir, NewStore, SpaceArgs};
 use crate::output::Report;
 
 const KEYS_LIMIT: u64 = 1 << 20;
@@ -104,6 +104,8 @@ struct Common {
     #[arg(long)]
     allow_missing_verity: bool,
     #[command(flatten)]
+    space: SpaceArgs,
+    #[command(flatten)]
     store: NewStore,
 }
 
@@ -147,7 +149,9 @@ impl ToDisk {
         // Before any thread is started that is to see the mounts.
         filesystem::own_mounts()?;
         let source = inputs.source(context)?;
-        refuse_small_root(&plan, &source.image)?;
+        if !self.common.space.ignore_space && context.settings.store.check_space {
+            refuse_small_root(&plan, &source.image)?;
+        }
         if let Some(files) = &source.files {
             let size = |role| plan.table.of(role).map(|partition| partition.size);
             let esp = size(Role::Esp).unwrap_or_default();
@@ -184,6 +188,10 @@ impl ToFilesystem {
         let source = inputs.source(context)?;
         if let Some(files) = &source.files {
             files.check_mounted(&place)?;
+        }
+        if !self.common.space.ignore_space && context.settings.store.check_space {
+            let nothing = preflight::of_new_store(&repository(&place.root), &source.image)?;
+            nothing.check()?;
         }
         let report = self.common.deploy(context, place, source, inputs)?;
         context.show(&report)
@@ -254,7 +262,8 @@ impl Common {
             },
             root_keys: inputs.root_keys,
         };
-        let installed = install::install(&sysroot, &place, request, &context.ui)?;
+        let work = |sysroot: &_| install::install(sysroot, &place, request, &context.ui);
+        let installed = context.fetching(&sysroot, self.space, work)?;
         drop(sysroot);
         let done = Done::new(&place, installed, followed);
         place.finish()?;

@@ -9,7 +9,7 @@ use cfs_core::update::{self, Wishes};
 
 use super::updated::Updated;
 use super::{Context, forecast};
-use crate::args::{BootDir, NewStore};
+use crate::args::{BootDir, NewStore, SpaceArgs};
 use crate::reboot::Apply;
 
 /// Follow another image from the next boot on
@@ -26,9 +26,11 @@ pub struct Switch {
     /// Take an image that failed here before
     #[arg(long)]
     retry: bool,
-    /// Only say what would be fetched: the bytes of whole layers, and those that are missing here
+    /// Only say what would be fetched and written, and what is free
     #[arg(long, conflicts_with_all = ["apply", "allow_downgrade", "retry"])]
     dry_run: bool,
+    #[command(flatten)]
+    space: SpaceArgs,
     #[command(flatten)]
     store: NewStore,
     #[command(flatten)]
@@ -48,7 +50,8 @@ impl Switch {
             retry: self.retry,
             automatic: false,
         };
-        let outcome = update::switch(&sysroot, &reference, wishes, &context.ui)?;
+        let work = |sysroot: &_| update::switch(sysroot, &reference, wishes, &context.ui);
+        let outcome = context.fetching(&sysroot, self.space, work)?;
         let updated = Updated::of(outcome)?;
         let apply = self.apply.filter(|_| updated.waits(&sysroot));
         context.finish(&updated, apply, sysroot)

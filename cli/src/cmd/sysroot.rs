@@ -14,10 +14,10 @@ use cfs_core::store::Store;
 use cfs_core::sys::fs::{self, RealFs};
 use cfs_core::sys::lock::Lock;
 use cfs_core::sysroot::{Options, Sysroot, repository};
-use cfs_core::{Error, Result};
+use cfs_core::{Error, Result, upkeep};
 
 use super::Context;
-use crate::args::BootDir;
+use crate::args::{BootDir, SpaceArgs};
 
 const PROC_LIMIT: u64 = 16 << 20;
 /// How long another run is waited for, where that is done at all.
@@ -85,6 +85,20 @@ impl Context {
         Sysroot::open(self.options_at(&target, place, algorithm)?, purpose)
     }
 
+    /// Runs `work`, which fetches into the store; where there is no room, says what would help. What is to be fetched is compared
+    /// with what is free unless the user or the settings do not want that.
+    pub fn fetching<T>(
+        &self,
+        sysroot: &Sysroot,
+        space: SpaceArgs,
+        work: impl FnOnce(&Sysroot) -> Result<T>,
+    ) -> Result<T> {
+        if space.ignore_space || !self.settings.store.check_space {
+            sysroot.store().ignore_space();
+        }
+        work(sysroot).map_err(|error| upkeep::without_room(sysroot, error))
+    }
+
     /// The layout of the sysroot and its lock, for changes to its state and nothing else.
     pub fn lock(&self, purpose: &str) -> Result<(Layout, Lock)> {
         let layout = Layout::new(&self.target()?.root);
@@ -99,6 +113,11 @@ impl Context {
             true => Store::open(&repository(&self.target()?.root)).map(Some),
             false => Ok(None),
         }
+    }
+
+    /// Where the repository is, or would be.
+    pub fn repository(&self) -> Result<PathBuf> {
+        self.target().map(|target| repository(&target.root))
     }
 
     /// Whether a repository was ever made here.

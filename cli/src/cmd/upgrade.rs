@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::updated::Updated;
 use super::{Context, forecast};
-use crate::args::BootDir;
+use crate::args::{BootDir, SpaceArgs};
 use crate::output::Report;
 use crate::reboot::Apply;
 
@@ -28,9 +28,11 @@ pub struct Upgrade {
     /// Take an image that failed here before
     #[arg(long)]
     retry: bool,
-    /// Only say what would be fetched: the bytes of whole layers, and those that are missing here. Exit code 77 if nothing
+    /// Only say what would be fetched and written, and what is free. Exit code 77 if nothing
     #[arg(long, conflicts_with_all = ["check", "apply", "allow_downgrade", "retry"])]
     dry_run: bool,
+    #[command(flatten)]
+    space: SpaceArgs,
     #[command(flatten)]
     boot: BootDir,
 }
@@ -64,7 +66,8 @@ impl Upgrade {
             retry: self.retry,
             automatic: false,
         };
-        let updated = Updated::of(update::upgrade(&sysroot, wishes, &context.ui)?)?;
+        let work = |sysroot: &_| update::upgrade(sysroot, wishes, &context.ui);
+        let updated = Updated::of(context.fetching(&sysroot, self.space, work)?)?;
         let apply = self.apply.filter(|_| updated.waits(&sysroot));
         if updated.is_new() || apply.is_some() {
             return context.finish(&updated, apply, sysroot);

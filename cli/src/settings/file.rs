@@ -36,6 +36,7 @@ struct Registry {
 struct Store {
     algorithm: Option<Spanned<String>>,
     threads: Option<Spanned<usize>>,
+    check_space: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -112,6 +113,7 @@ impl File {
         let mut threads = settings.store.threads.unwrap_or(0);
         set(text, self.store.threads, 1..=256, "threads", &mut threads)?;
         settings.store.threads = (threads > 0).then_some(threads);
+        settings.store.check_space = self.store.check_space.unwrap_or(settings.store.check_space);
         set(
             text,
             self.deployments.keep,

@@ -58,6 +58,8 @@ pub struct Store {
     pub algorithm: Algorithm,
     /// Layers imported at once; the library chooses where unset.
     pub threads: Option<usize>,
+    /// Whether what is to be fetched is compared with what is free.
+    pub check_space: bool,
 }
 
 /// `[deployments]`
@@ -108,6 +110,7 @@ impl Default for Settings {
             store: Store {
                 algorithm: Algorithm::Sha256,
                 threads: None,
+                check_space: true,
             },
             deployments: Deployments { keep: 2 },
             boot: Boot { dir: None, tries: 3 },

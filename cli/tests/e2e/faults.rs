@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::disk::Tmpfs;
 use crate::common::layout::{How, Image, Layer, base, blob_path, compress, digest, noise, small};
 use crate::common::registry::{Registry, Silent};
 use crate::common::{Cfs, Ran, is_root, list, name, scratch, tool};
@@ -231,40 +232,6 @@ fn a_second_run_is_told_who_holds_the_lock() {
     drop(held);
     // A lock dies with its holder.
     assert_ne!(cfs.run(["switch", &sound]).code, 6);
-}
-
-/// A small file system of its own, unmounted when dropped.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn mount(at: &Path, megabytes: u32) -> Self {
-        fs::create_dir_all(at).unwrap();
-        tool(
-            "mount",
-            [
-                "-t",
-                "tmpfs",
-                "-o",
-                &format!("size={megabytes}m"),
-                "tmpfs",
-                at.to_str().unwrap(),
-            ],
-        );
-        Self(at.to_path_buf())
-    }
-
-    fn resize(&self, megabytes: u32) {
-        tool(
-            "mount",
-            ["-o", &format!("remount,size={megabytes}m"), self.0.to_str().unwrap()],
-        );
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg(&self.0).status();
-    }
 }
 
 #[test]

@@ -17,5 +17,6 @@ mod measure;
 mod mount;
 mod os_image;
 mod podman;
+mod preflight;
 mod readme;
 mod registry;

@@ -139,10 +139,29 @@ fn layers_that_podman_has_are_not_fetched() {
     let stored = Stored::new(dir.path(), &finished.layout(&dir.path().join("oci"), "stable"));
     let from = finished.push(&registry, "os", "1");
     let cfs = Cfs::new(dir.path());
+    let told = stored
+        .run(&cfs, ["switch", "--dry-run", "--json", &from])
+        .expect(0)
+        .json();
+    let how: Vec<_> = told["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| &layer["how"])
+        .collect();
+    assert_eq!(how, ["podman", "podman", "podman"], "{told}");
+    assert_eq!(
+        (&told["bytes"], &told["bytesOfLayers"]),
+        (&0.into(), &0.into()),
+        "{told}"
+    );
+    let told = stored.run(&cfs, ["switch", "--dry-run", &from]).expect(0).stdout;
+    assert!(told.contains("3: 0 here, 3 from podman, 0 in parts"), "{told}");
+    let asked = blobs_fetched(&registry);
     let told = stored.run(&cfs, ["switch", &from]).expect(0);
     assert_eq!(told.stderr.matches("taken from podman: ").count(), 3, "{}", told.stderr);
     assert_eq!(
-        blobs_fetched(&registry),
+        blobs_fetched(&registry) - asked,
         1,
         "the config alone: {:?}",
         registry.requests()

@@ -16,7 +16,7 @@ use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Result};
 use crate::ids::ObjectId;
-use crate::store::pending::{LAYERS, MARK};
+use crate::store::pending::{LAYERS, MARK, Pending};
 use crate::store::streams::{encode, manifest_name, object_of_link};
 use crate::store::{Store, lock_shared, wait_for_lock};
 use crate::sys::fs;
@@ -94,6 +94,36 @@ pub fn run(store: &Store, roots: &Roots, objects_of: ObjectsOf<'_>) -> Result<Pl
     }
     lock_exclusive(store)?;
     let result = plan(store, roots, objects_of).and_then(|plan| remove(store, &plan).map(|()| plan));
+    lock_shared(&store.lock, &store.path)?;
+    result
+}
+
+/// Gives up what this process has put and not published, and removes, durably, what nothing refers to of all that was
+/// written since the last run that was finished: for a disk that became full. What was collectable before stays.
+///
+/// # Errors
+/// As [`run`].
+pub fn take_back(store: &Store, roots: &Roots, objects_of: ObjectsOf<'_>) -> Result<Plan> {
+    let mark = store.path.join(MARK);
+    if !fs::exists(&mark) {
+        return Ok(Plan::default());
+    }
+    let since = fs::metadata(&mark).map(|meta| (meta.ctime(), meta.ctime_nsec()))?;
+    *store.pending() = Pending::default();
+    lock_exclusive(store)?;
+    let result = plan(store, roots, objects_of).and_then(|mut plan| {
+        let written = |id: &ObjectId| {
+            let meta = fs::metadata(&store.object_path(id));
+            meta.is_ok_and(|meta| (meta.ctime(), meta.ctime_nsec()) >= since)
+        };
+        plan.objects.retain(|(id, _)| written(id));
+        let gone: HashSet<_> = plan.objects.iter().map(|(id, _)| *id).collect();
+        for (folder, names) in [("images", &mut plan.images), ("streams", &mut plan.streams)] {
+            let links = store.links(folder)?;
+            names.retain(|name| links.get(name).is_some_and(|id| gone.contains(id)));
+        }
+        remove(store, &plan).map(|()| plan)
+    });
     lock_shared(&store.lock, &store.path)?;
     result
 }

@@ -27,7 +27,7 @@ use crate::store::buffers::{self, Filling, Outlet};
 use crate::store::decompress::{Decompressor, PEEK};
 use crate::store::layer::Importer;
 use crate::store::partial::{self, Decision};
-pub use crate::store::partial::{Partial, Parts};
+pub use crate::store::partial::{Missing, Partial, Parts};
 
 /// Layers at a time at most unless asked otherwise: each takes about 12 MiB, of which a zstd window is 8.
 const MAX_THREADS: usize = 4;
@@ -60,36 +60,155 @@ impl std::fmt::Debug for LayerSource<'_> {
     }
 }
 
+/// Layers that are to be imported, with what the tables of those that have one say; nothing else is fetched yet.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    jobs: Vec<Job<'a>>,
+}
+
+/// One of them.
+struct Job<'a> {
+    source: LayerSource<'a>,
+    decision: Decision,
+}
+
+impl std::fmt::Debug for Job<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job")
+            .field("source", &self.source)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A layer of a plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned<'p> {
+    /// Which.
+    pub diff_id: DiffId,
+    /// Its size in bytes, as it is in the registry.
+    pub size: u64,
+    /// How it is compressed.
+    pub compression: Compression,
+    /// Bytes that will be fetched where only parts of it will be.
+    pub parts: Option<u64>,
+    /// What of it is not here, where that is known.
+    pub missing: Option<&'p Missing>,
+}
+
+impl<'a> Plan<'a> {
+    /// Reads the tables of contents, where there are any, and looks up what they list, `threads` at a time as [`layers`].
+    /// `remember`: the index of the store may be written, which is all that is. A table that cannot be had or used means that
+    /// the layer is fetched as a whole. Without a store nothing is asked.
+    pub fn new(
+        store: Option<&Store>,
+        sources: Vec<LayerSource<'a>>,
+        threads: usize,
+        remember: bool,
+        monitor: &dyn Monitor,
+    ) -> Self {
+        let store = store.filter(|store| store.keeps.is_none());
+        let decide = |source: LayerSource<'a>| {
+            let decided = match (store, &source.partial) {
+                (Some(store), Some(partial)) => partial::decide(store, &source.diff_id, partial, remember, monitor),
+                _ => Ok(Decision::Whole),
+            };
+            let decision = decided.unwrap_or_else(|error| {
+                warn_of_whole(&source.diff_id, &error, monitor);
+                Decision::Whole
+            });
+            Job { source, decision }
+        };
+        let asked = sources.iter().filter(|source| source.partial.is_some()).count();
+        Self {
+            jobs: side_by_side(sources, workers(threads).min(asked), decide),
+        }
+    }
+
+    /// Its layers.
+    pub fn layers(&self) -> impl Iterator<Item = Planned<'_>> {
+        self.jobs.iter().map(|Job { source, decision }| Planned {
+            diff_id: source.diff_id,
+            size: source.size,
+            compression: source.compression,
+            parts: match decision {
+                Decision::Parts(plan, _) => Some(plan.bytes),
+                Decision::Whole | Decision::Known(..) => None,
+            },
+            missing: match decision {
+                Decision::Parts(_, missing) | Decision::Known(_, missing) => Some(missing),
+                Decision::Whole => None,
+            },
+        })
+    }
+
+    /// Leaves out layers that came here in the meantime.
+    pub fn retain(&mut self, wanted: impl Fn(&DiffId) -> bool) {
+        self.jobs.retain(|job| wanted(&job.source.diff_id));
+    }
+
+    /// With the layers of another plan.
+    pub fn and(mut self, other: Self) -> Self {
+        self.jobs.extend(other.jobs);
+        self
+    }
+
+    /// Imports them, as [`layers`] does.
+    ///
+    /// # Errors
+    /// As [`layers`].
+    pub fn run(self, store: &Store, threads: usize, monitor: &dyn Monitor) -> Result<()> {
+        let mut jobs = self.jobs;
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        store.begin()?;
+        jobs.sort_by_key(|job| std::cmp::Reverse(job.source.size));
+        let (stop, failure) = (AtomicBool::new(false), Mutex::new(None));
+        let work = |job: Job<'_>| {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            if let Err(error) = layer(store, job, &stop, monitor) {
+                stop.store(true, Ordering::Relaxed);
+                let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                failure.get_or_insert(error);
+            }
+        };
+        side_by_side(jobs, workers(threads), work);
+        failure
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map_or(Ok(()), Err)
+    }
+}
+
 /// Imports layers side by side, `threads` at a time (0: as many as there are cores, 4 at most). The caller leaves out
 /// those that are here ([`Store::has_layer`]). Nothing refers to them before [`Store::publish`].
 ///
 /// # Errors
 /// The first error of any layer; the others are given up then. What was complete stays and is not fetched again.
-pub fn layers(store: &Store, mut sources: Vec<LayerSource<'_>>, threads: usize, monitor: &dyn Monitor) -> Result<()> {
-    if sources.is_empty() {
-        return Ok(());
+pub fn layers(store: &Store, sources: Vec<LayerSource<'_>>, threads: usize, monitor: &dyn Monitor) -> Result<()> {
+    Plan::new(Some(store), sources, threads, true, monitor).run(store, threads, monitor)
+}
+
+fn workers(threads: usize) -> usize {
+    match threads {
+        0 => thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS),
+        asked => asked,
     }
-    store.begin()?;
-    sources.sort_by_key(|source| std::cmp::Reverse(source.size));
-    let cores = || thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-    let workers = if threads == 0 { cores() } else { threads }.min(sources.len());
-    let sources: Vec<_> = sources.into_iter().map(|source| Mutex::new(Some(source))).collect();
-    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let failure = Mutex::new(None);
+}
+
+/// Does something with each, in order, so many at a time; the results are in the same order.
+fn side_by_side<T: Send, R: Send>(items: Vec<T>, workers: usize, each: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let workers = workers.min(items.len());
+    let slots: Vec<_> = items.into_iter().map(|item| Mutex::new((Some(item), None))).collect();
+    let next = AtomicUsize::new(0);
     let work = || {
-        while !stop.load(Ordering::Relaxed) {
-            let Some(slot) = sources.get(next.fetch_add(1, Ordering::Relaxed)) else {
-                return;
-            };
-            let Some(source) = slot.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-                continue;
-            };
-            if let Err(error) = layer(store, source, &stop, monitor) {
-                stop.store(true, Ordering::Relaxed);
-                failure
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .get_or_insert(error);
+        while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let item = slot.lock().unwrap_or_else(PoisonError::into_inner).0.take();
+            if let Some(item) = item {
+                let result = each(item);
+                slot.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(result);
             }
         }
     };
@@ -99,29 +218,37 @@ pub fn layers(store: &Store, mut sources: Vec<LayerSource<'_>>, threads: usize, 
         }
         work();
     });
-    failure
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-        .map_or(Ok(()), Err)
+    let results = slots.into_iter();
+    results
+        .filter_map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner).1)
+        .collect()
+}
+
+fn warn_of_whole(diff_id: &DiffId, error: &Error, monitor: &dyn Monitor) {
+    monitor.event(Event::Warning(format!(
+        "layer {diff_id} is fetched as a whole: {error}"
+    )));
 }
 
 /// Imports one layer: from its missing parts where that pays, else as a whole.
-fn layer(store: &Store, source: LayerSource<'_>, stop: &AtomicBool, monitor: &dyn Monitor) -> Result<()> {
+fn layer(store: &Store, job: Job<'_>, stop: &AtomicBool, monitor: &dyn Monitor) -> Result<()> {
+    let Job { source, decision } = job;
     let diff_id = source.diff_id;
-    let mut table = None;
-    if let Some(partial) = source.partial.as_ref().filter(|_| store.keeps.is_none()) {
-        match parts(store, &diff_id, partial, stop, monitor) {
-            Ok(Fetched::Parts) => {
+    let table = match (decision, &source.partial) {
+        (Decision::Known(table, _), _) => Some(table),
+        (Decision::Parts(plan, _), Some(partial)) => match parts(store, &diff_id, &plan, partial, stop, monitor) {
+            Ok(()) => {
                 monitor.event(Event::LayerDone { diff_id });
                 return Ok(());
             }
-            Ok(Fetched::Nothing(known)) => table = known,
             Err(error) if error.kind() == Kind::Space || stop.load(Ordering::Relaxed) => return Err(error),
-            Err(error) => monitor.event(Event::Warning(format!(
-                "layer {diff_id} is fetched as a whole: {error}"
-            ))),
-        }
-    }
+            Err(error) => {
+                warn_of_whole(&diff_id, &error, monitor);
+                None
+            }
+        },
+        (Decision::Parts(..) | Decision::Whole, _) => None,
+    };
     let place = source.partial.as_ref().map(|partial| partial.place.clone());
     monitor.event(Event::LayerStarted {
         diff_id,
@@ -140,53 +267,27 @@ fn layer(store: &Store, source: LayerSource<'_>, stop: &AtomicBool, monitor: &dy
     Ok(())
 }
 
-/// Bytes that would be fetched of a layer with a table; `None` where it would be fetched as a whole. Nothing is written.
-pub fn forecast(store: &Store, diff_id: &DiffId, partial: &Partial<'_>, monitor: &dyn Monitor) -> Option<u64> {
-    match partial::decide(store, diff_id, partial, false, monitor) {
-        Ok(Decision::Parts(plan)) => Some(plan.bytes),
-        Ok(Decision::Whole | Decision::Known(_)) => None,
-        Err(error) => {
-            monitor.event(Event::Warning(format!(
-                "layer {diff_id} would be fetched as a whole: {error}"
-            )));
-            None
-        }
-    }
-}
-
-/// What came of asking for parts.
-enum Fetched {
-    /// The layer is here.
-    Parts,
-    /// It is to be fetched as a whole; its table, where that is known.
-    Nothing(Option<Table>),
-}
-
 fn parts(
     store: &Store,
     diff_id: &DiffId,
+    plan: &partial::Plan,
     partial: &Partial<'_>,
     stop: &AtomicBool,
     monitor: &dyn Monitor,
-) -> Result<Fetched> {
-    let plan = match partial::decide(store, diff_id, partial, true, monitor)? {
-        Decision::Whole => return Ok(Fetched::Nothing(None)),
-        Decision::Known(table) => return Ok(Fetched::Nothing(Some(table))),
-        Decision::Parts(plan) => plan,
-    };
+) -> Result<()> {
     monitor.event(Event::LayerStarted {
         diff_id: *diff_id,
         size: plan.bytes,
     });
     let made = run(store, diff_id, stop, monitor, |out| {
-        partial::rebuild(store, diff_id, &plan, partial, out, monitor)
+        partial::rebuild(store, diff_id, plan, partial, out, monitor)
     });
     if let Err(Error::Mismatch { .. }) = &made {
         store.forget_index()?;
     }
     made?;
     note(store, diff_id, &plan.table);
-    Ok(Fetched::Parts)
+    Ok(())
 }
 
 fn note(store: &Store, diff_id: &DiffId, table: &Table) {

@@ -141,10 +141,18 @@ impl Store {
         !self.layers().is_empty() || !self.pending().streams.is_empty()
     }
 
-    fn layers(&self) -> Vec<DiffId> {
+    pub(super) fn layers(&self) -> Vec<DiffId> {
         let links = self.links("streams").unwrap_or_default();
         let diff_id = |name: &String| name.strip_prefix("oci-layer-")?.parse().ok();
         links.keys().filter_map(diff_id).collect()
+    }
+
+    /// Whether each layer has its file in the index.
+    pub(super) fn index_is_complete(&self) -> bool {
+        let folder = self.path.join(INDEX);
+        self.layers()
+            .iter()
+            .all(|layer| fs::exists(&folder.join(layer.to_hex())))
     }
 
     /// Hashes the objects of all layers that have no file in the index, looks there for what is wanted, and makes the
@@ -174,8 +182,9 @@ impl Store {
                     if let Err(error) = self.search_file(&*bytes, search) {
                         tracing::debug!("index of {layer}: {error}");
                     }
-                    if remember {
-                        self.put_index(&layer, &bytes)?;
+                    if let (true, Err(error)) = (remember, self.put_index(&layer, &bytes)) {
+                        // Of a full disk, say: it is made again when it is needed.
+                        tracing::debug!("index of {layer}: {error}");
                     }
                 }
                 Err(error) => tracing::debug!("index of {layer}: {error}"),

@@ -18,6 +18,7 @@
 mod buffers;
 mod decompress;
 mod entries;
+mod held;
 mod index;
 mod layer;
 mod meta;
@@ -32,6 +33,7 @@ pub mod import;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,6 +46,7 @@ use crate::sys::objects::{Objects, Verity};
 use crate::sys::verity::{self, Hasher};
 
 pub use entries::Entries;
+pub use held::{Held, Sample};
 pub use streams::{StoredConfig, StoredManifest};
 
 /// Named reference of a config stream: the image of EROFS format 1 (`composefs.image.v1` of composefs-oci).
@@ -66,6 +69,10 @@ pub struct Store {
     pending: Mutex<pending::Pending>,
     /// Which files of layers are kept; all where unset.
     keeps: Option<Keeps>,
+    /// What is to be written is not compared with what is free.
+    unchecked: AtomicBool,
+    /// What the last comparison said, for an error later on: bytes that are expected, bytes that were free.
+    expected: Mutex<Option<(u64, u64)>>,
 }
 
 /// Tells by a file's path, as the archive has it, whether its content is wanted.
@@ -117,6 +124,8 @@ impl Store {
             lock,
             pending: Mutex::new(pending),
             keeps: None,
+            unchecked: AtomicBool::new(false),
+            expected: Mutex::new(None),
         })
     }
 
@@ -197,6 +206,26 @@ impl Store {
             keeps: Some(keeps),
             ..self
         }
+    }
+
+    /// From now on what is to be written is not compared with what is free before it is fetched.
+    pub fn ignore_space(&self) {
+        self.unchecked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what is to be written is compared with what is free before it is fetched.
+    pub fn checks_space(&self) -> bool {
+        !self.unchecked.load(Ordering::Relaxed) && self.keeps_all()
+    }
+
+    /// Remembers what was expected to be written, and what was free.
+    pub(crate) fn expect(&self, bytes: u64, free: u64) {
+        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = Some((bytes, free));
+    }
+
+    /// What was expected to be written, and what was free then, where that was found out.
+    pub fn expected(&self) -> Option<(u64, u64)> {
+        *self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it keeps what is imported, all of it.

@@ -15,7 +15,7 @@ use std::ops::Range;
 use sha2::{Digest, Sha256};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
-use crate::chunked::{Chunk, Item, Place, Table, coalesce, total};
+use crate::chunked::{self, Chunk, Item, Place, Table, coalesce, total};
 use crate::error::{Error, Result};
 use crate::ids::DiffId;
 use crate::layers::INLINE_MAX;
@@ -57,9 +57,22 @@ pub(super) enum Decision {
     /// Nothing is known of it: fetch it as a whole, and take the table along.
     Whole,
     /// The saving is small: fetch it as a whole.
-    Known(Table),
+    Known(Table, Missing),
     /// Fetch what is missing.
-    Parts(Box<Plan>),
+    Parts(Box<Plan>, Missing),
+}
+
+/// What of a layer is in no layer that is here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// The files that become objects: SHA-256, size, and how much of the blob they are. Some may be there twice.
+    pub files: Vec<([u8; 32], u64, u64)>,
+    /// How many files the layer has.
+    pub entries: u64,
+    /// Bytes that the layer's stream has at least.
+    pub stream: u64,
+    /// Everything that is here was looked through, so none of the files is.
+    pub sure: bool,
 }
 
 /// What is here of a layer, and what is not.
@@ -96,23 +109,46 @@ pub(super) fn decide(
     }
     store.search_index(&mut search, remember)?;
     let mut ranges = missing(&table, &search.found);
-    if total(&ranges) >= WORTH_HASHING {
+    let fill = total(&ranges) >= WORTH_HASHING;
+    if fill {
         store.fill_index(&mut search, remember, monitor)?;
         ranges = missing(&table, &search.found);
     }
+    let sure = !store.is_suspect() && (fill || store.index_is_complete());
     let overhead = place.table.range.end - place.table.range.start + tar_split.len() as u64;
     let bytes = total(&ranges) + overhead;
+    let missing = Missing {
+        stream: tar_split.len() as u64,
+        sure,
+        ..new_files(&table, &search.found)
+    };
     // The table is here already: what counts is what is yet to come.
     if total(&ranges) > place.blob / 10 * 7 {
-        return Ok(Decision::Known(table));
+        return Ok(Decision::Known(table, missing));
     }
-    Ok(Decision::Parts(Box::new(Plan {
+    let plan = Plan {
         table,
         tar_split,
         found: search.found,
         ranges,
         bytes,
-    })))
+    };
+    Ok(Decision::Parts(Box::new(plan), missing))
+}
+
+/// What the store has not got of a table's files.
+fn new_files(table: &Table, found: &Found) -> Missing {
+    let files = table.files.iter().filter(|file| file.size > INLINE_MAX);
+    let new = files.filter(|file| !is_here(found, &file.digest, file.size));
+    let packed = |file: &chunked::File| {
+        let chunks = table.chunks(file).iter();
+        chunks.map(|chunk| chunk.packed.end - chunk.packed.start).sum::<u64>()
+    };
+    Missing {
+        files: new.map(|file| (file.digest, file.size, packed(file))).collect(),
+        entries: table.files.len() as u64,
+        ..Missing::default()
+    }
 }
 
 /// The table, checked, and the tar-split, packed.

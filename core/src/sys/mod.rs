@@ -17,4 +17,5 @@ pub mod power;
 pub mod process;
 pub mod secret;
 pub mod sha256;
+pub mod space;
 pub mod verity;

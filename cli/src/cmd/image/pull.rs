@@ -3,10 +3,11 @@
 use anyhow::Result;
 use cfs_core::pull;
 use cfs_core::registry::Registry;
+use cfs_core::sysroot::Sysroot;
 use serde::Serialize;
 
 use super::PlatformArgs;
-use crate::args::NewStore;
+use crate::args::{NewStore, SpaceArgs};
 use crate::cmd::switch::reference;
 use crate::cmd::{Context, forecast};
 use crate::output::Report;
@@ -17,11 +18,13 @@ pub struct Pull {
     /// Image: quay.io/org/app:1, docker://…, oci:DIR[:TAG]
     #[arg(value_name = "REF")]
     image: String,
-    /// Only say what would be fetched: the bytes of whole layers, and those that are missing here
+    /// Only say what would be fetched and written, and what is free
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     platform: PlatformArgs,
+    #[command(flatten)]
+    space: SpaceArgs,
     #[command(flatten)]
     store: NewStore,
 }
@@ -59,7 +62,9 @@ impl Pull {
         let registry = Registry::open(&reference(&self.image)?, &context.registry())?;
         let sysroot = context.open_store(self.store.algorithm(), "image pull")?;
         let platform = self.platform.platform();
-        let pulled = pull::pull(sysroot.store(), &registry, &platform, context.threads(), &context.ui)?;
+        let work =
+            |sysroot: &Sysroot| pull::pull(sysroot.store(), &registry, &platform, context.threads(), &context.ui);
+        let pulled = context.fetching(&sysroot, self.space, work)?;
         super::expose::refresh(context, &sysroot);
         context.show(&Pulled {
             name: pulled.name,
