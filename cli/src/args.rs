@@ -1,8 +1,10 @@
 //! What can be written on the command line; one variant for each subcommand, whose own arguments are in its file.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use cfs_core::ids::Algorithm;
+use cfs_core::registry::Rate;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 use crate::cmd;
@@ -119,6 +121,29 @@ pub struct SpaceArgs {
     pub ignore_space: bool,
 }
 
+/// For commands that fetch or send images.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct Network {
+    /// Bytes a second that are fetched and sent at most: 800K, 2M; none = no limit [default: as the settings say]
+    #[arg(long, value_name = "RATE")]
+    pub limit_rate: Option<LimitRate>,
+}
+
+/// A rate, or that there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitRate(pub Option<Rate>);
+
+impl FromStr for LimitRate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self(None)),
+            rate => rate.parse().map(Some).map(Self),
+        }
+    }
+}
+
 /// The form of a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -176,6 +201,20 @@ pub enum Command {
     Fsck(cmd::fsck::Fsck),
     Completions(cmd::completions::Completions),
     Man(cmd::man::Man),
+}
+
+impl Command {
+    /// How this one uses the network, where it was said.
+    pub fn network(&self) -> Network {
+        match self {
+            Self::Switch(command) => command.network,
+            Self::Upgrade(command) => command.network,
+            Self::Auto(command) => command.network(),
+            Self::Install(command) => command.network(),
+            Self::Image(command) => command.network(),
+            _ => Network::default(),
+        }
+    }
 }
 
 #[cfg(test)]

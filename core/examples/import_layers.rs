@@ -42,6 +42,7 @@ fn source(argument: &str) -> Result<LayerSource<'static>> {
     };
     Ok(LayerSource {
         partial: None,
+        remote: None,
         diff_id,
         size,
         compression,

@@ -13,8 +13,9 @@ use crate::manifest::{Compression, Descriptor, Platform};
 use crate::monitor::{Event, Monitor, Stage};
 use crate::podman;
 use crate::preflight::Tally;
+use crate::reference::Reference;
 use crate::registry::{self, Registry};
-use crate::store::{self, Store, adopt, import};
+use crate::store::{self, Origin, Store, adopt, import};
 use crate::synced::Synced;
 use crate::tree::{Inode, Kind, Merge, Regular, Tree};
 
@@ -207,7 +208,15 @@ pub(crate) fn import_all(
         cached: layers - fetched().count(),
         bytes: fetched().map(|layer| layer.size).sum(),
     });
-    plans.into_iter().try_for_each(|plan| plan.run(store, threads))
+    plans.into_iter().try_for_each(|plan| plan.run(store, threads))?;
+    let origins = images.iter().filter_map(|(registry, _)| origin(registry));
+    for origin in origins.filter(|_| store.keeps_all() && store.read_only().is_none()) {
+        // Nothing depends on it, and a later collection removes them, too.
+        if let Err(error) = store.forget_parts(origin) {
+            tracing::debug!("parts of downloads stay: {error}");
+        }
+    }
+    Ok(())
 }
 
 impl Imported {
@@ -229,6 +238,21 @@ fn fetched<'a>(
         compression: layer.compression(),
         open: Box::new(move || Ok(Box::new(registry.blob(layer, monitor)) as _)),
         partial: partial(registry, layer, monitor),
+        remote: origin(registry).map(|origin| import::Remote {
+            blob: layer.digest,
+            origin,
+            open: Box::new(move |kept| Box::new(registry.blob(layer, monitor).with_kept(kept)) as _),
+        }),
+    }
+}
+
+/// Where blobs come from, if it is a registry.
+fn origin(registry: &Registry) -> Option<Origin> {
+    match registry.reference() {
+        Reference::Registry(name) if registry.is_remote() => {
+            Some(Origin::new(&format!("{}/{}", name.host(), name.repository())))
+        }
+        _ => None,
     }
 }
 

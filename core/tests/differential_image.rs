@@ -123,6 +123,7 @@ fn our_tree(store: &Store, layers: &[Vec<u8>], boot: bool) -> cfs_core::Result<T
             let blob = layer.clone();
             let source = LayerSource {
                 partial: None,
+                remote: None,
                 diff_id: id,
                 size: blob.len() as u64,
                 compression: Compression::None,

@@ -24,6 +24,7 @@ use tars::{Header, Tar, diff_id, gzip, zstd};
 fn source(diff_id: DiffId, compression: Compression, blob: Vec<u8>) -> LayerSource<'static> {
     LayerSource {
         partial: None,
+        remote: None,
         diff_id,
         size: blob.len() as u64,
         compression,
@@ -419,6 +420,7 @@ fn an_error_of_the_blob_keeps_its_kind() {
     let half = blob.len() / 2;
     let failing = LayerSource {
         partial: None,
+        remote: None,
         diff_id: diff_id(&tar),
         size: blob.len() as u64,
         compression: Compression::Gzip,
@@ -431,6 +433,7 @@ fn an_error_of_the_blob_keeps_its_kind() {
     assert!(error.to_string().contains("https://r/b"));
     let unopened = LayerSource {
         partial: None,
+        remote: None,
         diff_id: diff_id(&tar),
         size: 1,
         compression: Compression::None,
@@ -570,6 +573,7 @@ fn child_that_is_killed() {
     import(&store, &whole).unwrap();
     let source = LayerSource {
         partial: None,
+        remote: None,
         diff_id: diff_id(&half),
         size: 1,
         compression: Compression::None,

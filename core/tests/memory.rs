@@ -106,6 +106,7 @@ fn importing_a_layer_takes_the_same_memory_whatever_its_size_and_however_many_la
             let size = size + 512 * layer;
             LayerSource {
                 partial: None,
+                remote: None,
                 diff_id: diff_id_of(big_file(size)),
                 size,
                 compression: Compression::None,

@@ -951,6 +951,25 @@ fn a_mirror_with_other_content_under_the_same_digest_is_passed_over() {
 }
 
 #[test]
+fn a_mirror_of_several_registries_is_told_which_one_is_meant_where_it_asks_for_that() {
+    let served = Served::new(MIB);
+    let mirror = faulty(&served, |seen, _| {
+        let tag = seen.path.contains("/manifests/") && !seen.path.contains("/manifests/sha256:");
+        (tag && !seen.path.ends_with("?ns=h.example")).then(not_found)
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let conf = format!(
+        "[[registry]]\nprefix = \"h.example\"\nlocation = \"127.0.0.1:1\"\n[[registry.mirror]]\nlocation = \"{}\"\n",
+        mirror.host(),
+    );
+    let registry = open_with("h.example", &registries_conf(dir.path(), &conf));
+    registry.resolve(&Quiet).unwrap();
+    assert_eq!(layer(&registry).unwrap(), served.layer);
+    assert_eq!(mirror.count("?ns="), 2, "{:?}", mirror.story());
+    assert_eq!(mirror.count("/blobs/"), 2, "{:?}", mirror.story());
+}
+
+#[test]
 fn a_blocked_registry_is_not_asked() {
     let dir = tempfile::tempdir().unwrap();
     let options = registries_conf(dir.path(), "[[registry]]\nlocation = \"h.example\"\nblocked = true\n");

@@ -36,6 +36,7 @@ fn import(store: &Store, tar: &[u8]) -> DiffId {
     let (diff_id, blob) = (diff_id(tar), gzip(tar));
     let source = LayerSource {
         partial: None,
+        remote: None,
         diff_id,
         size: blob.len() as u64,
         compression: Compression::Gzip,
@@ -523,6 +524,7 @@ fn pull(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
         let open = Box::new(move || Ok(Box::new(std::io::Cursor::new(blob)) as Box<dyn BufRead + Send>));
         let source = LayerSource {
             partial: None,
+            remote: None,
             diff_id,
             size,
             compression: Compression::Gzip,

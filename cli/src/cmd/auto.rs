@@ -2,14 +2,17 @@
 
 use anyhow::Result;
 use cfs_core::Error;
+use cfs_core::sysroot::Sysroot;
 use cfs_core::update::{self, Outcome, Wishes};
 use serde::Serialize;
 
 use super::Context;
 use super::updated::Updated;
-use crate::args::{BootDir, SpaceArgs};
+use crate::args::{BootDir, Network, SpaceArgs};
+use crate::metered::{self, Connection};
 use crate::output::Report;
 use crate::reboot::Apply;
+use crate::settings::Metered;
 
 /// Automatic updates
 #[derive(Debug, clap::Subcommand)]
@@ -20,9 +23,12 @@ pub enum Auto {
 
 /// Update as the settings say; what cfs-update-auto.timer starts
 ///
-/// Exit code 77 if there is nothing to do.
+/// Exit code 77 if there is nothing to do, also where there is something new that is not fetched over a metered
+/// connection.
 #[derive(Debug, clap::Args)]
 pub struct Run {
+    #[command(flatten)]
+    network: Network,
     #[command(flatten)]
     boot: BootDir,
 }
@@ -36,6 +42,10 @@ pub struct Status;
 struct Policy {
     enabled: bool,
     apply: bool,
+    metered: Metered,
+    connection: Connection,
+    /// What is new is not fetched now.
+    waits: bool,
 }
 
 impl Report for Policy {
@@ -45,19 +55,36 @@ impl Report for Policy {
             (true, false) => "stage what is new; it runs after the next reboot",
             (true, true) => "stage what is new and reboot into it",
         };
-        format!("Automatic updates {what}\n")
+        let connection = match (self.waits, self.connection, self.metered) {
+            (true, ..) => "The connection is metered: what is new is fetched when it is not\n",
+            (false, Connection::Metered, Metered::Allow) => "The connection is metered; they fetch all the same\n",
+            _ => "",
+        };
+        format!("Automatic updates {what}\n{connection}")
     }
 }
 
 impl Auto {
+    /// How it uses the network.
+    pub fn network(&self) -> Network {
+        match self {
+            Self::Run(command) => command.network,
+            Self::Status(Status) => Network::default(),
+        }
+    }
+
     pub fn run(self, context: &Context) -> Result<()> {
         match self {
             Self::Run(command) => command.run(context),
             Self::Status(Status) => {
                 let auto = &context.settings.auto;
+                let connection = metered::connection();
                 context.show(&Policy {
                     enabled: auto.enabled,
                     apply: auto.apply,
+                    metered: auto.metered,
+                    connection,
+                    waits: auto.enabled && waits(auto.metered, connection),
                 })
             }
         }
@@ -72,6 +99,9 @@ impl Run {
         }
         context.check_apply(auto.apply)?;
         let sysroot = context.open(&self.boot, "auto run")?;
+        if waits(auto.metered, metered::connection()) {
+            refuse_news(&sysroot, context)?;
+        }
         let wishes = Wishes {
             automatic: true,
             ..Wishes::default()
@@ -90,4 +120,23 @@ impl Run {
         context.show_document(&updated)?;
         Err(Error::Nothing(updated.human().trim_end().into()).into())
     }
+}
+
+/// Whether nothing is fetched now.
+fn waits(setting: Metered, connection: Connection) -> bool {
+    setting == Metered::Wait && connection == Connection::Metered
+}
+
+/// Asks whether there is something new, which costs one request and is the same as where there is nothing to do.
+fn refuse_news(sysroot: &Sysroot, context: &Context) -> Result<()> {
+    let news = update::check(sysroot, &context.ui)?;
+    if !news.newer {
+        return Ok(());
+    }
+    Err(Error::Nothing(format!(
+        "{} has an update, {}, and the connection is metered: it is fetched when it is not; `cfs-update upgrade` fetches it \
+         now, `metered = \"allow\"` in [auto] always",
+        news.reference, news.top
+    ))
+    .into())
 }

@@ -30,6 +30,8 @@ struct Removed {
     images: Vec<String>,
     streams: Vec<String>,
     objects: Vec<Object>,
+    /// Of interrupted downloads.
+    parts: Vec<String>,
     bytes: u64,
 }
 
@@ -65,11 +67,12 @@ impl Removed {
             dry_run,
             deployments: deployments.iter().map(ToString::to_string).collect(),
             names,
-            bytes: boot.bytes + store.objects.iter().map(|(_, bytes)| bytes).sum::<u64>(),
+            bytes: boot.bytes + store.bytes(),
             boot_files: boot.files.into_iter().chain(boot.folders).collect(),
             leftovers: leftovers.iter().map(|path| path.display().to_string()).collect(),
             images: store.images,
             streams: store.streams,
+            parts: store.parts.into_iter().map(|(name, _)| name).collect(),
             objects: store
                 .objects
                 .into_iter()
@@ -94,6 +97,7 @@ impl Report for Removed {
         list("leftover", &self.leftovers);
         list("image", &self.images);
         list("stream", &self.streams);
+        list("part", &self.parts);
         if self.dry_run {
             self.objects
                 .iter()

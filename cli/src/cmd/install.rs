@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::Context;
 use super::image::load;
 use super::switch::reference;
-use crate::args::{BootDir, NewStore, SpaceArgs};
+use crate::args::{BootDir, Network, NewStore, SpaceArgs};
 use crate::output::Report;
 
 const KEYS_LIMIT: u64 = 1 << 20;
@@ -106,10 +106,20 @@ struct Common {
     #[command(flatten)]
     space: SpaceArgs,
     #[command(flatten)]
+    network: Network,
+    #[command(flatten)]
     store: NewStore,
 }
 
 impl Install {
+    /// How it uses the network.
+    pub fn network(&self) -> Network {
+        match self {
+            Self::ToDisk(command) => command.common.network,
+            Self::ToFilesystem(command) => command.common.network,
+        }
+    }
+
     pub fn run(self, context: &Context) -> Result<()> {
         if context.sysroot.is_some() {
             let why = "install takes the place to install to as its argument; leave --sysroot out";

@@ -24,10 +24,10 @@ mod updated;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use cfs_core::registry;
+use cfs_core::registry::{self, Limit};
 use cfs_core::sysroot::Sysroot;
 
-use crate::args::{Args, BootDir, Command, Global};
+use crate::args::{Args, BootDir, Command, Global, Network};
 use crate::output::{Output, Report};
 use crate::reboot::Apply;
 use crate::settings::{Environment, Settings};
@@ -41,17 +41,20 @@ pub struct Context {
     pub environment: Environment,
     sysroot: Option<PathBuf>,
     boot: BootDir,
+    /// One for the whole run, whatever it asks.
+    limit: Option<Limit>,
     pub config_root: PathBuf,
 }
 
 impl Context {
-    fn new(global: &Global, boot: BootDir, output: Output) -> Result<Self> {
+    fn new(global: &Global, boot: BootDir, network: Network, output: Output) -> Result<Self> {
         let environment = Environment::of_process();
         let config_root = global.config_root.clone().unwrap_or_else(|| "/".into());
         let settings = Settings::load(&config_root)?;
         let ui = Ui::new(global, !environment.no_color)?;
         let directives = environment.log.clone().unwrap_or_else(|| log_directives(global));
         ui.start_log(&directives)?;
+        let rate = network.limit_rate.map_or(settings.registry.limit_rate, |given| given.0);
         Ok(Self {
             output,
             ui,
@@ -59,6 +62,7 @@ impl Context {
             environment,
             sysroot: global.sysroot.clone(),
             boot,
+            limit: rate.map(Limit::new),
             config_root,
         })
     }
@@ -90,7 +94,10 @@ impl Context {
 
     /// For registries, as settings and environment say.
     pub fn registry(&self) -> registry::Options {
-        self.settings.registry_options(&self.environment)
+        registry::Options {
+            limit: self.limit.clone(),
+            ..self.settings.registry_options(&self.environment)
+        }
     }
 
     /// Layers to import at once; 0 = the library's choice.
@@ -106,7 +113,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         Command::Man(command) => return command.run(),
         command => command,
     };
-    let context = Context::new(&args.global, args.boot, output)?;
+    let context = Context::new(&args.global, args.boot, command.network(), output)?;
     let result = with_context(command, &context);
     context.ui.finish(result.is_ok());
     result

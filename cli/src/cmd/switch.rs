@@ -9,7 +9,8 @@ use cfs_core::update::{self, Wishes};
 
 use super::updated::Updated;
 use super::{Context, forecast};
-use crate::args::{BootDir, NewStore, SpaceArgs};
+use crate::args::{BootDir, Network, NewStore, SpaceArgs};
+use crate::metered;
 use crate::reboot::Apply;
 
 /// Follow another image from the next boot on
@@ -32,6 +33,8 @@ pub struct Switch {
     #[command(flatten)]
     space: SpaceArgs,
     #[command(flatten)]
+    pub network: Network,
+    #[command(flatten)]
     store: NewStore,
     #[command(flatten)]
     boot: BootDir,
@@ -50,7 +53,7 @@ impl Switch {
             retry: self.retry,
             automatic: false,
         };
-        let work = |sysroot: &_| update::switch(sysroot, &reference, wishes, &context.ui);
+        let work = |sysroot: &_| update::switch(sysroot, &reference, wishes, &metered::Noting::new(&context.ui));
         let outcome = context.fetching(&sysroot, self.space, work)?;
         let updated = Updated::of(outcome)?;
         let apply = self.apply.filter(|_| updated.waits(&sysroot));

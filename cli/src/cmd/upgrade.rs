@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::updated::Updated;
 use super::{Context, forecast};
-use crate::args::{BootDir, SpaceArgs};
+use crate::args::{BootDir, Network, SpaceArgs};
+use crate::metered;
 use crate::output::Report;
 use crate::reboot::Apply;
 
@@ -33,6 +34,8 @@ pub struct Upgrade {
     dry_run: bool,
     #[command(flatten)]
     space: SpaceArgs,
+    #[command(flatten)]
+    pub network: Network,
     #[command(flatten)]
     boot: BootDir,
 }
@@ -66,7 +69,7 @@ impl Upgrade {
             retry: self.retry,
             automatic: false,
         };
-        let work = |sysroot: &_| update::upgrade(sysroot, wishes, &context.ui);
+        let work = |sysroot: &_| update::upgrade(sysroot, wishes, &metered::Noting::new(&context.ui));
         let updated = Updated::of(context.fetching(&sysroot, self.space, work)?)?;
         let apply = self.apply.filter(|_| updated.waits(&sysroot));
         if updated.is_new() || apply.is_some() {

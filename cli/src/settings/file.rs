@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::Settings;
+use super::{Metered, Settings};
+use crate::args::LimitRate;
 
 /// A file's content; what it leaves out stays as it was.
 #[derive(Debug, Default, Deserialize)]
@@ -29,6 +30,7 @@ struct Registry {
     connect_timeout: Option<Spanned<u64>>,
     read_timeout: Option<Spanned<u64>>,
     insecure: Option<Spanned<Vec<String>>>,
+    limit_rate: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -65,6 +67,7 @@ struct Health {
 struct Auto {
     enabled: Option<bool>,
     apply: Option<bool>,
+    metered: Option<Metered>,
 }
 
 /// Reads one file's text; on failure says what is wrong, with the line.
@@ -106,6 +109,12 @@ impl File {
             }
             registry.insecure = hosts.into_inner();
         }
+        if let Some(rate) = self.registry.limit_rate {
+            let parsed = rate.get_ref().parse::<LimitRate>();
+            registry.limit_rate = parsed
+                .map_err(|why| at(text, rate.span().start, &format!("limit-rate: {why}")))?
+                .0;
+        }
         if let Some(name) = self.store.algorithm {
             let parsed = name.get_ref().parse().map_err(|e: cfs_core::Error| e.to_string());
             settings.store.algorithm = parsed.map_err(|why| at(text, name.span().start, &why))?;
@@ -134,6 +143,7 @@ impl File {
         set(text, self.health.attempts, 1..=100, "attempts", &mut health.attempts)?;
         settings.auto.enabled = self.auto.enabled.unwrap_or(settings.auto.enabled);
         settings.auto.apply = self.auto.apply.unwrap_or(settings.auto.apply);
+        settings.auto.metered = self.auto.metered.unwrap_or(settings.auto.metered);
         Ok(())
     }
 }
@@ -177,10 +187,10 @@ mod tests {
     #[test]
     fn every_key_arrives() {
         let settings = settings(
-            "[registry]\nretries = 1\nconnect-timeout = 2\nread-timeout = 3\ninsecure = [\"a:5000\"]\n\
+            "[registry]\nretries = 1\nconnect-timeout = 2\nread-timeout = 3\ninsecure = [\"a:5000\"]\nlimit-rate = \"2M\"\n\
              [store]\nalgorithm = \"fsverity-sha512-12\"\nthreads = 4\n\
              [deployments]\nkeep = 5\n[boot]\ndir = \"/efi\"\ntries = 6\n\
-             [health]\ntimeout = 7\nattempts = 8\npause = 9\n[auto]\nenabled = false\napply = true\n",
+             [health]\ntimeout = 7\nattempts = 8\npause = 9\n[auto]\nenabled = false\napply = true\nmetered = \"allow\"\n",
         )
         .unwrap();
         assert_eq!(settings.registry.retries, 1);
@@ -196,6 +206,8 @@ mod tests {
         assert_eq!(settings.health.attempts, 8);
         assert_eq!(settings.health.pause, Duration::from_secs(9));
         assert_eq!((settings.auto.enabled, settings.auto.apply), (false, true));
+        assert_eq!(settings.auto.metered, Metered::Allow);
+        assert_eq!(settings.registry.limit_rate.map(|rate| rate.bytes()), Some(2 << 20));
     }
 
     #[test]
@@ -211,6 +223,9 @@ mod tests {
             ("[store]\nalgorithm = \"md5\"", "line 2"),
             ("[health]\nattempts = 0", "line 2"),
             ("[auto]\napply = 1", "line 2"),
+            ("[auto]\nmetered = \"never\"", "line 2"),
+            ("[registry]\nlimit-rate = \"fast\"", "line 2"),
+            ("[registry]\nlimit-rate = 0", "line 2"),
             ("[strore]\n", "line 1"),
             ("[boot\n", "line 1"),
         ] {

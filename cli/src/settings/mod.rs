@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cfs_core::ids::Algorithm;
+use cfs_core::registry::Rate;
 use cfs_core::sys::fs;
 use cfs_core::{Error, Result};
 
@@ -49,6 +50,8 @@ pub struct Registry {
     pub read_timeout: Duration,
     /// `HOST[:PORT]` of registries that are spoken to without TLS, besides loopback.
     pub insecure: Vec<String>,
+    /// Bytes a second at most.
+    pub limit_rate: Option<Rate>,
 }
 
 /// `[store]`
@@ -96,6 +99,19 @@ pub struct Auto {
     pub enabled: bool,
     /// Whether it reboots into what it staged.
     pub apply: bool,
+    /// What it does on a metered connection.
+    pub metered: Metered,
+}
+
+/// What automatic updates do where bytes cost money.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Metered {
+    /// They wait for another one.
+    #[default]
+    Wait,
+    /// They fetch all the same.
+    Allow,
 }
 
 impl Default for Settings {
@@ -106,6 +122,7 @@ impl Default for Settings {
                 connect_timeout: Duration::from_secs(10),
                 read_timeout: Duration::from_secs(60),
                 insecure: Vec::new(),
+                limit_rate: None,
             },
             store: Store {
                 algorithm: Algorithm::Sha256,
@@ -122,6 +139,7 @@ impl Default for Settings {
             auto: Auto {
                 enabled: true,
                 apply: false,
+                metered: Metered::Wait,
             },
         }
     }

@@ -1,15 +1,21 @@
-//! A blob as a reader that checks itself and goes on after a cut connection.
+//! A blob as a reader that checks itself and goes on after a cut connection, or after an interrupted run.
 //!
 //! Invariant: the bytes handed out are a prefix of one blob, hashed in the order in which they were handed out, whatever
-//! connections they came by; `Ok(0)` is returned only when they were `size` bytes with the digest of the descriptor.
+//! connections they came by and whether some of them were kept by an earlier run; `Ok(0)` is returned only when they were
+//! `size` bytes with the digest of the descriptor.
+//!
+//! Where `[a, b)` was kept, `[0, a)` is fetched by range, `[a, b)` read from the disk and the rest fetched by range. A
+//! registry that answers the first of these with the whole blob has no ranges: what was kept is forgotten then.
 
 use std::io::{self, BufRead, Read};
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use sha2::{Digest, Sha256};
 
+use super::kept::{Keeping, megabytes};
 use super::retry::{PROGRESS, Rounds, read_filled};
-use super::{Again, Body, Failure, Registry, Retry};
+use super::{Again, Body, Failure, Kept, Registry, Retry};
 use crate::error::{Error, Result};
 use crate::ids::BlobDigest;
 use crate::manifest::Descriptor;
@@ -25,6 +31,11 @@ pub struct Blob<'m> {
     done: u64,
     hasher: Sha256,
     state: State,
+    /// Where the body that is open ends for us: what follows comes from elsewhere, unless it is the blob's end.
+    until: u64,
+    /// That body is what an earlier run kept.
+    local: bool,
+    keeping: Option<Keeping>,
     /// Sources to ask, from this one on, once around.
     source: usize,
     asked: usize,
@@ -54,10 +65,19 @@ impl<'m> Blob<'m> {
             done: 0,
             hasher: Sha256::new(),
             state: State::Closed,
+            until: blob.size,
+            local: false,
+            keeping: None,
             asked: 1,
             failed: 0,
             failed_at: 0,
         }
+    }
+
+    /// Takes what `kept` has of the blob from there, and lets it keep what arrives where the network is slow.
+    pub fn with_kept(self, kept: Box<dyn Kept>) -> Self {
+        let keeping = Some(Keeping::new(kept));
+        Self { keeping, ..self }
     }
 
     /// Bytes handed out so far.
@@ -99,20 +119,31 @@ impl<'m> Blob<'m> {
             }
             State::Closed | State::Open(_) => {}
         }
+        if self.done == self.until && self.until < self.size {
+            self.state = State::Closed;
+        }
         let mut body = match std::mem::replace(&mut self.state, State::Closed) {
             State::Open(body) => body,
             _ => self.open()?,
         };
-        let available = body.fill_buf().map_err(failure_of)?.len() as u64;
-        if self.done + available > self.size {
-            let (size, found) = (self.size, self.done + available);
-            return Err(self.refuse(format_args!("{size} bytes"), format_args!("at least {found} bytes")));
+        let mut available = self.look(&mut *body)?;
+        match self.until == self.size {
+            true if self.done + available > self.size => {
+                let (size, found) = (self.size, self.done + available);
+                return Err(self.refuse(format_args!("{size} bytes"), format_args!("at least {found} bytes")));
+            }
+            true => {}
+            false => available = available.min(self.until - self.done),
         }
         if available > 0 {
             self.state = State::Open(body);
             return Ok(true);
         }
-        if self.done < self.size {
+        if self.done < self.until && self.local {
+            self.forget_kept();
+            return self.try_fill();
+        }
+        if self.done < self.until {
             return Err(self.cut());
         }
         let found = BlobDigest::from_hash(std::mem::take(&mut self.hasher).finalize().into());
@@ -125,6 +156,25 @@ impl<'m> Blob<'m> {
         }
     }
 
+    /// How many bytes can be read at once. What an earlier run kept and cannot be read ends there.
+    fn look(&mut self, body: &mut dyn BufRead) -> Result<u64, Failure> {
+        if self.local {
+            return Ok(body.fill_buf().map_or(0, |bytes| bytes.len() as u64));
+        }
+        let start = self.keeping.is_some().then(Instant::now);
+        let available = body.fill_buf().map_err(failure_of)?.len() as u64;
+        if let (Some(start), Some(keeping)) = (start, &mut self.keeping) {
+            keeping.waited(start.elapsed());
+        }
+        Ok(available)
+    }
+
+    fn forget_kept(&mut self) {
+        if let Some(keeping) = self.keeping.take() {
+            keeping.forget();
+        }
+    }
+
     fn cut(&self) -> Failure {
         Failure {
             error: Error::Network {
@@ -132,13 +182,43 @@ impl<'m> Blob<'m> {
                 why: format!("ended after {} of {} bytes", self.done, self.size),
             },
             again: Again::Later(None),
+            refused: false,
         }
     }
 
     fn open(&mut self) -> Result<Box<dyn BufRead + Send>, Failure> {
+        let here = self.keeping.as_ref().and_then(Keeping::here);
+        let here = here.filter(|here| self.done < here.end);
+        self.local = here.as_ref().is_some_and(|here| here.start <= self.done);
+        self.until = match &here {
+            Some(here) if self.local => here.end,
+            Some(here) => here.start,
+            None => self.size,
+        };
+        if let (Some(here), Some(keeping)) = (&here, &mut self.keeping) {
+            if keeping.announce() {
+                let (blob, at, size) = (&self.digest, megabytes(here.end), megabytes(self.size));
+                let kept = megabytes(here.end - here.start);
+                let note = format!("blob {blob} goes on at {at} of {size}: an interrupted run kept {kept}");
+                self.monitor.event(Event::Note(note));
+            }
+            if self.local {
+                return Ok(keeping.reader(self.done));
+            }
+        }
+        let wanted = self.done..self.until;
         let transport = &self.registry.inner.sources[self.source];
-        let body = transport.blob(&self.digest, self.size, self.done, self.monitor)?;
-        let Body { mut reader, mut from } = body;
+        let body = transport.blob(&self.digest, self.size, wanted.clone(), self.monitor)?;
+        let Body {
+            mut reader,
+            mut from,
+            whole,
+        } = body;
+        if whole && wanted != (0..self.size) {
+            // Without ranges nothing is saved, the next time neither.
+            self.forget_kept();
+            self.until = self.size;
+        }
         // The other side could not start in the middle: what was handed out already is passed over.
         while from < self.done {
             let available = reader.fill_buf().map_err(failure_of)?.len();
@@ -166,7 +246,13 @@ impl<'m> Blob<'m> {
         }
         self.failed_at = self.done;
         let url = self.name();
+        let refused = failure.refused;
         match rounds.wait(failure, &url, self.monitor) {
+            Err(_) if refused && self.done == 0 && self.until < self.size => {
+                // It does not give what comes before what was kept: perhaps it gives the whole.
+                self.forget_kept();
+                self.failed = 0;
+            }
             Ok(()) => self.failed = rounds.failures(),
             Err(error) if self.asked < sources => {
                 self.monitor
@@ -192,24 +278,30 @@ pub(super) fn failure_of(error: io::Error) -> Failure {
     error.downcast::<Failure>().unwrap_or_else(|error| Failure {
         error: Error::io("read", "the blob", error),
         again: Again::Never,
+        refused: false,
     })
 }
 
 impl BufRead for Blob<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         self.fill().map_err(io::Error::other)?;
+        let most = usize::try_from(self.until - self.done).unwrap_or(usize::MAX);
         match &mut self.state {
-            State::Open(body) => body.fill_buf(),
+            State::Open(body) => body.fill_buf().map(|bytes| &bytes[..bytes.len().min(most)]),
             _ => Ok(&[]),
         }
     }
 
     fn consume(&mut self, amount: usize) {
+        let most = usize::try_from(self.until - self.done).unwrap_or(usize::MAX);
         let State::Open(body) = &mut self.state else { return };
         // What `fill_buf` gave is still there: asking again costs nothing and cannot fail.
         let Ok(available) = body.fill_buf() else { return };
-        let amount = amount.min(available.len());
+        let amount = amount.min(available.len()).min(most);
         self.hasher.update(&available[..amount]);
+        if let (false, Some(keeping)) = (self.local, &mut self.keeping) {
+            keeping.arrived(self.done, &available[..amount]);
+        }
         body.consume(amount);
         self.done += amount as u64;
     }

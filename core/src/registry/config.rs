@@ -30,6 +30,8 @@ pub(super) struct Place {
     pub repository: String,
     /// Without TLS, or with a certificate that nobody vouches for.
     pub insecure: bool,
+    /// It is a mirror of this host.
+    pub mirror_of: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -191,7 +193,10 @@ impl Config {
         };
         let mirrors = registry.mirror.iter().filter(wanted);
         let mut places: Vec<_> = mirrors
-            .map(|mirror| place(&(mirror.location.clone() + rest), mirror.insecure))
+            .map(|mirror| Place {
+                mirror_of: Some(name.host().into()),
+                ..place(&(mirror.location.clone() + rest), mirror.insecure)
+            })
             .collect();
         places.push(match registry.location.as_str() {
             "" => place(&image, registry.insecure),
@@ -207,6 +212,7 @@ fn place(image: &str, insecure: bool) -> Place {
         host: host.to_lowercase(),
         repository: repository.into(),
         insecure,
+        mirror_of: None,
     }
 }
 

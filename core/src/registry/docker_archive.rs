@@ -4,6 +4,7 @@
 //! named by their diff_ids, which the config lists, so that they are checked like any other.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use serde::Deserialize;
 use serde_json::json;
@@ -151,17 +152,19 @@ impl Transport for DockerArchive {
         })
     }
 
-    fn blob(&self, digest: &BlobDigest, size: u64, from: u64, _: &dyn Monitor) -> Result<Body, Failure> {
+    fn blob(&self, digest: &BlobDigest, size: u64, wanted: Range<u64>, _: &dyn Monitor) -> Result<Body, Failure> {
         let none = || missing(format!("{} {digest}", self.reference));
         let member = self.blobs.get(digest).ok_or_else(none)?;
         let found = self.archive.size(member).ok_or_else(none)?;
         if found != size {
             return Err(wrong_size(self.archive.name(member), size, found));
         }
+        let from = wanted.start;
         let reader = self.archive.reader(member, from).ok_or_else(none)?;
         Ok(Body {
             reader: Box::new(reader),
             from,
+            whole: false,
         })
     }
 }

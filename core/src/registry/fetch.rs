@@ -9,13 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, RETRY_AFTER};
-use reqwest::{Method, StatusCode, Url};
+use reqwest::{Body, Method, StatusCode, Url};
 
 use super::client::{Clients, authority, is_loopback};
 use super::config::Config;
+use super::limit::Paced;
 use super::net::{Answer, Net, Trouble, shown};
 use super::retry::retry_after;
-use super::{Again, Failure, Options};
+use super::{Again, Failure, Limit, Options};
 use crate::error::{Error, Result};
 
 const REDIRECTS: usize = 10;
@@ -24,11 +25,14 @@ const ERROR_BODY: u64 = 8 << 10;
 const ERROR_TEXT: usize = 300;
 /// Bytes a second that an upload makes at least, or its connection counts as dead.
 const SLOWEST_UPLOAD: u64 = 16 << 10;
+/// Connections that may have to share a limit.
+const SHARES: u32 = 8;
 
 /// What is shared by all sources of an image.
 #[derive(Debug)]
 pub(super) struct Fetcher {
     pub net: Net,
+    limit: Option<Limit>,
     clients: Clients,
     pub config: Config,
     insecure: Vec<String>,
@@ -85,7 +89,8 @@ impl<'r> Request<'r> {
 impl Fetcher {
     pub(super) fn new(options: &Options) -> Result<Self> {
         Ok(Self {
-            net: Net::start(&options.timeouts)?,
+            net: Net::start(&options.timeouts, options.limit.clone())?,
+            limit: options.limit.clone(),
             clients: Clients::new(options),
             config: Config::load(options)?,
             insecure: options.insecure.iter().map(|host| host.to_lowercase()).collect(),
@@ -137,20 +142,29 @@ impl Fetcher {
         }
         let mut patience = Duration::ZERO;
         if let Some(content) = &request.content {
-            patience = Duration::from_secs(content.bytes.len() as u64 / SLOWEST_UPLOAD);
+            patience = self.patience(content.bytes.len() as u64);
             builder = builder.header(CONTENT_TYPE, &content.media_type);
             if let Some(at) = content.at {
                 // Of registries' own kind: no unit, no size of the whole.
                 let last = at + (content.bytes.len() as u64).saturating_sub(1);
                 builder = builder.header(CONTENT_RANGE, format!("{at}-{last}"));
             }
-            builder = builder.body(content.bytes.clone());
+            builder = match &self.limit {
+                Some(limit) => builder.body(Body::wrap(Paced::new(content.bytes.clone(), limit.clone()))),
+                None => builder.body(content.bytes.clone()),
+            };
         } else if matches!(request.method, Method::POST | Method::PUT) && request.form.is_none() {
             builder = builder.header(CONTENT_LENGTH, "0");
         }
         self.net
             .send(builder, patience)
             .map_err(|trouble| unanswered(url, trouble))
+    }
+
+    /// How long an upload may take.
+    fn patience(&self, bytes: u64) -> Duration {
+        let paced = self.limit.as_ref().map(|limit| limit.rate().time(bytes) * SHARES);
+        Duration::from_secs(bytes / SLOWEST_UPLOAD) + paced.unwrap_or_default()
     }
 
     fn redirect(&self, url: &Url, answer: &Answer) -> Result<Url> {
@@ -204,6 +218,7 @@ fn unanswered(url: &Url, trouble: Trouble) -> Refused {
     let failure = Failure {
         error: network(url, why),
         again,
+        refused: false,
     };
     match trouble.unconnected || trouble.garbage {
         true => Refused::Scheme(failure),
@@ -244,7 +259,12 @@ fn accept(answer: Answer, method: &Method, url: &Url) -> Result<Answer, Refused>
         _ => "",
     };
     let error = network(url, why);
-    Err(Refused::Failed(Some(status), Failure { error, again }))
+    let failure = Failure {
+        error,
+        again,
+        refused: !matches!(status.as_u16(), 401 | 403 | 404 | 408 | 425 | 429 | 502..=504),
+    };
+    Err(Refused::Failed(Some(status), failure))
 }
 
 fn wait_asked(headers: &HeaderMap) -> Option<Duration> {

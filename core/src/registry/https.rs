@@ -23,6 +23,9 @@ use crate::reference::Name;
 
 const DIGEST_HEADER: &str = "docker-content-digest";
 
+/// What a request gave, with the address; or why it did not, with the status where there was an answer.
+type Asked = Result<(Answer, Url), (Option<StatusCode>, Failure)>;
+
 /// One registry that has the image.
 #[derive(Debug)]
 pub(super) struct Https {
@@ -31,6 +34,8 @@ pub(super) struct Https {
     /// `host[:port]` of the API.
     host: String,
     repository: String,
+    /// It is a mirror of this host.
+    mirror_of: Option<String>,
     /// Tag or digest.
     wanted: String,
     /// To be tried in this order, until one is known to work.
@@ -79,6 +84,7 @@ impl Https {
             fetcher: fetcher.clone(),
             host: api_host(place.host),
             repository: place.repository,
+            mirror_of: place.mirror_of,
             wanted: name.wanted(),
             schemes,
             scheme: AtomicUsize::new(0),
@@ -101,28 +107,41 @@ impl Https {
         text.parse().map_err(|e| self.no_url(format!("is no address: {e}")))
     }
 
+    /// A manifest. A mirror of several registries has to be told of which one the tag is meant; as containerd does it, but
+    /// only where it does not find the tag by itself.
+    fn ask_manifest(&self, method: &Method, what: &str, monitor: &dyn Monitor) -> Asked {
+        let ask = |query: &str| {
+            let make = |url| Request {
+                method: method.clone(),
+                accept: &ACCEPTED,
+                ..Request::get(url)
+            };
+            self.ask("manifests", &format!("{what}{query}"), &make, monitor)
+        };
+        match (ask(""), &self.mirror_of) {
+            (Err((Some(StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST), _)), Some(host)) if !what.contains(':') => {
+                ask(&format!("?ns={host}"))
+            }
+            (answered, _) => answered,
+        }
+    }
+
+    fn ask_blob(&self, digest: &BlobDigest, range: Option<String>, monitor: &dyn Monitor) -> Asked {
+        let make = |url| Request {
+            range: range.clone(),
+            ..Request::get(url)
+        };
+        self.ask("blobs", &digest.to_string(), &make, monitor)
+    }
+
     /// Asks with the scheme that is known to work, or finds out which does.
-    fn ask(
-        &self,
-        method: &Method,
-        kind: &str,
-        what: &str,
-        accept: &[&str],
-        range: Option<String>,
-        monitor: &dyn Monitor,
-    ) -> Result<(Answer, Url), (Option<StatusCode>, Failure)> {
+    fn ask(&self, kind: &str, what: &str, make: &dyn Fn(Url) -> Request<'static>, monitor: &dyn Monitor) -> Asked {
         let mut first = None;
         for at in self.scheme.load(Ordering::Relaxed)..self.schemes.len() {
             let url = self
                 .address(self.schemes[at], kind, what)
                 .map_err(|e| (None, e.into()))?;
-            let request = Request {
-                method: method.clone(),
-                accept,
-                range: range.clone(),
-                ..Request::get(url.clone())
-            };
-            match self.ask_logged_in(request, monitor) {
+            match self.ask_logged_in(make(url.clone()), monitor) {
                 Ok(answer) => {
                     self.scheme.store(at, Ordering::Relaxed);
                     return Ok((answer, url));
@@ -180,7 +199,7 @@ impl Transport for Https {
     }
 
     fn head(&self, monitor: &dyn Monitor) -> Result<Option<ManifestDigest>, Failure> {
-        match self.ask(&Method::HEAD, "manifests", &self.wanted, &ACCEPTED, None, monitor) {
+        match self.ask_manifest(&Method::HEAD, &self.wanted, monitor) {
             Ok((answer, _)) => Ok(digest_of(&answer.headers)),
             // HEAD may not be known there, and its errors come without a reason: GET has the last word.
             Err((Some(status), failure))
@@ -196,7 +215,7 @@ impl Transport for Https {
     fn manifest(&self, wanted: Wanted, monitor: &dyn Monitor) -> Result<Fetched, Failure> {
         let what = self.what(wanted);
         let (answer, url) = self
-            .ask(&Method::GET, "manifests", &what, &ACCEPTED, None, monitor)
+            .ask_manifest(&Method::GET, &what, monitor)
             .map_err(|(_, failure)| failure)?;
         let too_long = || Error::Manifest {
             reference: shown(&url),
@@ -214,20 +233,33 @@ impl Transport for Https {
         Ok(Fetched { bytes, content_type })
     }
 
-    fn blob(&self, digest: &BlobDigest, size: u64, from: u64, monitor: &dyn Monitor) -> Result<Body, Failure> {
-        let what = digest.to_string();
-        let range = (from > 0).then(|| format!("bytes={from}-"));
-        let (answer, url) = self
-            .ask(&Method::GET, "blobs", &what, &[], range, monitor)
-            .map_err(|(_, failure)| failure)?;
-        let start = match answer.status {
-            StatusCode::PARTIAL_CONTENT => range_start(&answer.headers).filter(|start| *start <= from),
-            _ => Some(0),
+    fn blob(&self, digest: &BlobDigest, size: u64, wanted: Range<u64>, monitor: &dyn Monitor) -> Result<Body, Failure> {
+        let Range { start: from, end } = wanted;
+        let range = match (from, end == size) {
+            (0, true) => None,
+            (_, true) => Some(format!("bytes={from}-")),
+            (_, false) => Some(format!("bytes={from}-{}", end - 1)),
+        };
+        let ask = |range| self.ask_blob(digest, range, monitor);
+        let (answer, url) = match ask(range.clone()) {
+            // It does not like ranges, or not this one.
+            Err((Some(status), _)) if range.is_some() && refuses_ranges(status) => ask(None),
+            answered => answered,
+        }
+        .map_err(|(_, failure)| failure)?;
+        let whole = answer.status != StatusCode::PARTIAL_CONTENT;
+        let start = match whole {
+            true => Some(0),
+            false => range_start(&answer.headers).filter(|start| *start <= from),
         };
         let Some(start) = start else {
-            return Err(network(&url, format!("sent another part than the one from byte {from} on")).into());
+            return Err(Failure {
+                refused: true,
+                ..network(&url, format!("sent another part than the one from byte {from} on")).into()
+            });
         };
-        if let Some(length) = content_length(&answer.headers).filter(|length| start + length != size) {
+        let fits = |length: u64| start + length == size || (!whole && start + length == end);
+        if let Some(length) = content_length(&answer.headers).filter(|length| !fits(*length)) {
             let error = Error::Mismatch {
                 what: format!("blob {}", shown(&url)),
                 expected: format!("{size} bytes"),
@@ -238,18 +270,16 @@ impl Transport for Https {
         Ok(Body {
             reader: Box::new(answer.body),
             from: start,
+            whole,
         })
     }
 
     fn parts(&self, digest: &BlobDigest, ranges: &[Range<u64>], monitor: &dyn Monitor) -> Result<Answered, Failure> {
         let list = ranges.iter().map(|range| format!("{}-{}", range.start, range.end - 1));
         let header = format!("bytes={}", list.collect::<Vec<_>>().join(","));
-        let answer = match self.ask(&Method::GET, "blobs", &digest.to_string(), &[], Some(header), monitor) {
+        let answer = match self.ask_blob(digest, Some(header), monitor) {
             Ok((answer, _)) => answer,
-            // Bad request, too long a header, not satisfiable, not implemented.
-            Err((Some(status), _)) if matches!(status.as_u16(), 400 | 414 | 416 | 431 | 501) => {
-                return Ok(Answered::Not);
-            }
+            Err((Some(status), _)) if refuses_ranges(status) => return Ok(Answered::Not),
             Err((_, failure)) => return Err(failure),
         };
         if answer.status != StatusCode::PARTIAL_CONTENT {
@@ -276,6 +306,11 @@ impl Transport for Https {
 
 pub(super) fn digest_of(headers: &HeaderMap) -> Option<ManifestDigest> {
     headers.get(DIGEST_HEADER)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// Bad request, too long a header, not satisfiable, not implemented.
+fn refuses_ranges(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 414 | 416 | 431 | 501)
 }
 
 /// `bytes 100-199/200`: 100.

@@ -262,6 +262,7 @@ fn realm(bearer: &Bearer, fetcher: &Fetcher, from: &Url) -> Result<Url, Failure>
             why,
         },
         again: Again::Never,
+        refused: false,
     };
     let realm: Url = bearer
         .realm

@@ -30,6 +30,8 @@ mod docker_archive;
 mod fetch;
 mod files;
 mod https;
+mod kept;
+mod limit;
 mod login;
 mod multipart;
 mod net;
@@ -46,6 +48,8 @@ use files::Files;
 use oci_dir::OciDir;
 
 pub use blob::Blob;
+pub use kept::Kept;
+pub use limit::{Limit, Rate};
 pub(crate) use oci_dir::{ORIGINAL_MANIFEST, PLAIN_LAYER, REF_NAME};
 pub use options::{Environment, Options, Proxy, Timeouts};
 pub use parts::Parts;
@@ -117,8 +121,10 @@ struct Fetched {
 struct Body {
     /// Its bytes; errors carry a [`Failure`].
     reader: Box<dyn std::io::BufRead + Send>,
-    /// Where it starts: where it was asked to, or 0.
+    /// Where it starts: where it was asked to, or before it.
     from: u64,
+    /// It is the whole blob, whatever was asked for.
+    whole: bool,
 }
 
 /// What a transport could not do.
@@ -126,6 +132,8 @@ struct Body {
 struct Failure {
     error: Error,
     again: Again,
+    /// It was answered, and another request than this one may do.
+    refused: bool,
 }
 
 /// Whether the same request may succeed later.
@@ -138,8 +146,11 @@ enum Again {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let again = Again::Never;
-        Self { error, again }
+        Self {
+            error,
+            again: Again::Never,
+            refused: false,
+        }
     }
 }
 
@@ -151,8 +162,9 @@ trait Transport: std::fmt::Debug + Send + Sync {
     fn head(&self, monitor: &dyn Monitor) -> Result<Option<ManifestDigest>, Failure>;
     /// A manifest or index, at most [`MANIFEST_LIMIT`] bytes.
     fn manifest(&self, wanted: Wanted, monitor: &dyn Monitor) -> Result<Fetched, Failure>;
-    /// A blob of `size` bytes, from byte `from` on where that is possible, else from the start.
-    fn blob(&self, digest: &BlobDigest, size: u64, from: u64, monitor: &dyn Monitor) -> Result<Body, Failure>;
+    /// These bytes of a blob of `size` bytes where that is possible, else all of it from the start. More may come behind
+    /// them.
+    fn blob(&self, digest: &BlobDigest, size: u64, wanted: Range<u64>, monitor: &dyn Monitor) -> Result<Body, Failure>;
     /// The layer's tar itself as a blob, where the manifest's blob is not to be had here and the tar is. Whoever reads it
     /// gets what the diff_id says, or an error.
     fn plain(&self, _layer: &Descriptor, _diff_id: &DiffId) -> Result<Option<Descriptor>> {
@@ -310,6 +322,11 @@ impl Registry {
     /// Nothing is asked for before the first read. Cut connections are taken up again where they broke.
     pub fn blob<'m>(&self, blob: &Descriptor, monitor: &'m dyn Monitor) -> Blob<'m> {
         Blob::new(self.clone(), blob, monitor)
+    }
+
+    /// Whether blobs come over a network, so that what arrived is worth keeping.
+    pub fn is_remote(&self) -> bool {
+        self.inner.sources.iter().any(|source| source.serves_parts())
     }
 
     /// Whether parts of blobs may be had; false once the registry has shown that it serves none.

@@ -15,7 +15,7 @@ use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Again, Failure, Timeouts};
+use super::{Again, Failure, Limit, Timeouts};
 use crate::error::{Error, Result};
 
 /// Pieces of a body that are fetched before they are asked for.
@@ -28,6 +28,7 @@ pub(super) struct Net {
     /// Ends the loop when dropped.
     _stop: oneshot::Sender<()>,
     timeouts: Timeouts,
+    limit: Option<Limit>,
     requests: AtomicU64,
 }
 
@@ -52,7 +53,7 @@ pub(super) struct Trouble {
 }
 
 impl Net {
-    pub(super) fn start(timeouts: &Timeouts) -> Result<Self> {
+    pub(super) fn start(timeouts: &Timeouts, limit: Option<Limit>) -> Result<Self> {
         let fail = |e| Error::io("start", "the network thread", e);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -73,6 +74,7 @@ impl Net {
             handle,
             _stop: stop,
             timeouts: timeouts.clone(),
+            limit,
             requests: AtomicU64::new(0),
         })
     }
@@ -86,7 +88,7 @@ impl Net {
     pub(super) fn send(&self, request: RequestBuilder, more: Duration) -> Result<Answer, Trouble> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let (head, answer) = oneshot::channel();
-        let timeouts = self.timeouts.clone();
+        let (timeouts, limit) = (self.timeouts.clone(), self.limit.clone());
         self.handle.spawn(async move {
             let patience = timeouts.idle + more;
             let sent = match tokio::time::timeout(patience, request.send()).await {
@@ -104,7 +106,7 @@ impl Net {
                 body: BodyReader::new(response.url(), body),
             };
             if head.send(Ok(answer)).is_ok() {
-                pump(response, pieces, &timeouts).await;
+                pump(response, pieces, &timeouts, limit.as_ref()).await;
             }
         });
         answer.blocking_recv().unwrap_or_else(|_| {
@@ -118,8 +120,11 @@ impl Net {
     }
 }
 
+/// The pieces of a body, or why there are no more.
+type Pieces = mpsc::Sender<Result<Bytes, String>>;
+
 /// Passes a body on, piece by piece. Only time spent waiting for the network counts as slow.
-async fn pump(mut response: Response, pieces: mpsc::Sender<Result<Bytes, String>>, timeouts: &Timeouts) {
+async fn pump(mut response: Response, pieces: Pieces, timeouts: &Timeouts, limit: Option<&Limit>) {
     let (mut waited, mut received) = (Duration::ZERO, 0);
     loop {
         let start = Instant::now();
@@ -138,10 +143,26 @@ async fn pump(mut response: Response, pieces: mpsc::Sender<Result<Bytes, String>
             }
             (waited, received) = (Duration::ZERO, 0);
         }
-        if pieces.send(Ok(piece)).await.is_err() {
+        if !pass(piece, &pieces, limit).await {
             return;
         }
     }
+}
+
+/// Passes a piece on, in smaller ones where a limit is to be kept: what is not taken from the connection in time holds the
+/// other side up. Whether anybody takes it.
+async fn pass(mut piece: Bytes, pieces: &Pieces, limit: Option<&Limit>) -> bool {
+    let Some(limit) = limit else {
+        return pieces.send(Ok(piece)).await.is_ok();
+    };
+    while !piece.is_empty() {
+        let part = piece.split_to(limit.step().min(piece.len()));
+        limit.wait(part.len()).await;
+        if pieces.send(Ok(part)).await.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 fn silent(idle: Duration) -> Trouble {
@@ -233,8 +254,11 @@ impl BufRead for BodyReader {
                 Some(Err(why)) => {
                     let url = self.url.clone();
                     let error = Error::Network { url, why };
-                    let again = Again::Later(None);
-                    return Err(io::Error::other(Failure { error, again }));
+                    return Err(io::Error::other(Failure {
+                        error,
+                        again: Again::Later(None),
+                        refused: false,
+                    }));
                 }
             }
         }

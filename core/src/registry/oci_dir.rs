@@ -3,6 +3,8 @@
 //! Nothing of it is trusted: blobs are opened by digest only, and what is read is checked like what comes from
 //! a registry.
 
+use std::ops::Range;
+
 use serde::Deserialize;
 
 use super::files::Files;
@@ -170,12 +172,13 @@ impl Transport for OciDir {
         })
     }
 
-    fn blob(&self, digest: &BlobDigest, size: u64, from: u64, _: &dyn Monitor) -> Result<Body, Failure> {
+    fn blob(&self, digest: &BlobDigest, size: u64, wanted: Range<u64>, _: &dyn Monitor) -> Result<Body, Failure> {
+        let (from, whole) = (wanted.start, false);
         let path = path_of(&digest.to_hex());
         let name = || self.files.name(&path);
         let (found, reader) = self.files.open(&path, from)?.ok_or_else(|| missing(name()))?;
         match found == size {
-            true => Ok(Body { reader, from }),
+            true => Ok(Body { reader, from, whole }),
             false => Err(wrong_size(name(), size, found)),
         }
     }
@@ -206,6 +209,7 @@ pub(super) fn wrong_size(what: String, size: u64, found: u64) -> Failure {
             found: format!("{found} bytes"),
         },
         again: Again::Never,
+        refused: false,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::limit::Limit;
 use super::retry::Retry;
 use crate::podman::Places;
 
@@ -30,6 +31,8 @@ pub struct Options {
     pub retry: Retry,
     /// When to give a connection up.
     pub timeouts: Timeouts,
+    /// How fast everything may go that is sent and received, put together; clones share it.
+    pub limit: Option<Limit>,
     /// Where a compressed archive is unpacked to, in a file without a name.
     pub temporary: PathBuf,
     /// podman's images on this machine: layers that are among them are not fetched.
@@ -83,6 +86,7 @@ impl Default for Options {
             proxy: Proxy::default(),
             retry: Retry::default(),
             timeouts: Timeouts::default(),
+            limit: None,
             temporary: "/var/tmp".into(),
             podman: Places::default(),
         }

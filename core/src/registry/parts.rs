@@ -213,6 +213,7 @@ impl<'m> Parts<'m> {
                 why: format!("the connection ended after {} bytes of what was asked for", self.done),
             },
             again: Again::Later(None),
+            refused: false,
         }
     }
 
@@ -238,6 +239,7 @@ impl<'m> Parts<'m> {
             } else {
                 Again::Never
             },
+            refused: false,
         }
     }
 

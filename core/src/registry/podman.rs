@@ -3,6 +3,7 @@
 //! Its manifest is the one that podman keeps, its layers are the tars that podman can rebuild.
 
 use std::io::BufReader;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -61,10 +62,11 @@ impl Transport for Podman {
         })
     }
 
-    fn blob(&self, digest: &BlobDigest, size: u64, from: u64, _: &dyn Monitor) -> Result<Body, Failure> {
+    fn blob(&self, digest: &BlobDigest, size: u64, wanted: Range<u64>, _: &dyn Monitor) -> Result<Body, Failure> {
+        let (from, whole) = (wanted.start, false);
         if let Some(layer) = self.storage.layer(&DiffId::from_hash(*digest.as_bytes())) {
             let reader = Box::new(BufReader::with_capacity(BUFFER, Tar::new(layer.parts()?, from)));
-            return Ok(Body { reader, from });
+            return Ok(Body { reader, from, whole });
         }
         let config = self.storage.config(&self.image.id, &digest.to_hex())?;
         let what = || format!("{} {digest}", self.reference);
@@ -73,7 +75,7 @@ impl Transport for Podman {
             return Err(wrong_size(what(), size, config.len() as u64));
         }
         let reader = Box::new(std::io::Cursor::new(config));
-        Ok(Body { reader, from: 0 })
+        Ok(Body { reader, from: 0, whole })
     }
 
     fn plain(&self, _: &Descriptor, diff_id: &DiffId) -> Result<Option<Descriptor>> {

@@ -49,17 +49,20 @@ pub struct Plan {
     pub images: Vec<String>,
     /// Names below `streams/`.
     pub streams: Vec<String>,
+    /// What interrupted downloads left and nobody went on with, by name below `cfs-update/parts/`, and its size in bytes.
+    pub parts: Vec<(String, u64)>,
 }
 
 impl Plan {
-    /// Bytes that the objects hold.
+    /// Bytes that the objects hold, and the parts of downloads.
     pub fn bytes(&self) -> u64 {
-        self.objects.iter().map(|(_, size)| size).sum()
+        let objects = self.objects.iter().map(|(_, size)| size);
+        objects.chain(self.parts.iter().map(|(_, size)| size)).sum()
     }
 
     /// Nothing to remove.
     pub fn is_empty(&self) -> bool {
-        self.objects.is_empty() && self.images.is_empty() && self.streams.is_empty()
+        self.objects.is_empty() && self.images.is_empty() && self.streams.is_empty() && self.parts.is_empty()
     }
 }
 
@@ -141,6 +144,7 @@ fn remove(store: &Store, plan: &Plan) -> Result<()> {
     for (id, _) in &plan.objects {
         store.objects.remove(id)?;
     }
+    store.remove_old_parts(&plan.parts)?;
     store.objects.remove_leftovers()?;
     store.trim_index()?;
     if store.pending().is_empty() {
@@ -271,6 +275,7 @@ impl Marks<'_> {
         };
         plan.streams = dead("streams")?;
         plan.images = dead("images")?;
+        plan.parts = self.store.old_parts()?;
         let newest = self.store.written_since()?;
         for folder in 0..=255 {
             self.store.objects.list(folder, &mut |_, id| {

@@ -11,28 +11,27 @@
 //! Invariant: a layer whose blob or tar is not what its digests say gets no stream. Objects of its files may stay: they
 //! are what their own names say, nothing refers to them, and garbage collection removes them.
 
-use std::io::{self, BufRead};
-use std::ops::Range;
+use std::io::BufRead;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crate::chunked::{Place, Table};
 use crate::error::{Error, Kind, Result};
-use crate::ids::DiffId;
+use crate::ids::{BlobDigest, DiffId};
 pub use crate::manifest::Compression;
 use crate::monitor::{Event, Monitor};
-use crate::store::Store;
-use crate::store::buffers::{self, Filling, Outlet};
-use crate::store::decompress::{Decompressor, PEEK};
+use crate::registry::Kept;
+use crate::store::buffers::{self, Outlet};
 use crate::store::layer::Importer;
+use crate::store::on_the_way::OnTheWay;
 use crate::store::partial::{self, Decision};
 pub use crate::store::partial::{Missing, Partial, Parts};
+use crate::store::unpack::decode;
+use crate::store::{Origin, Store};
 
 /// Layers at a time at most unless asked otherwise: each takes about 12 MiB, of which a zstd window is 8.
 const MAX_THREADS: usize = 4;
-/// Bytes between two progress events of a layer.
-const REPORT: u64 = 1 << 20;
 
 /// Opens a blob when its turn has come.
 pub type Open<'a> = Box<dyn FnOnce() -> Result<Box<dyn BufRead + Send + 'a>> + Send + 'a>;
@@ -49,7 +48,23 @@ pub struct LayerSource<'a> {
     pub open: Open<'a>,
     /// How to get parts of it, where it has a table of contents.
     pub partial: Option<Partial<'a>>,
+    /// Where it comes over a network. It is opened by this and not by `open` then, so that what arrives of it can be kept
+    /// for another run.
+    pub remote: Option<Remote<'a>>,
 }
+
+/// A blob that comes over a network.
+pub struct Remote<'a> {
+    /// Its digest.
+    pub blob: BlobDigest,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Opens it with what is kept of it; as [`LayerSource::open`] otherwise.
+    pub open: OpenKept<'a>,
+}
+
+/// Opens a blob of which something may be here.
+pub type OpenKept<'a> = Box<dyn Fn(Box<dyn Kept>) -> Box<dyn BufRead + Send + 'a> + Send + Sync + 'a>;
 
 impl std::fmt::Debug for LayerSource<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -250,14 +265,8 @@ fn layer(store: &Store, job: Job<'_>, stop: &AtomicBool, monitor: &dyn Monitor) 
         (Decision::Parts(..) | Decision::Whole, _) => None,
     };
     let place = source.partial.as_ref().map(|partial| partial.place.clone());
-    monitor.event(Event::LayerStarted {
-        diff_id,
-        size: source.size,
-    });
     let take = place.as_ref().filter(|_| table.is_none()).cloned();
-    let taken = run(store, &diff_id, stop, monitor, move |out| {
-        decode(source, take, out, monitor)
-    })?;
+    let taken = whole(store, source, take, stop, monitor)?;
     // The index is a help for later, and what cannot be had of it is made when it is needed.
     let read = |packed: Vec<u8>| place.as_ref()?.read_table(&packed).ok();
     if let Some(table) = table.or_else(|| taken.and_then(read)) {
@@ -265,6 +274,63 @@ fn layer(store: &Store, job: Job<'_>, stop: &AtomicBool, monitor: &dyn Monitor) 
     }
     monitor.event(Event::LayerDone { diff_id });
     Ok(())
+}
+
+/// Imports a layer from all of its blob; gives the bytes of its table, packed, where `take` says where it is.
+fn whole(
+    store: &Store,
+    source: LayerSource<'_>,
+    take: Option<Place>,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+) -> Result<Option<Vec<u8>>> {
+    let LayerSource {
+        diff_id,
+        size,
+        compression,
+        open,
+        remote,
+        ..
+    } = source;
+    let try_it = |open: Open<'_>| {
+        monitor.event(Event::LayerStarted { diff_id, size });
+        let take = take.clone();
+        run(store, &diff_id, stop, monitor, None, move |out| {
+            decode(diff_id, compression, open()?, take, out, monitor)
+        })
+    };
+    let Some(remote) = remote.filter(|_| store.keeps_all()) else {
+        return try_it(open);
+    };
+    let with_part = || {
+        let part = store.part(&remote.blob, size, remote.origin);
+        let (open, kept): (_, Box<dyn Kept>) = (&remote.open, Box::new(part.clone()));
+        let made = try_it(Box::new(move || Ok(open(kept))));
+        let went_on = part.went_on();
+        if ends_part(&made, stop) {
+            part.remove();
+        }
+        (made, went_on)
+    };
+    match with_part() {
+        (Err(error), true) if error.kind() == Kind::Failed && !stop.load(Ordering::Relaxed) => {
+            monitor.event(Event::Warning(format!(
+                "layer {diff_id} is fetched anew; with what an interrupted run kept of it came out: {error}"
+            )));
+            with_part().0
+        }
+        (made, _) => made,
+    }
+}
+
+/// Whether what is kept of a layer is of no use any more: the layer is here, or the blob is wrong, or room is short. Kept it
+/// is where the network failed, or something else than this layer.
+fn ends_part<T>(made: &Result<T>, stop: &AtomicBool) -> bool {
+    match made {
+        Ok(_) => true,
+        Err(error) if error.kind() == Kind::Space => true,
+        Err(error) => error.kind() == Kind::Failed && !stop.load(Ordering::Relaxed),
+    }
 }
 
 fn parts(
@@ -279,11 +345,14 @@ fn parts(
         diff_id: *diff_id,
         size: plan.bytes,
     });
-    let made = run(store, diff_id, stop, monitor, |out| {
+    let mut on_the_way = OnTheWay::new(store, *diff_id, &plan.table);
+    let made = run(store, diff_id, stop, monitor, Some(&mut on_the_way), |out| {
         partial::rebuild(store, diff_id, plan, partial, out, monitor)
     });
-    if let Err(Error::Mismatch { .. }) = &made {
-        store.forget_index()?;
+    match &made {
+        Err(Error::Mismatch { .. }) => store.forget_index()?,
+        Err(_) => on_the_way.write(),
+        Ok(()) => {}
     }
     made?;
     note(store, diff_id, &plan.table);
@@ -302,6 +371,7 @@ fn run<T: Send>(
     diff_id: &DiffId,
     stop: &AtomicBool,
     monitor: &dyn Monitor,
+    on_the_way: Option<&mut OnTheWay<'_>>,
     make: impl FnOnce(&mut Outlet<'_>) -> Result<T> + Send,
 ) -> Result<T> {
     let (mut out, pieces) = buffers::pair(stop);
@@ -314,141 +384,10 @@ fn run<T: Send>(
             out.end(result);
             made
         });
-        let stream = Importer::new(store, *diff_id, pieces, monitor)?.run()?;
+        let stream = Importer::new(store, *diff_id, pieces, on_the_way, monitor)?.run()?;
         Ok::<_, Error>((stream, maker.join().ok().flatten()))
     })?;
     let made = made.ok_or_else(|| Error::Usage("the decompressing thread ended without a word".into()))?;
     store.add_layer(diff_id, stream)?;
     Ok(made)
-}
-
-/// Reads and decompresses a blob into buffers; gives the bytes of its table, packed, where `take` says where it is.
-fn decode(
-    source: LayerSource<'_>,
-    take: Option<Place>,
-    out: &mut Outlet<'_>,
-    monitor: &dyn Monitor,
-) -> Result<Option<Vec<u8>>> {
-    let diff_id = source.diff_id;
-    let mut blob = Blob {
-        reader: (source.open)()?,
-        diff_id,
-        monitor,
-        unreported: 0,
-        at: 0,
-        take: take.map(|place| place.table.range),
-        taken: Vec::new(),
-    };
-    let broken = |e: io::Error| layer_fault(&diff_id, e);
-    let first = blob.first()?;
-    let mut decompressor = Decompressor::new(source.compression, &first).map_err(broken)?;
-    let mut filling = Filling::new(out)?;
-    let mut decompress = |input: &[u8]| filling.decompress(&mut decompressor, input, out, &broken);
-    decompress(&first)?;
-    while blob.piece(&mut decompress)? {}
-    decompressor.finish().map_err(broken)?;
-    filling.end(out)?;
-    blob.report();
-    Ok(blob.take.is_some().then_some(blob.taken))
-}
-
-/// A blob that tells the monitor how much of it was read.
-struct Blob<'a> {
-    reader: Box<dyn BufRead + Send + 'a>,
-    diff_id: DiffId,
-    monitor: &'a dyn Monitor,
-    unreported: u64,
-    /// Bytes read so far.
-    at: u64,
-    /// A part of the blob that is to be kept, and what was read of it.
-    take: Option<Range<u64>>,
-    taken: Vec<u8>,
-}
-
-impl Blob<'_> {
-    /// The first [`PEEK`] bytes, where there are that many.
-    fn first(&mut self) -> Result<Vec<u8>> {
-        let mut first = Vec::with_capacity(PEEK);
-        while first.len() < PEEK {
-            let piece = self.fill()?;
-            let take = piece.len().min(PEEK - first.len());
-            if take == 0 {
-                break;
-            }
-            first.extend_from_slice(&piece[..take]);
-            self.consume(take);
-        }
-        Ok(first)
-    }
-
-    /// Hands on the next bytes where they lie; `false` at the end, which is reached only by a blob that is right.
-    fn piece(&mut self, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<bool> {
-        let piece = self.fill()?;
-        let length = piece.len();
-        if length > 0 {
-            each(piece)?;
-            self.consume(length);
-        }
-        Ok(length > 0)
-    }
-
-    fn fill(&mut self) -> Result<&[u8]> {
-        while let Err(error) = self.reader.fill_buf() {
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(read_error(&self.diff_id, error));
-            }
-        }
-        // What was read is still there: asking again costs nothing.
-        self.reader.fill_buf().map_err(|e| read_error(&self.diff_id, e))
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.keep(amount);
-        self.reader.consume(amount);
-        self.at += amount as u64;
-        self.unreported += amount as u64;
-        if self.unreported >= REPORT {
-            self.report();
-        }
-    }
-
-    /// Keeps what is to be kept of the next bytes.
-    fn keep(&mut self, amount: usize) {
-        let Some(take) = &self.take else { return };
-        let end = self.at + amount as u64;
-        if self.at >= take.end || end <= take.start {
-            return;
-        }
-        let from = usize::try_from(take.start.saturating_sub(self.at)).unwrap_or(usize::MAX);
-        let to = usize::try_from(take.end.min(end) - self.at).unwrap_or(usize::MAX);
-        if let Ok(piece) = self.reader.fill_buf() {
-            self.taken.extend_from_slice(&piece[from..to]);
-        }
-    }
-
-    fn report(&mut self) {
-        let bytes = std::mem::take(&mut self.unreported);
-        if bytes > 0 {
-            self.monitor.event(Event::LayerBytes {
-                diff_id: self.diff_id,
-                bytes,
-            });
-        }
-    }
-}
-
-/// A reader may carry one of our errors, which knows better what happened.
-fn read_error(diff_id: &DiffId, error: io::Error) -> Error {
-    match error.downcast::<Error>() {
-        Ok(ours) => ours,
-        Err(other) => Error::io("fetch layer", diff_id.to_string(), other),
-    }
-}
-
-fn layer_fault(diff_id: &DiffId, error: io::Error) -> Error {
-    Error::Layer {
-        layer: diff_id.to_string(),
-        entry: "blob".into(),
-        why: error.to_string(),
-    }
 }

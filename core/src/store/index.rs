@@ -24,7 +24,7 @@ use std::thread;
 
 use sha2::{Digest, Sha256};
 
-use crate::chunked::Table;
+use crate::chunked::{self, Table};
 use crate::error::{Error, Result};
 use crate::ids::{DiffId, ObjectId};
 use crate::layers::{Content, INLINE_MAX, Item};
@@ -289,14 +289,7 @@ impl Store {
                 }
                 Content::Object { id, size } => {
                     records.file(&file.digest, &id, size);
-                    let chunks = table.chunks(file);
-                    let mut offset = 0;
-                    for chunk in chunks.iter().filter(|_| chunks.len() > 1) {
-                        if !chunk.zeros {
-                            records.chunk(&chunk.digest, offset, chunk.size);
-                        }
-                        offset += chunk.size;
-                    }
+                    records.chunks(table, file);
                 }
             }
         }
@@ -342,18 +335,18 @@ enum Contained {
 }
 
 /// A file of the index that is being made.
-struct Building {
+pub(super) struct Building {
     bytes: Vec<u8>,
 }
 
 impl Building {
-    fn new(store: &Store) -> Self {
+    pub(super) fn new(store: &Store) -> Self {
         let mut bytes = MAGIC.to_vec();
         bytes.extend([VERSION, store.algorithm.number(), 0, 0, 0, 0, 0, 0]);
         Self { bytes }
     }
 
-    fn file(&mut self, sum: &Sum, id: &ObjectId, size: u64) {
+    pub(super) fn file(&mut self, sum: &Sum, id: &ObjectId, size: u64) {
         self.bytes.push(b'F');
         self.bytes.extend_from_slice(sum);
         self.bytes.extend_from_slice(id.as_bytes());
@@ -367,7 +360,19 @@ impl Building {
         self.bytes.extend_from_slice(&length.to_le_bytes());
     }
 
-    fn small(&mut self, sum: &Sum, bytes: &[u8]) {
+    /// Those of the file before, where it has several.
+    pub(super) fn chunks(&mut self, table: &Table, file: &chunked::File) {
+        let chunks = table.chunks(file);
+        let mut offset = 0;
+        for chunk in chunks.iter().filter(|_| chunks.len() > 1) {
+            if !chunk.zeros {
+                self.chunk(&chunk.digest, offset, chunk.size);
+            }
+            offset += chunk.size;
+        }
+    }
+
+    pub(super) fn small(&mut self, sum: &Sum, bytes: &[u8]) {
         let Ok(length) = u8::try_from(bytes.len()) else { return };
         self.bytes.push(b'I');
         self.bytes.extend_from_slice(sum);
@@ -375,11 +380,17 @@ impl Building {
         self.bytes.extend_from_slice(bytes);
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    pub(super) fn finish(mut self) -> Vec<u8> {
         self.bytes.push(b'E');
         let sum = Sha256::digest(&self.bytes);
         self.bytes.extend_from_slice(&sum);
         self.bytes
+    }
+
+    /// As if this were all.
+    pub(super) fn so_far(&self) -> Vec<u8> {
+        let bytes = self.bytes.clone();
+        Self { bytes }.finish()
     }
 }
 

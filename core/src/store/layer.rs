@@ -13,6 +13,7 @@ use crate::monitor::{Event, Monitor};
 use crate::splitstream::{ContentType, Writer};
 use crate::store::Store;
 use crate::store::entries::{layer_error, sparse_name, write_error};
+use crate::store::on_the_way::OnTheWay;
 use crate::sys::objects::Temporary;
 use crate::sys::sha256;
 use crate::sys::verity::Hasher;
@@ -35,7 +36,7 @@ pub(super) trait Pieces {
 }
 
 /// Imports one layer.
-pub(super) struct Importer<'a, P> {
+pub(super) struct Importer<'a, 'w, 't, P> {
     store: &'a Store,
     diff_id: DiffId,
     monitor: &'a dyn Monitor,
@@ -47,13 +48,21 @@ pub(super) struct Importer<'a, P> {
     hasher: Hasher,
     tar: sha256::Stream,
     gathered: Vec<u8>,
+    /// Notes what is stored, where that is wanted before the layer is complete.
+    on_the_way: Option<&'w mut OnTheWay<'t>>,
     sparse: usize,
     stored: u64,
     shared: u64,
 }
 
-impl<'a, P: Pieces> Importer<'a, P> {
-    pub(super) fn new(store: &'a Store, diff_id: DiffId, pieces: P, monitor: &'a dyn Monitor) -> Result<Self> {
+impl<'a, 'w, 't, P: Pieces> Importer<'a, 'w, 't, P> {
+    pub(super) fn new(
+        store: &'a Store,
+        diff_id: DiffId,
+        pieces: P,
+        on_the_way: Option<&'w mut OnTheWay<'t>>,
+        monitor: &'a dyn Monitor,
+    ) -> Result<Self> {
         let stream = Writer::new(store.objects.temporary()?, store.algorithm, ContentType::LAYER);
         Ok(Self {
             store,
@@ -66,6 +75,7 @@ impl<'a, P: Pieces> Importer<'a, P> {
             hasher: Hasher::new(store.algorithm),
             tar: sha256::Stream::default(),
             gathered: Vec::new(),
+            on_the_way,
             sparse: 0,
             stored: 0,
             shared: 0,
@@ -131,18 +141,13 @@ impl<'a, P: Pieces> Importer<'a, P> {
             return self.sparse_file(head.stored, sparse);
         }
         if head.stored <= INLINE_MAX {
-            return self.take(head.stored, |this, bytes| {
-                this.stream.literal(bytes).map_err(|e| write_error(this.store, e))
-            });
+            return self.inline_file(head.stored);
         }
         if let Some(id) = self.known()? {
             // Its bytes go into the tar's hash, which tells whether they are right.
             self.take(head.stored, |_, _| Ok(()))?;
             self.count(false);
-            return self
-                .stream
-                .object(&id, head.stored)
-                .map_err(|e| write_error(self.store, e));
+            return self.object(&id, head.stored);
         }
         let keep = self.store.keeps.is_none_or(|keeps| keeps(&head.path));
         let id = match keep {
@@ -150,9 +155,30 @@ impl<'a, P: Pieces> Importer<'a, P> {
             true => self.large_file(head.stored)?,
             false => self.hashed_file(head.stored)?,
         };
-        self.stream
-            .object(&id, head.stored)
-            .map_err(|e| write_error(self.store, e))
+        self.object(&id, head.stored)
+    }
+
+    /// The next file's content is this object.
+    fn object(&mut self, id: &ObjectId, size: u64) -> Result<()> {
+        if let Some(notes) = &mut self.on_the_way {
+            notes.object(id, size);
+        }
+        self.stream.object(id, size).map_err(|e| write_error(self.store, e))
+    }
+
+    /// A file that is kept in the stream.
+    fn inline_file(&mut self, size: u64) -> Result<()> {
+        let (noted, mut content) = (self.on_the_way.is_some(), Vec::new());
+        self.take(size, |this, bytes| {
+            if noted {
+                content.extend_from_slice(bytes);
+            }
+            this.stream.literal(bytes).map_err(|e| write_error(this.store, e))
+        })?;
+        if let Some(notes) = &mut self.on_the_way {
+            notes.small(&content);
+        }
+        Ok(())
     }
 
     /// The object that is known to have the content that comes next.

@@ -4,6 +4,7 @@
 //! meta.json  objects/ab/cdef…  images/<digest> -> object  images/refs/cfs-update/NAME -> image
 //! streams/oci-{layer,config,manifest}-sha256:… -> object  streams/refs/oci/TAG -> manifest stream
 //! cfs-update/index/…   what is in the objects, by SHA-256: made again where it is missing
+//! cfs-update/parts/…   what arrived of layers whose network is slow, for the next run: nothing rests on it
 //! cfs-update/unsynced, cfs-update/layers/…   while objects are written that no syncfs has made durable yet
 //! ```
 //!
@@ -22,9 +23,12 @@ mod held;
 mod index;
 mod layer;
 mod meta;
+mod on_the_way;
+mod part;
 mod partial;
 mod pending;
 mod streams;
+mod unpack;
 pub mod adopt;
 pub mod fsck;
 pub mod gc;
@@ -47,6 +51,7 @@ use crate::sys::verity::{self, Hasher};
 
 pub use entries::Entries;
 pub use held::{Held, Sample};
+pub use part::Origin;
 pub use streams::{StoredConfig, StoredManifest};
 
 /// Named reference of a config stream: the image of EROFS format 1 (`composefs.image.v1` of composefs-oci).

@@ -197,6 +197,14 @@ pub fn new_file(path: &Path, mode: u32) -> Result<std::fs::File> {
     options.open(path).map_err(|e| Error::io("write", path, e))
 }
 
+/// A file for reading and writing in place: a new one, or the one that is there. Never through a link.
+pub fn open_to_change(path: &Path, new: bool) -> Result<std::fs::File> {
+    let mut options = std::fs::File::options();
+    options.read(true).write(true).create_new(new).mode(0o600);
+    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    options.open(path).map_err(|e| Error::io("open", path, e))
+}
+
 /// Whether this user may run `path`: a file, links followed, that can be executed.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -168,6 +169,8 @@ pub enum Ranges {
     Cut(usize),
     /// An error, as some proxies have it.
     Broken,
+    /// Other bytes, for single ranges, too.
+    Lies,
 }
 
 /// A registry with one image, which can be replaced.
@@ -175,6 +178,8 @@ pub struct Registry {
     pub server: Server,
     image: Arc<Mutex<Image>>,
     pub ways: Arc<Mutex<Ranges>>,
+    /// Waits so long before every 16 KiB of a blob.
+    pub pace: Arc<Mutex<Option<Duration>>>,
     /// Bytes of blobs that were sent.
     pub sent: Arc<AtomicUsize>,
 }
@@ -226,10 +231,12 @@ impl Registry {
         let image = Arc::new(Mutex::new(Image::new(layers)));
         let ways = Arc::new(Mutex::new(Ranges::Several));
         let sent = Arc::<AtomicUsize>::default();
-        let (held, way, count) = (image.clone(), ways.clone(), sent.clone());
+        let pace = Arc::<Mutex<Option<Duration>>>::default();
+        let (held, way, count, slow) = (image.clone(), ways.clone(), sent.clone(), pace.clone());
         let server = Server::start(move |seen, _| {
-            let reply = answer(&held.lock().unwrap(), *way.lock().unwrap(), seen);
+            let mut reply = answer(&held.lock().unwrap(), *way.lock().unwrap(), seen);
             if seen.path.contains("/blobs/") {
+                reply.pace = *slow.lock().unwrap();
                 count.fetch_add(
                     reply.cut_after.unwrap_or(usize::MAX).min(reply.body.len()),
                     Ordering::Relaxed,
@@ -241,6 +248,7 @@ impl Registry {
             server,
             image,
             ways,
+            pace,
             sent,
         }
     }
@@ -290,6 +298,10 @@ fn answer(image: &Image, ways: Ranges, seen: &Seen) -> Reply {
         Ranges::Ignored => whole(),
         Ranges::Refused => Reply::new(416),
         Ranges::Broken => Reply::new(500),
+        Ranges::Lies => {
+            let lie = part(&ranges[0]).iter().map(|b| b ^ 1).collect();
+            partial(lie, &ranges[0], blob.len())
+        }
         Ranges::Single if ranges.len() > 1 => whole(),
         Ranges::First => one(&ranges[0]),
         Ranges::Other if ranges.len() > 1 => {

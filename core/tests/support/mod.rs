@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ pub struct Reply {
     pub cut_after: Option<usize>,
     /// Wait this long before every 16 bytes of the body.
     pub drip: Option<Duration>,
+    /// Wait this long before every 16 KiB of the body.
+    pub pace: Option<Duration>,
     /// Say nothing for this long first.
     pub silence: Option<Duration>,
     /// Close the connection without an answer.
@@ -64,6 +66,7 @@ impl Reply {
             declared: None,
             cut_after: None,
             drip: None,
+            pace: None,
             silence: None,
             hang_up: false,
             chunked: false,
@@ -106,6 +109,7 @@ pub struct Server {
     pub address: SocketAddr,
     log: Arc<Mutex<Vec<Seen>>>,
     stop: Arc<AtomicBool>,
+    written: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -116,17 +120,28 @@ impl Server {
         let log: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let stop = Arc::new(AtomicBool::new(false));
         let handler: Arc<Handler> = Arc::new(handler);
-        let (to_log, stopped) = (log.clone(), stop.clone());
+        let written = Arc::<AtomicUsize>::default();
+        let (to_log, stopped, count) = (log.clone(), stop.clone(), written.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                let (handler, log) = (handler.clone(), to_log.clone());
-                std::thread::spawn(move || drop(converse(&stream.unwrap(), &*handler, &log)));
+                let (handler, log, count) = (handler.clone(), to_log.clone(), count.clone());
+                std::thread::spawn(move || drop(converse(&stream.unwrap(), &*handler, &log, &count)));
             }
         });
-        Self { address, log, stop }
+        Self {
+            address,
+            log,
+            stop,
+            written,
+        }
+    }
+
+    /// Bytes of bodies that the kernel has taken.
+    pub fn written(&self) -> usize {
+        self.written.load(Ordering::Relaxed)
     }
 
     pub fn host(&self) -> String {
@@ -157,8 +172,10 @@ impl Drop for Server {
     }
 }
 
-fn converse(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>) -> std::io::Result<()> {
+fn converse(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>, count: &AtomicUsize) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
+    // So that what was written was also sent, but for a little.
+    rustix::net::sockopt::set_socket_send_buffer_size(stream, 64 << 10)?;
     let mut reader = BufReader::new(stream.try_clone()?);
     while let Some(seen) = receive(&mut reader)? {
         let before = {
@@ -167,7 +184,7 @@ fn converse(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>) -> st
             log.len() - 1
         };
         let reply = handler(&seen, before);
-        if !answer(stream, &reply, seen.method == "HEAD")? {
+        if !answer(stream, &reply, seen.method == "HEAD", count)? {
             return Ok(());
         }
     }
@@ -211,7 +228,7 @@ fn receive(reader: &mut impl BufRead) -> std::io::Result<Option<Seen>> {
 }
 
 /// Whether the connection may be used again.
-fn answer(mut stream: &TcpStream, reply: &Reply, head: bool) -> std::io::Result<bool> {
+fn answer(mut stream: &TcpStream, reply: &Reply, head: bool, count: &AtomicUsize) -> std::io::Result<bool> {
     if let Some(silence) = reply.silence {
         std::thread::sleep(silence);
     }
@@ -231,9 +248,13 @@ fn answer(mut stream: &TcpStream, reply: &Reply, head: bool) -> std::io::Result<
         return Ok(true);
     }
     let body = &reply.body[..reply.cut_after.unwrap_or(reply.body.len()).min(reply.body.len())];
-    let piece = if reply.drip.is_some() { 16 } else { 64 << 10 };
+    let piece = match (reply.drip, reply.pace) {
+        (Some(_), _) => 16,
+        (None, Some(_)) => 16 << 10,
+        (None, None) => 64 << 10,
+    };
     for piece in body.chunks(piece) {
-        if let Some(drip) = reply.drip {
+        if let Some(drip) = reply.drip.or(reply.pace) {
             std::thread::sleep(drip);
         }
         if reply.chunked {
@@ -243,6 +264,7 @@ fn answer(mut stream: &TcpStream, reply: &Reply, head: bool) -> std::io::Result<
         } else {
             stream.write_all(piece)?;
         }
+        count.fetch_add(piece.len(), Ordering::Relaxed);
     }
     if reply.cut_after.is_some() || reply.declared.is_some_and(|declared| declared != reply.body.len()) {
         return Ok(false);

@@ -10,7 +10,7 @@ use cfs_core::{Error, Result as CoreResult};
 use serde::Serialize;
 
 use super::ls::find_name;
-use crate::args::BootDir;
+use crate::args::{BootDir, Network};
 use crate::cmd::Context;
 use crate::cmd::switch::reference;
 use crate::output::Report;
@@ -31,6 +31,8 @@ pub struct Export {
     /// Ask no registry: take layers from the store alone
     #[arg(long)]
     offline: bool,
+    #[command(flatten)]
+    pub network: Network,
 }
 
 /// Copy an image of the store to a registry
@@ -51,6 +53,8 @@ pub struct Push {
     /// How layers are compressed that cannot be had as they were
     #[arg(long, value_enum, default_value_t = How::Zstd)]
     compression: How,
+    #[command(flatten)]
+    pub network: Network,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]

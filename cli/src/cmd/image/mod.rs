@@ -20,6 +20,7 @@ use anyhow::Result;
 use cfs_core::image::Versions;
 use cfs_core::manifest::Platform;
 
+use crate::args::Network;
 use crate::cmd::Context;
 
 /// Composefs images, and container images in the shared store
@@ -40,6 +41,16 @@ pub enum Image {
 }
 
 impl Image {
+    /// How it uses the network.
+    pub fn network(&self) -> Network {
+        match self {
+            Self::Pull(command) => command.network,
+            Self::Export(command) => command.network,
+            Self::Push(command) => command.network,
+            _ => Network::default(),
+        }
+    }
+
     pub fn run(self, context: &Context) -> Result<()> {
         match self {
             Self::Build(command) => command.run(context),

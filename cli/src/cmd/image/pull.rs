@@ -7,7 +7,7 @@ use cfs_core::sysroot::Sysroot;
 use serde::Serialize;
 
 use super::PlatformArgs;
-use crate::args::{NewStore, SpaceArgs};
+use crate::args::{Network, NewStore, SpaceArgs};
 use crate::cmd::switch::reference;
 use crate::cmd::{Context, forecast};
 use crate::output::Report;
@@ -21,6 +21,8 @@ pub struct Pull {
     /// Only say what would be fetched and written, and what is free
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    pub network: Network,
     #[command(flatten)]
     platform: PlatformArgs,
     #[command(flatten)]

@@ -1,0 +1,417 @@
+//! What arrived of a layer's blob over a slow network, kept for the next run should this one be interrupted.
+//!
+//! ```text
+//! cfs-update/parts/<blob, 64 digits>-<first byte>-<origin, 16 digits>
+//! "CFSPART1" | blob's SHA-256[32] | boot id[16] | u64 bytes that are durable | the bytes of the blob from <first byte> on
+//! ```
+//! A layer is not copied to the disk before it is imported (docs/decisions.md); when its network turns out to be slow
+//! ([`crate::registry::Kept`]), what arrives from then on is written here as well, and goes when the layer is imported.
+//!
+//! Invariant: nothing rests on a part. What it holds is hashed with the rest of the blob, and where the result is wrong the
+//! part goes and the layer is fetched anew. A part is locked (flock) by the run that uses it: another one neither reads,
+//! extends nor removes it. One that cannot be written (a full disk) goes, and the import goes on without.
+//!
+//! Power cuts: a write reaches the disk when the kernel thinks it time, half a minute later, and a file system may have
+//! the file's new size before its content, which then reads as zeros. So once in [`SYNC`] a thread of its own makes
+//! durable what was written, then notes in the head how much that is, and makes that durable. A run that finds a part of an
+//! earlier boot believes so much of it and cuts the rest off; one of the same boot has all that was written, since the page
+//! cache outlives a killed process. By time and not by bytes: what a power cut costs is [`SYNC`] of the network,
+//! however slow, for a flush in [`SYNC`] at most, which keeps nobody waiting. `sync_file_range` would not do: it waits for no
+//! disk cache and writes no size.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fs::FlockOperation;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::ids::BlobDigest;
+use crate::registry::Kept;
+use crate::store::Store;
+use crate::sys::fs::{self, Fs};
+
+/// The folder of the parts.
+pub(super) const PARTS: &str = "cfs-update/parts";
+const MAGIC: &[u8; 8] = b"CFSPART1";
+const HEAD_SIZE: usize = 64;
+const HEAD: u64 = HEAD_SIZE as u64;
+/// How often what was written is made durable.
+const SYNC: Duration = Duration::from_secs(5);
+/// How often it is looked whether the disk has room for a part beside what is imported.
+const LOOK: u64 = 8 << 20;
+/// So much stays free, and for each byte that is still to come [`UNPACKED`]: more than layers unpack to.
+const MARGIN: u64 = 64 << 20;
+const UNPACKED: u64 = 4;
+/// A part that nobody went on with for so long goes with the next garbage collection.
+const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+const READ: usize = 256 << 10;
+
+/// Where blobs come from: parts of one origin go when an image from there was imported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin([u8; 8]);
+
+impl Origin {
+    /// Of a repository, as `host/path`.
+    pub fn new(repository: &str) -> Self {
+        let mut origin = [0; 8];
+        origin.copy_from_slice(&Sha256::digest(repository)[..8]);
+        Self(origin)
+    }
+}
+
+/// What is kept of one blob, if anything is; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Part {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    fs: Arc<dyn Fs>,
+    folder: PathBuf,
+    blob: BlobDigest,
+    origin: Origin,
+    size: u64,
+    open: Option<Open>,
+    /// Something of it was here at the beginning.
+    found: bool,
+    /// Nothing is kept any more.
+    given_up: bool,
+    /// Written when it was last looked for room.
+    looked: u64,
+}
+
+/// A part that is locked by us.
+#[derive(Debug)]
+struct Open {
+    file: Arc<File>,
+    path: PathBuf,
+    range: Range<u64>,
+    synced: Instant,
+    syncing: Option<JoinHandle<()>>,
+}
+
+impl Store {
+    /// What earlier runs kept of a blob, or nothing yet. Parts that cannot be used are removed.
+    pub(super) fn part(&self, blob: &BlobDigest, size: u64, origin: Origin) -> Part {
+        let folder = self.path.join(PARTS);
+        let open = find(&*self.fs, &folder, blob, size);
+        Part {
+            inner: Arc::new(Mutex::new(Inner {
+                fs: self.fs.clone(),
+                folder,
+                blob: *blob,
+                origin,
+                size,
+                found: open.is_some(),
+                open,
+                given_up: self.read_only.is_some(),
+                looked: 0,
+            })),
+        }
+    }
+
+    /// Removes the parts of an origin that nobody uses: an image from there is here, so whatever it needed is, too.
+    ///
+    /// # Errors
+    /// What removing gives.
+    pub fn forget_parts(&self, origin: Origin) -> Result<()> {
+        let suffix = format!("-{}", hex::encode(origin.0));
+        self.remove_parts(|name| name.ends_with(&suffix))
+    }
+
+    /// Parts that a garbage collection removes, with their sizes: those that nobody went on with for a week.
+    pub(super) fn old_parts(&self) -> Result<Vec<(String, u64)>> {
+        let folder = self.path.join(PARTS);
+        let now = SystemTime::now();
+        let mut old = Vec::new();
+        for name in fs::names(&folder)? {
+            let Ok(meta) = fs::metadata(&folder.join(&name)) else {
+                continue;
+            };
+            let age = meta.modified().ok().and_then(|then| now.duration_since(then).ok());
+            if age.is_some_and(|age| age >= AGE) {
+                old.push((name.to_string_lossy().into_owned(), meta.len()));
+            }
+        }
+        Ok(old)
+    }
+
+    pub(super) fn remove_old_parts(&self, old: &[(String, u64)]) -> Result<()> {
+        self.remove_parts(|name| old.iter().any(|(other, _)| other == name))
+    }
+
+    fn remove_parts(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let folder = self.path.join(PARTS);
+        for name in fs::names(&folder)? {
+            let path = folder.join(&name);
+            if wanted(&name.to_string_lossy()) && lock(&path).is_some() {
+                self.fs.remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The file, if nobody else has it locked.
+fn lock(path: &Path) -> Option<File> {
+    let file = fs::open_to_change(path, false).ok()?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    // Removed while it was opened: what is locked has no name.
+    let meta = file.metadata().ok()?;
+    (meta.is_file() && meta.nlink() == 1).then_some(file)
+}
+
+/// The longest part of a blob that nobody else uses. The others, and those that are no part of it, are removed.
+fn find(fs: &dyn Fs, folder: &Path, blob: &BlobDigest, size: u64) -> Option<Open> {
+    let prefix = format!("{}-", blob.to_hex());
+    let mut best: Option<Open> = None;
+    for name in fs::names(folder).unwrap_or_default() {
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(&prefix)) else {
+            continue;
+        };
+        let path = folder.join(&name);
+        let Some(file) = lock(&path) else { continue };
+        let start = rest.split('-').next().and_then(|start| start.parse().ok());
+        let found = start.and_then(|start| usable(&file, blob, start, size));
+        let length = |open: &Open| open.range.end - open.range.start;
+        let found = found.map(|range| Open {
+            file: Arc::new(file),
+            path: path.clone(),
+            range,
+            synced: Instant::now(),
+            syncing: None,
+        });
+        let loser = match (found, best.take()) {
+            (Some(found), Some(other)) if length(&found) > length(&other) => {
+                best = Some(found);
+                Some(other.path)
+            }
+            (Some(found), None) => {
+                best = Some(found);
+                None
+            }
+            (_, other) => {
+                best = other;
+                Some(path)
+            }
+        };
+        if let Some(loser) = loser {
+            let _ = fs.remove_file(&loser);
+        }
+    }
+    best
+}
+
+/// Which bytes of the blob the file holds. What was written before the last boot and never became durable is cut off.
+fn usable(file: &File, blob: &BlobDigest, start: u64, size: u64) -> Option<Range<u64>> {
+    let mut found = [0; HEAD_SIZE];
+    file.read_exact_at(&mut found, 0).ok()?;
+    let (magic, rest) = found.split_at(MAGIC.len());
+    let (sum, rest) = rest.split_at(32);
+    let (boot, durable) = rest.split_at(16);
+    if magic != MAGIC || sum != blob.as_bytes() {
+        return None;
+    }
+    let written = file.metadata().ok()?.len().checked_sub(HEAD)?;
+    let durable = u64::from_le_bytes(durable.try_into().ok()?);
+    let length = match boot_id().is_some_and(|now| now == boot) {
+        true => written,
+        false => written.min(durable),
+    };
+    let end = start.checked_add(length).filter(|end| *end <= size && length > 0)?;
+    if length < written {
+        file.set_len(HEAD + length).ok()?;
+    }
+    // From now on it is this boot's.
+    file.write_all_at(&head(blob, durable.min(length)), 0).ok()?;
+    Some(start..end)
+}
+
+/// Which boot of the machine this is.
+fn boot_id() -> Option<[u8; 16]> {
+    let text = fs::read_text(Path::new("/proc/sys/kernel/random/boot_id"), 256).ok()??;
+    let mut id = [0; 16];
+    hex::decode_to_slice(text.trim().replace('-', ""), &mut id).ok()?;
+    Some(id)
+}
+
+impl Part {
+    /// Whether this run went on with what another one kept, so that this, or how it was gone on with, may be what is wrong.
+    pub(super) fn went_on(&self) -> bool {
+        let inner = self.lock();
+        inner.found && !inner.given_up
+    }
+
+    /// Removes it, and keeps nothing from now on.
+    pub(super) fn remove(&self) {
+        self.lock().give_up();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept for Part {
+    fn range(&self) -> Range<u64> {
+        self.lock().open.as_ref().map_or(0..0, |open| open.range.clone())
+    }
+
+    fn reader(&self, from: u64) -> Box<dyn BufRead + Send> {
+        match &self.lock().open {
+            Some(Open { file, range, .. }) if range.contains(&from) => {
+                let reader = Stretch {
+                    file: file.clone(),
+                    at: HEAD + (from - range.start),
+                    end: HEAD + (range.end - range.start),
+                };
+                Box::new(BufReader::with_capacity(READ, reader))
+            }
+            _ => Box::new(io::empty()),
+        }
+    }
+
+    fn arrived(&mut self, at: u64, bytes: &[u8]) {
+        let mut inner = self.lock();
+        if inner.given_up || bytes.is_empty() {
+            return;
+        }
+        if let Err(error) = inner.keep(at, bytes) {
+            tracing::debug!("nothing more is kept of blob {}: {error}", inner.blob);
+            inner.give_up();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.remove();
+    }
+}
+
+impl Inner {
+    fn keep(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        let mut open = match self.open.take() {
+            Some(open) if open.range.end == at => open,
+            Some(open) => {
+                self.open = Some(open);
+                return Ok(());
+            }
+            None => self.begin(at)?,
+        };
+        let written = open.file.write_all_at(bytes, HEAD + (at - open.range.start));
+        let written = written.map_err(|e| Error::io("write", &open.path, e));
+        if written.is_ok() {
+            open.range.end += bytes.len() as u64;
+            open.sync();
+        }
+        let left = self.size.saturating_sub(open.range.end);
+        self.open = Some(open);
+        written?;
+        self.looked += bytes.len() as u64;
+        if self.looked >= LOOK {
+            self.looked = 0;
+            room(&self.folder, left)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a new part.
+    fn begin(&mut self, at: u64) -> Result<Open> {
+        room(fs::parent(&self.folder)?, self.size.saturating_sub(at))?;
+        for folder in [fs::parent(&self.folder)?, &self.folder] {
+            self.fs.create_dir(folder, 0o700)?;
+        }
+        let name = format!("{}-{at}-{}", self.blob.to_hex(), hex::encode(self.origin.0));
+        let path = self.folder.join(name);
+        let file = fs::open_to_change(&path, true)?;
+        let fail = |e: io::Error| Error::io("write", &path, e);
+        let prepared = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(io::Error::from)
+            .and_then(|()| file.write_all_at(&head(&self.blob, 0), 0));
+        if let Err(error) = prepared {
+            let _ = self.fs.remove_file(&path);
+            return Err(fail(error));
+        }
+        Ok(Open {
+            file: Arc::new(file),
+            path,
+            range: at..at,
+            synced: Instant::now(),
+            syncing: None,
+        })
+    }
+
+    fn give_up(&mut self) {
+        self.given_up = true;
+        if let Some(open) = self.open.take() {
+            let _ = self.fs.remove_file(&open.path);
+        }
+    }
+}
+
+/// Fails where what is still to be imported may need the room that the part takes.
+fn room(path: &Path, left: u64) -> Result<()> {
+    let (free, _) = fs::free(path)?;
+    let needed = left.saturating_mul(UNPACKED).saturating_add(MARGIN);
+    if free >= needed {
+        return Ok(());
+    }
+    Err(Error::Space {
+        path: path.to_path_buf(),
+        needed,
+        free,
+        remedy: "the rest is imported without".into(),
+    })
+}
+
+fn head(blob: &BlobDigest, durable: u64) -> Vec<u8> {
+    let boot = boot_id().unwrap_or_default();
+    [&MAGIC[..], blob.as_bytes(), &boot, &durable.to_le_bytes()].concat()
+}
+
+impl Open {
+    /// Sees to it that what was written becomes durable, now and then.
+    fn sync(&mut self) {
+        let busy = self.syncing.as_ref().is_some_and(|thread| !thread.is_finished());
+        if busy || self.synced.elapsed() < SYNC {
+            return;
+        }
+        self.synced = Instant::now();
+        let (file, folder) = (self.file.clone(), self.path.parent().map(Path::to_path_buf));
+        let durable = self.range.end - self.range.start;
+        let sync = move || {
+            let synced = file.sync_data().and_then(|()| {
+                file.write_all_at(&durable.to_le_bytes(), HEAD - 8)?;
+                file.sync_data()
+            });
+            let named = folder.map(|folder| fs::open(&folder).map(|folder| folder.sync_all()));
+            tracing::debug!("{durable} bytes of a part are durable: {synced:?}, {named:?}");
+        };
+        self.syncing = std::thread::Builder::new().name("cfs-part".into()).spawn(sync).ok();
+    }
+}
+
+/// A part's bytes, read where they are.
+struct Stretch {
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+}
+
+impl Read for Stretch {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = buffer
+            .len()
+            .min(usize::try_from(self.end - self.at).unwrap_or(usize::MAX));
+        let read = self.file.read_at(&mut buffer[..most], self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
