@@ -79,10 +79,7 @@ pub fn gc(sysroot: &Sysroot, dry_run: bool) -> Result<Collected> {
         // Entries before what they lead to.
         bootloader.remove(&collected.boot)?;
         remove(sysroot, &collected.deployments)?;
-        for name in &collected.names {
-            sysroot.store.untag(name)?;
-            sysroot.store.unname_image(name.trim_start_matches("cfs-update/"))?;
-        }
+        remove_names(sysroot, &collected.names)?;
         collected.leftovers = sysroot.deployments.clean(sysroot.fs())?;
     }
     // A plan sees the store as it will be without the stale names.
@@ -143,21 +140,35 @@ fn amount(bytes: u64, inodes: Option<u64>) -> String {
     }
 }
 
-/// Removes what the run has written that nothing refers to, and leftovers of the record that was not finished.
+/// Removes what the run has written that nothing refers to: leftovers of a record that was not finished, names of a
+/// deployment that did not come to be, objects.
 fn taken_back(sysroot: &Sysroot) -> Option<String> {
-    let roots = collection::Roots {
-        images: sysroot.known().ok()?.iter().map(|known| known.id).collect(),
-        ..Default::default()
-    };
-    match collection::take_back(&sysroot.store, &roots, &objects_of) {
-        Ok(gone) => {
-            let _ = sysroot.deployments.clean(sysroot.fs());
-            (!gone.is_empty()).then(|| format!("what was written, {} bytes, was removed again", gone.bytes()))
+    let take_back = || {
+        let kept: BTreeSet<_> = sysroot.known()?.iter().map(|known| known.id).collect();
+        sysroot.deployments.clean(sysroot.fs())?;
+        if sysroot.store.has_written() {
+            remove_names(sysroot, &stale_names(sysroot, &kept)?)?;
         }
+        let roots = collection::Roots {
+            images: kept.into_iter().collect(),
+            ..Default::default()
+        };
+        collection::take_back(&sysroot.store, &roots, &objects_of)
+    };
+    match take_back() {
+        Ok(gone) => (!gone.is_empty()).then(|| format!("what was written, {} bytes, was removed again", gone.bytes())),
         Err(error) => Some(format!(
             "what was written stays until `cfs-update gc` removes it ({error})"
         )),
     }
+}
+
+fn remove_names(sysroot: &Sysroot, names: &[String]) -> Result<()> {
+    for name in names {
+        sysroot.store.untag(name)?;
+        sysroot.store.unname_image(name.trim_start_matches("cfs-update/"))?;
+    }
+    Ok(())
 }
 
 fn what_gc_frees(sysroot: &Sysroot, of_boot: bool) -> Option<String> {

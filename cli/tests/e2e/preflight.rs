@@ -123,6 +123,38 @@ fn a_first_image_that_cannot_fit_is_refused_before_its_first_layer() {
 }
 
 #[test]
+fn a_disk_that_becomes_full_when_the_deployment_is_recorded_is_given_back_everything() {
+    if !is_root("a file system of its own") {
+        return;
+    }
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let disk = Tmpfs::mount(cfs.sysroot(), 60);
+    let layout = dir.path().join("oci");
+    cfs.run(["switch", &small(1, "a", 2, 2000).finish().layout(&layout, "os")])
+        .expect(0);
+    let before = (objects(&cfs), cfs.deployments(), cfs.entries().len());
+    // It fits into the store, and once more in /etc it does not.
+    let etc = Layer::default().dirs(&["etc"]).file("etc/large", noise(3, 6_000_000));
+    let image = Image::new("2").layer(base("2", "b"), How::Gzip).layer(etc, How::Gzip);
+    image.finish().layout(&layout, "os");
+    disk.leave(8_000_000);
+    let free = disk.free();
+    let ran = cfs.run(["upgrade"]).expect(4);
+    assert!(
+        ran.stderr.contains("state/deploy") && ran.stderr.contains("was removed again"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!((objects(&cfs), cfs.deployments(), cfs.entries().len()), before);
+    assert!(disk.free() + 100_000 > free, "{} of {free}", disk.free());
+    cfs.fsck();
+    disk.resize(60);
+    cfs.run(["upgrade"]).expect(0);
+    cfs.fsck();
+}
+
+#[test]
 fn the_setting_turns_the_comparison_off() {
     if !is_root("a file system of its own") {
         return;

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::PoisonError;
 
 use rustix::fs::FlockOperation;
 
@@ -101,17 +102,16 @@ pub fn run(store: &Store, roots: &Roots, objects_of: ObjectsOf<'_>) -> Result<Pl
     result
 }
 
-/// Gives up what this process has put and not published, and removes, durably, what nothing refers to of all that was
-/// written since the last run that was finished: for a disk that became full. What was collectable before stays.
+/// Gives up what this process has put and not published, and removes, durably, what nothing refers to of all that it has
+/// written, or that an interrupted run had: for a disk that became full. What was collectable before stays.
 ///
 /// # Errors
 /// As [`run`].
 pub fn take_back(store: &Store, roots: &Roots, objects_of: ObjectsOf<'_>) -> Result<Plan> {
-    let mark = store.path.join(MARK);
-    if !fs::exists(&mark) {
+    let since = *store.since.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(since) = since else {
         return Ok(Plan::default());
-    }
-    let since = fs::metadata(&mark).map(|meta| (meta.ctime(), meta.ctime_nsec()))?;
+    };
     *store.pending() = Pending::default();
     lock_exclusive(store)?;
     let result = plan(store, roots, objects_of).and_then(|mut plan| {

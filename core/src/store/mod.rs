@@ -76,6 +76,8 @@ pub struct Store {
     keeps: Option<Keeps>,
     /// What is to be written is not compared with what is free.
     unchecked: AtomicBool,
+    /// When this process began to write objects, by the file system's clock, or an interrupted run before it.
+    since: Mutex<Option<(i64, i64)>>,
     /// What the last comparison said, for an error later on: bytes that are expected, bytes that were free.
     expected: Mutex<Option<(u64, u64)>>,
 }
@@ -130,6 +132,7 @@ impl Store {
             pending: Mutex::new(pending),
             keeps: None,
             unchecked: AtomicBool::new(false),
+            since: Mutex::new(None),
             expected: Mutex::new(None),
         })
     }
@@ -221,6 +224,11 @@ impl Store {
     /// Whether what is to be written is compared with what is free before it is fetched.
     pub fn checks_space(&self) -> bool {
         !self.unchecked.load(Ordering::Relaxed) && self.keeps_all()
+    }
+
+    /// Whether this process has begun to write objects.
+    pub(crate) fn has_written(&self) -> bool {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Remembers what was expected to be written, and what was free.

@@ -1,7 +1,9 @@
 //! What was put and is not published yet, and the mark that survives a power cut.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::PoisonError;
 
 use crate::error::{Error, Result};
 use crate::ids::{DiffId, ManifestDigest, ObjectId};
@@ -72,6 +74,11 @@ impl Store {
             self.fs.sync_dir(&self.path.join(OWN))?;
             self.fs.sync_dir(&self.path)?;
         }
+        let marked = fs::metadata(&mark)?;
+        self.since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert((marked.ctime(), marked.ctime_nsec()));
         pending.begun = true;
         Ok(())
     }
