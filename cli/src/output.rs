@@ -37,7 +37,7 @@ impl Output {
 
     /// Prints a result.
     pub fn show<T: Report>(self, report: &T) -> Result<()> {
-        write(&self.render(report, || report.human())?)
+        Ok(write(&self.render(report, || report.human())?)?)
     }
 
     /// Prints a failure and says what to exit with.
@@ -88,10 +88,10 @@ pub fn printable(text: &str) -> String {
 }
 
 /// Writes to standard output; a reader that has gone is success.
-pub fn write(bytes: &[u8]) -> Result<()> {
+pub fn write(bytes: &[u8]) -> cfs_core::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write to", "standard output", e).into()),
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write to", "standard output", e)),
         _ => Ok(()),
     }
 }

@@ -129,3 +129,37 @@ fn an_image_that_fails_to_build_leaves_no_file() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("line 1"));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn what_is_no_file_is_written_to_and_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pipe, image) = (folder.path().join("pipe"), folder.path().join("image"));
+    stdout(&["build", "-", "-o", path(&image)], DUMP);
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read(pipe).unwrap()
+    });
+    stdout(&["build", "-", "-o", path(&pipe)], DUMP);
+    assert_eq!(reader.join().unwrap(), std::fs::read(&image).unwrap());
+    assert_eq!(
+        run(&["build", "-", "-o", "-"], DUMP).stdout,
+        std::fs::read(&image).unwrap()
+    );
+    let names: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+#[test]
+fn a_dump_may_come_from_a_file_a_pipe_or_standard_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("dump");
+    std::fs::write(&file, DUMP).unwrap();
+    let wanted = stdout(&["digest", "-"], DUMP);
+    assert_eq!(stdout(&["digest", path(&file)], ""), wanted);
+    assert_eq!(stdout(&["digest", "/dev/stdin"], DUMP), wanted);
+    assert_eq!(stdout(&["build", path(&file), "--print-digest-only"], ""), wanted);
+}

@@ -28,6 +28,7 @@ fn check_table(folder: &Path, table: &str) -> usize {
         let columns: Vec<&str> = row.split('\t').collect();
         let text = read(&folder.join(columns[0]));
         let tree = dump::parse(&text);
+        check_read_in_pieces(&text, &tree, columns[0]);
         for (versions, wanted) in SETTINGS.into_iter().zip(&columns[1..4]) {
             let got = match &tree {
                 Err(_) => "FAIL".to_owned(),
@@ -52,6 +53,24 @@ fn text(tree: &Tree) -> String {
     let mut out = Vec::new();
     dump::write(tree, &mut out).unwrap();
     String::from_utf8(out).unwrap()
+}
+
+/// A dump that comes in pieces of any size is the same tree, or refused at the same line for the same reason.
+fn check_read_in_pieces(whole: &[u8], tree: &cfs_core::Result<Tree>, name: &str) {
+    for size in [1 + whole.len() / 3, 4096, 7] {
+        let mut rest = whole;
+        let got = dump::parse_pieces(0, &mut |buffer| {
+            let count = size.min(buffer.len()).min(rest.len());
+            buffer[..count].copy_from_slice(&rest[..count]);
+            rest = &rest[count..];
+            Ok(count)
+        });
+        match (got, tree) {
+            (Ok(got), Ok(tree)) => assert_eq!(text(&got), text(tree), "{name} in pieces of {size}"),
+            (Err(got), Err(wanted)) => assert_eq!(got.to_string(), wanted.to_string(), "{name} in pieces of {size}"),
+            _ => panic!("{name} in pieces of {size}"),
+        }
+    }
 }
 
 /// What is read back from an image is the tree that it was made of, and makes the same image again.

@@ -17,7 +17,7 @@ pub struct Completions {
 
 impl Completions {
     pub fn run(self) -> Result<()> {
-        output::write(&script(self.shell))
+        Ok(output::write(&script(self.shell))?)
     }
 }
 

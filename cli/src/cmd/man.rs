@@ -23,7 +23,7 @@ impl Man {
     pub fn run(self) -> Result<()> {
         let pages = pages()?;
         let Some(dir) = self.dir else {
-            return output::write(&pages[0].1);
+            return Ok(output::write(&pages[0].1)?);
         };
         fs::create_dir_all(&RealFs, &dir, 0o755)?;
         for (name, page) in pages {

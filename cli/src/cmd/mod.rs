@@ -73,13 +73,14 @@ impl Context {
         self.output.show(report)
     }
 
+    /// Whether the result is text for people.
+    pub fn is_human(&self) -> bool {
+        self.output.is_human()
+    }
+
     /// Prints a result that says "nothing to do": as a document, since people are told so by the failure.
     pub fn show_document<T: Report>(&self, report: &T) -> Result<()> {
-        if self.output.is_human() {
-            Ok(())
-        } else {
-            self.show(report)
-        }
+        if self.is_human() { Ok(()) } else { self.show(report) }
     }
 
     /// Prints a result; then boots into it, if that was asked for.

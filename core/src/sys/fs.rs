@@ -165,6 +165,31 @@ pub fn replace_unsynced(fs: &dyn Fs, path: &Path, mode: u32, content: &[u8]) -> 
     fs.rename(&temporary, path)
 }
 
+/// Like [`replace_unsynced`], of what `produce` gives to its sink; nothing is left of what does not come to its end. A
+/// device or pipe at `path` is written to, not replaced.
+pub fn replace_by_pieces(
+    path: &Path,
+    mode: u32,
+    produce: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+) -> Result<()> {
+    let fail = |e| Error::io("write", path, e);
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        let mut file = std::fs::File::options().write(true).open(path).map_err(fail)?;
+        return produce(&mut |piece| file.write_all(piece).map_err(fail));
+    }
+    let temporary = temporary(path)?;
+    RealFs.remove_file(&temporary)?;
+    let mut file = new_file(&temporary, mode)?;
+    let done = produce(&mut |piece| file.write_all(piece).map_err(fail))
+        .and_then(|()| set_mode(&temporary, mode))
+        .and_then(|()| RealFs.rename(&temporary, path));
+    if done.is_err() {
+        // What went wrong first is what to tell.
+        let _ = RealFs.remove_file(&temporary);
+    }
+    done
+}
+
 /// What a file is called while it is written.
 fn temporary(path: &Path) -> Result<PathBuf> {
     let mut name = OsString::from(".#");

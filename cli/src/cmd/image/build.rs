@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use cfs_core::Error;
 use cfs_core::ids::Algorithm;
-use cfs_core::image::{self, writer};
-use cfs_core::sys::fs::{self, RealFs};
+use cfs_core::image::writer;
+use cfs_core::sys::fs;
+use cfs_core::sys::verity::Hasher;
 use cfs_core::tree::ScanOptions;
 use serde::Serialize;
 
@@ -89,9 +90,9 @@ impl ScanArgs {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Built {
-    digest: String,
+    digest: Option<String>,
     algorithm: &'static str,
-    bytes: usize,
+    bytes: u64,
     output: Option<PathBuf>,
     #[serde(skip)]
     show: bool,
@@ -99,10 +100,9 @@ struct Built {
 
 impl Report for Built {
     fn human(&self) -> String {
-        if self.show {
-            format!("{}\n", self.digest)
-        } else {
-            String::new()
+        match &self.digest {
+            Some(digest) if self.show => format!("{digest}\n"),
+            _ => String::new(),
         }
     }
 }
@@ -119,31 +119,59 @@ impl Build {
             objects,
         };
         let tree = load::tree(context, &Source::of(&self.source)?, &options)?;
-        let image = writer::build(&tree, self.versions.versions())?;
         if let Some(objects) = &options.objects {
             objects.sync()?;
         }
+        let show = self.print_digest || self.print_digest_only;
         let output = self.output.filter(|_| !self.print_digest_only);
-        if output.as_deref() == Some(Path::new("-")) {
-            context.ui.finish(true);
-            return output::write(&image);
-        }
-        let digest = std::thread::scope(|scope| -> Result<_> {
-            let digest = scope.spawn(|| image::digest(&image, algorithm));
-            if let Some(path) = &output {
-                fs::replace_unsynced(&RealFs, &absolute(path)?, 0o644, &image)?;
+        let to_stdout = output.as_deref() == Some(Path::new("-"));
+        let mut image = Measured {
+            hasher: (!to_stdout && (show || !context.is_human())).then(|| Hasher::new(algorithm)),
+            bytes: 0,
+        };
+        let versions = self.versions.versions();
+        match &output {
+            _ if to_stdout => {
+                context.ui.finish(true);
+                writer::write(&tree, versions, &mut |piece| output::write(piece))?;
             }
-            digest
-                .join()
-                .map_err(|_| anyhow::anyhow!("the digest's thread panicked"))
-        })?;
+            Some(path) => fs::replace_by_pieces(&absolute(path)?, 0o644, |sink| {
+                writer::write(&tree, versions, &mut |piece| {
+                    image.see(piece);
+                    sink(piece)
+                })
+            })?,
+            None => writer::write(&tree, versions, &mut |piece| {
+                image.see(piece);
+                Ok(())
+            })?,
+        }
+        if to_stdout {
+            return Ok(());
+        }
         context.show(&Built {
-            digest: digest.to_string(),
+            digest: image.hasher.map(|mut hasher| hasher.finish().to_string()),
             algorithm: algorithm.name(),
-            bytes: image.len(),
+            bytes: image.bytes,
             output,
-            show: self.print_digest || self.print_digest_only,
+            show,
         })
+    }
+}
+
+/// What an image measures, as its pieces go by.
+struct Measured {
+    /// Where somebody wants to know the digest.
+    hasher: Option<Hasher>,
+    bytes: u64,
+}
+
+impl Measured {
+    fn see(&mut self, piece: &[u8]) {
+        self.bytes += piece.len() as u64;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(piece);
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use cfs_core::ids::{Algorithm, ObjectId};
-use cfs_core::image::{Versions, dump, reader, writer};
+use cfs_core::image::{Versions, reader, writer};
 use cfs_core::manifest::Platform;
 use cfs_core::monitor::{Event, Monitor, Quiet, Stage};
 use cfs_core::pull::{self, Variant};
@@ -87,7 +87,7 @@ pub fn image(
 fn from_content(content: Content, options: &Options) -> Result<Tree> {
     let tree = match content {
         Content::Image(bytes) => reader::read(&bytes)?,
-        Content::Dump(text) => dump::parse(&text)?,
+        Content::Dump(text) => text.parse()?,
     };
     boot_variant(tree, options, &|id| match &options.objects {
         Some(objects) => objects.read(id, OBJECT_LIMIT),

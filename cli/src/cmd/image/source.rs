@@ -8,8 +8,10 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use cfs_core::ids::ObjectId;
+use cfs_core::image::dump;
 use cfs_core::reference::Reference;
 use cfs_core::sys::fs;
+use cfs_core::tree::Tree;
 use cfs_core::{Error, Result};
 
 /// The composefs header's first four bytes.
@@ -70,36 +72,100 @@ impl Source {
     }
 }
 
-/// The bytes of a file or of standard input.
+/// What a file or standard input holds.
 #[derive(Debug)]
 pub enum Content {
     /// An image.
     Image(Vec<u8>),
     /// Anything else: dump text.
-    Dump(Vec<u8>),
+    Dump(Text),
 }
 
 impl Content {
     /// Of a file.
     pub fn of_file(path: &Path) -> Result<Self> {
-        let missing = || Error::io("read", path, io::Error::from(io::ErrorKind::NotFound));
-        Ok(Self::of(fs::read(path, LIMIT)?.ok_or_else(missing)?))
+        let file = fs::open(path)?;
+        let size = file.metadata().map_or(0, |metadata| metadata.len());
+        Self::of(path.into(), size, Box::new(file))
     }
 
     /// Of standard input.
     pub fn of_stdin() -> Result<Self> {
-        let mut bytes = Vec::new();
-        let read = io::stdin().lock().take(LIMIT).read_to_end(&mut bytes);
-        read.map_err(|e| Error::io("read", "standard input", e))?;
-        Ok(Self::of(bytes))
+        Self::of("standard input".into(), 0, Box::new(io::stdin()))
     }
 
-    fn of(bytes: Vec<u8>) -> Self {
-        if bytes.starts_with(&MAGIC) {
-            Self::Image(bytes)
+    /// `size` is a hint.
+    fn of(name: PathBuf, size: u64, mut from: Box<dyn Read>) -> Result<Self> {
+        let mut start = Vec::new();
+        let began = (&mut from).take(MAGIC.len() as u64).read_to_end(&mut start);
+        began.map_err(|e| Error::io("read", &name, e))?;
+        let is_image = start == MAGIC;
+        let mut text = Text {
+            from: Box::new(io::Cursor::new(start).chain(from)),
+            size: size.min(LIMIT),
+            left: LIMIT,
+            name,
+        };
+        if is_image {
+            text.whole().map(Self::Image)
         } else {
-            Self::Dump(bytes)
+            Ok(Self::Dump(text))
         }
+    }
+}
+
+/// Bytes that are read as they are needed.
+pub struct Text {
+    from: Box<dyn Read>,
+    /// About how many there are; 0 where nobody knows.
+    size: u64,
+    /// How many more are taken.
+    left: u64,
+    name: PathBuf,
+}
+
+impl std::fmt::Debug for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Text").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Text {
+    /// The tree that the text describes.
+    pub fn parse(mut self) -> Result<Tree> {
+        let size = usize::try_from(self.size).unwrap_or(0);
+        dump::parse_pieces(size, &mut |buffer| self.read(buffer))
+    }
+
+    fn whole(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(usize::try_from(self.size).map_or(0, |size| size + 1));
+        let read = (&mut self.from).take(LIMIT + 1).read_to_end(&mut bytes);
+        read.map_err(|e| Error::io("read", &self.name, e))?;
+        if bytes.len() as u64 > LIMIT {
+            return Err(self.too_large());
+        }
+        Ok(bytes)
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        loop {
+            match self.from.read(buffer) {
+                Ok(count) => {
+                    self.left = self.left.checked_sub(count as u64).ok_or_else(|| self.too_large())?;
+                    return Ok(count);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("read", &self.name, e)),
+            }
+        }
+    }
+
+    fn too_large(&self) -> Error {
+        Error::io(
+            "read",
+            &self.name,
+            io::Error::other(format!("larger than {LIMIT} bytes")),
+        )
     }
 }
 
@@ -137,10 +203,14 @@ mod tests {
 
     #[test]
     fn an_image_is_known_by_its_first_bytes() {
-        assert!(matches!(
-            Content::of(vec![0x9a, 0x62, 0x78, 0xd0, 1]),
-            Content::Image(_)
-        ));
-        assert!(matches!(Content::of(b"/ 0 40755".to_vec()), Content::Dump(_)));
+        let content = |bytes: &'static [u8]| Content::of("x".into(), 0, Box::new(bytes)).unwrap();
+        let image: &[u8] = &[0x9a, 0x62, 0x78, 0xd0, 1];
+        assert!(matches!(content(image), Content::Image(bytes) if bytes == image));
+        for text in [&b"/ 0 40755"[..], b"/", b""] {
+            let Content::Dump(mut kept) = content(text) else {
+                panic!("{text:?}")
+            };
+            assert_eq!(kept.whole().unwrap(), text);
+        }
     }
 }

@@ -29,29 +29,62 @@ const XATTR_TEXT_MAX: usize = 65535;
 const XATTR_TOTAL_MAX: usize = 32767;
 /// The longest attribute name, in bytes.
 const XATTR_KEY_MAX: usize = 255;
+/// How much text is read at once, in bytes.
+const PIECE: usize = 256 << 10;
 
 /// Reads a dump as mkcomposefs does.
 ///
 /// # Errors
 /// [`Error::Dump`] with the line, where mkcomposefs would refuse it, too.
 pub fn parse(text: &[u8]) -> Result<Tree> {
-    Parser::new(text, false)?.run(text)
+    Parser::new(text.len(), false)?.run(text)
+}
+
+/// Reads a dump of about `size` bytes (0 where nobody knows) piece by piece: `read` fills a buffer and says with how many
+/// bytes, 0 at the end, as [`std::io::Read::read`]. Only lines that came in part are kept, so the memory is the tree's.
+///
+/// # Errors
+/// As [`parse`]; what `read` returns.
+pub fn parse_pieces(size: usize, read: &mut dyn FnMut(&mut [u8]) -> Result<usize>) -> Result<Tree> {
+    let mut parser = Parser::new(size, false)?;
+    let mut buffer = vec![0; PIECE];
+    let mut held = 0;
+    loop {
+        if held == buffer.len() {
+            buffer.resize(2 * held, 0);
+        }
+        let count = read(&mut buffer[held..])?;
+        if count == 0 {
+            parser.lines(&buffer[..held])?;
+            return parser.finish();
+        }
+        let filled = held + count;
+        match memrchr(b'\n', &buffer[held..filled]) {
+            None => held = filled,
+            Some(at) => {
+                let whole = held + at + 1;
+                parser.lines(&buffer[..whole])?;
+                buffer.copy_within(whole..filled, 0);
+                held = filled - whole;
+            }
+        }
+    }
 }
 
 /// Reads a dump as mkcomposefs does with `CFS_PARSE_STRICT`: the last line must end, device numbers stand only on
 /// devices, and a symbolic link has its target's size and no content.
 pub fn parse_strict(text: &[u8]) -> Result<Tree> {
-    Parser::new(text, true)?.run(text)
+    Parser::new(text.len(), true)?.run(text)
 }
 
 /// Key and value of an attribute.
 type Pair<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
 
 /// A hard link that waits for the end of the dump, where its target is known.
-struct Pending<'a> {
+struct Pending {
     slot: u32,
     line: usize,
-    target: Cow<'a, [u8]>,
+    target: Box<[u8]>,
     state: State,
 }
 
@@ -62,16 +95,17 @@ enum State {
     Found(NodeId),
 }
 
-struct Parser<'a> {
+struct Parser {
     strict: bool,
     builder: Builder,
+    /// Lines so far.
+    count: usize,
     has_root: bool,
     /// What links name until their target is known.
     placeholder: NodeId,
-    pending: Vec<Pending<'a>>,
+    pending: Vec<Pending>,
     /// The folder of the line before, and its path.
     folder: (Vec<u8>, NodeId),
-    xattrs: Vec<Pair<'a>>,
 }
 
 /// The eleven fields of a line, still escaped.
@@ -120,10 +154,11 @@ struct Numbers {
     mtime: Mtime,
 }
 
-impl<'a> Parser<'a> {
-    fn new(text: &[u8], strict: bool) -> Result<Self> {
+impl Parser {
+    /// For a dump of about `size` bytes.
+    fn new(size: usize, strict: bool) -> Result<Self> {
         let mut builder = Builder::new();
-        builder.reserve(text.len() / 128, text.len() / 2);
+        builder.reserve(size / 128, size / 2);
         let placeholder = builder.push(Node {
             mode: kind::REGULAR,
             data: Data::Nothing,
@@ -132,27 +167,35 @@ impl<'a> Parser<'a> {
         Ok(Self {
             strict,
             builder,
+            count: 0,
             has_root: false,
             placeholder,
             pending: Vec::new(),
             folder: (Vec::new(), NodeId::ROOT),
-            xattrs: Vec::new(),
         })
     }
 
-    fn run(mut self, text: &'a [u8]) -> Result<Tree> {
-        let mut rest = text;
-        let mut number = 0;
-        while !rest.is_empty() {
-            number += 1;
-            let line = take_until(&mut rest, b'\n');
-            self.line(line, number).map_err(|why| refused(number, why))?;
+    fn run(mut self, text: &[u8]) -> Result<Tree> {
+        self.lines(text)?;
+        if self.strict && self.has_root && !text.ends_with(b"\n") {
+            return Err(refused(self.count, "the last line does not end"));
         }
+        self.finish()
+    }
+
+    /// Whole lines; the last one of a dump may lack its end.
+    fn lines(&mut self, mut text: &[u8]) -> Result<()> {
+        while !text.is_empty() {
+            self.count += 1;
+            let line = take_until(&mut text, b'\n');
+            self.line(line).map_err(|why| refused(self.count, why))?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Tree> {
         if !self.has_root {
             return Err(refused(0, "it has no entry for the root, /"));
-        }
-        if self.strict && !text.ends_with(b"\n") {
-            return Err(refused(number, "the last line does not end"));
         }
         for at in 0..self.pending.len() {
             self.resolve(at)?;
@@ -160,7 +203,7 @@ impl<'a> Parser<'a> {
         self.builder.finish(Links::Given)
     }
 
-    fn line(&mut self, line: &'a [u8], number: usize) -> Result<(), Refused> {
+    fn line(&mut self, line: &[u8]) -> Result<(), Refused> {
         if memchr(0, line).is_some() {
             return Err("a NUL byte".into());
         }
@@ -176,7 +219,7 @@ impl<'a> Parser<'a> {
         let place = self.place(&path, is_dir)?;
         if is_link {
             return match place {
-                Some((folder, name)) if !is_dir => self.link(&fields, folder, name, number),
+                Some((folder, name)) if !is_dir => self.link(&fields, folder, name),
                 _ => Err("a folder cannot be a hard link".into()),
             };
         }
@@ -242,7 +285,7 @@ impl<'a> Parser<'a> {
         Some(at)
     }
 
-    fn link(&mut self, fields: &Fields<'a>, folder: NodeId, name: &[u8], line: usize) -> Result<(), Refused> {
+    fn link(&mut self, fields: &Fields<'_>, folder: NodeId, name: &[u8]) -> Result<(), Refused> {
         let target = optional(fields.payload)?.ok_or("a hard link without target")?;
         if target.contains(&0) {
             return Err("an escaped NUL byte in a link's target".into());
@@ -250,8 +293,8 @@ impl<'a> Parser<'a> {
         let slot = self.insert(folder, name, self.placeholder, true)?;
         self.pending.push(Pending {
             slot,
-            line,
-            target,
+            line: self.count,
+            target: target.into(),
             state: State::New,
         });
         Ok(())
@@ -294,7 +337,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn inode(&mut self, fields: &Fields<'a>, mode: u16) -> Result<Node, Refused> {
+    fn inode(&mut self, fields: &Fields<'_>, mode: u16) -> Result<Node, Refused> {
         let numbers = numbers(fields)?;
         let payload = optional(fields.payload)?;
         if payload.as_ref().is_some_and(|p| p.contains(&0)) {
@@ -354,11 +397,11 @@ impl<'a> Parser<'a> {
         })
     }
 
-    fn xattrs(&mut self, mut text: &'a [u8]) -> Result<(u32, u32), Refused> {
+    fn xattrs(&mut self, mut text: &[u8]) -> Result<(u32, u32), Refused> {
         if text.len() > XATTR_TEXT_MAX {
             return Err("more than 65535 bytes of extended attributes".into());
         }
-        self.xattrs.clear();
+        let mut xattrs: Vec<Pair<'_>> = Vec::new();
         while !text.is_empty() {
             let field = take_until(&mut text, b' ');
             let equals = memchr(b'=', field).ok_or("an extended attribute without =")?;
@@ -366,10 +409,10 @@ impl<'a> Parser<'a> {
             if key.is_empty() || key.len() > XATTR_KEY_MAX || key.contains(&0) {
                 return Err("an extended attribute whose key is empty, longer than 255 bytes or has a NUL byte".into());
             }
-            self.xattrs.push((key, unescape(&field[equals + 1..])?));
+            xattrs.push((key, unescape(&field[equals + 1..])?));
         }
-        check_xattr_total(&self.xattrs)?;
-        let xattrs = self.xattrs.iter().map(|(key, value)| (&**key, &**value));
+        check_xattr_total(&xattrs)?;
+        let xattrs = xattrs.iter().map(|(key, value)| (&**key, &**value));
         self.builder.xattrs(xattrs).map_err(|e| e.to_string().into())
     }
 }
