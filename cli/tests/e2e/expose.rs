@@ -201,6 +201,70 @@ fn podman_runs_what_was_pulled_without_copying_it_and_follows_what_becomes_of_it
     machine.podman("podman images");
 }
 
+/// What the process that read a file had to fetch from the disk for it, of the lines of /proc/PID/io.
+fn from_disk(io: &str) -> Vec<u64> {
+    let lines = io.lines().filter_map(|line| line.strip_prefix("read_bytes: "));
+    lines.map(|bytes| bytes.trim().parse().unwrap()).collect()
+}
+
+#[test]
+fn two_containers_and_the_host_have_one_copy_of_a_file_in_memory() {
+    if !is_root("podman") {
+        return;
+    }
+    let dir = scratch();
+    let registry = Registry::start();
+    let from = image(dir.path(), "1").push(&registry, "app", "stable");
+    let machine = Machine::new(dir.path());
+    machine.cfs(["image", "pull", &from], 0);
+    machine.expose(0);
+    let objects = dir.path().join("sysroot/composefs/objects");
+    let on_disk = tool(
+        "findmnt",
+        [
+            "--noheadings",
+            "--output",
+            "FSTYPE",
+            "--target",
+            objects.to_str().unwrap(),
+        ],
+    );
+    if on_disk.trim() == "tmpfs" {
+        println!("not tested: {} is in memory anyway", objects.display());
+        return;
+    }
+    tool("sync", [] as [&str; 0]);
+    let forget = format!(
+        "find {} -type f -exec dd if={{}} iflag=nocache count=0 status=none \\;",
+        objects.display()
+    );
+    tool("sh", ["-c", &forget]);
+    // cat's own account stands behind the file that it has read.
+    let out = machine.podman(&format!(
+        "for name in one two; do podman create --name $name {from} /usr/bin/hello >/dev/null; done\n\
+         for name in one two; do cat $(podman mount $name)/usr/data /proc/self/io | grep -a ^read_bytes; done"
+    ));
+    let seen = from_disk(&out);
+    assert!(
+        seen.len() == 2 && seen[0] >= 100_000,
+        "the first to read it fetches it: {out}"
+    );
+    // A mount of its own may have to read of what its folders hold.
+    let little = 16 << 10;
+    assert!(seen[1] <= little, "the second container reads the same pages: {out}");
+    let at = dir.path().join("mounted");
+    fs::create_dir(&at).unwrap();
+    machine.cfs(["image", "mount", &from, at.to_str().unwrap(), "--verity", "try"], 0);
+    let read = format!(
+        "cat {0}/usr/data /proc/self/io | grep -a ^read_bytes; umount {0}",
+        at.display()
+    );
+    let out = tool("sh", ["-c", &read]);
+    let seen = from_disk(&out);
+    assert!(seen.len() == 1 && seen[0] <= little, "and so does the host: {out}");
+    machine.podman("podman rm --force one two");
+}
+
 #[test]
 fn the_system_that_boots_next_is_shown_and_settings_that_are_not_understood_are_left_alone() {
     let dir = scratch();
