@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the image that `make bench` measures: a Debian of more than 40,000 files and 1 GB in eight layers, as an OCI layout
-# in gzip and in zstd, in the storage of a real registry; and a Debian 13 root with skopeo, podman and C composefs, since
+# in gzip and in zstd, in the storage of a real registry; and a Debian 13 root with skopeo, podman and OSTree, since
 # the peers want newer ones than an older host has. Root only.
 #
 #   testdata/bench-image.sh DIR
@@ -17,10 +17,10 @@ mirror=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packa
 mkdir -p "$out/keyring"
 cp /usr/share/keyrings/debian-archive-*.gpg "$out/keyring/"
 
-if [ ! -f "$out/peers.done" ]; then
+if [ ! -f "$out/peers.done" ] || [ ! -x "$out/peers/usr/bin/ostree" ]; then
     rm -rf "$out/peers"
     mmdebstrap --quiet --mode=root --variant=essential --keyring="$out/keyring" --format=directory \
-        --include=skopeo,podman,crun,ca-certificates,zstd,netavark,uidmap \
+        --include=skopeo,podman,crun,ostree,ca-certificates,zstd,netavark,uidmap \
         --aptopt='Apt::Install-Recommends "false"' "$suite" "$out/peers" ${mirror:+"$mirror"}
     # 127.0.0.1 speaks plain HTTP, and nothing is signed there.
     mkdir -p "$out/peers/etc/containers" "$out/peers/bench"

@@ -17,6 +17,7 @@ import sys
 import time
 
 import bench_chunked
+import bench_store
 
 OUT, PORT = sys.argv[1], sys.argv[2]
 RUNS = int(os.environ.get("BENCH_RUNS", "3"))
@@ -249,6 +250,8 @@ if ONLY.search("Image generation"):
 
 if ONLY.search("Chunked update"):
     bench_chunked.Bench(globals()).measure()
+if ONLY.search("Store size"):
+    bench_store.Bench(globals()).measure()
 
 shutil.rmtree(WORK, ignore_errors=True)
 with open(os.path.join(OUT, "result.md"), "w") as f:
