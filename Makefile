@@ -11,7 +11,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # a user to be when we are root, extended attributes, and an oracle for fs-verity digests.
 TEST_PACKAGES := gcc libc6-dev make pkg-config mmdebstrap docker-registry skopeo zstd gzip attr libcap2-bin \
     debian-archive-keyring util-linux mount fdisk dosfstools e2fsprogs btrfs-progs fsverity strace systemd shellcheck \
-    dpkg-dev binutils
+    dpkg-dev binutils dbus-daemon python3-dbus python3-gi
 FUZZ_PACKAGES := g++
 DEB_PACKAGES := dpkg-dev binutils
 BENCH_PACKAGES := python3

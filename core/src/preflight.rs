@@ -162,7 +162,9 @@ impl<'s> Tally<'s> {
         self.certain.add(0, 1);
         match layer.missing {
             Some(missing) => self.known(missing),
-            None => self.blobs.push((layer.compression, layer.size)),
+            None => self
+                .blobs
+                .push((layer.compression, layer.size.saturating_sub(layer.reached))),
         }
     }
 
@@ -276,6 +278,7 @@ pub fn of_new_store(path: &Path, image: &Image) -> Result<Figures> {
             diff_id: *diff_id,
             size: blob.size,
             compression: blob.compression(),
+            reached: 0,
             parts: None,
             missing: None,
         });
@@ -313,6 +316,7 @@ mod tests {
             diff_id: DiffId::from_hash([n; 32]),
             size,
             compression,
+            reached: 0,
             parts: None,
             missing,
         }

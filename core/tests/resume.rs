@@ -18,7 +18,8 @@ use cfs_core::manifest::Platform;
 use cfs_core::monitor::Quiet;
 use cfs_core::reference::Reference;
 use cfs_core::registry::{self, Limit, Options, Push, Retry};
-use cfs_core::store::{Store, fsck, gc};
+use cfs_core::store::import::{Compression, LayerSource, Plan, Remote};
+use cfs_core::store::{Origin, Store, fsck, gc};
 use cfs_core::{Kind, Result, pull};
 
 use chunks::{FAIR, Layer, Ranges, Registry, names};
@@ -322,6 +323,32 @@ fn what_another_run_writes_is_neither_read_nor_removed_and_old_parts_are_collect
     assert!(planned.bytes() > MIB as u64 && part.exists());
     collect();
     assert!(!part.exists());
+}
+
+#[test]
+fn what_an_interrupted_run_has_written_is_not_asked_room_for_again() {
+    let (folder, layer) = (tempfile::tempdir().unwrap(), layer(4 * MIB, 16));
+    let kept = interrupt(folder.path(), &slow(&layer), 3 * MIB);
+    let store = store(folder.path());
+    let reached = |blob: &[u8], size: usize| {
+        let source = LayerSource {
+            diff_id: diff_id(&layer.tar),
+            size: size as u64,
+            compression: Compression::Zstd,
+            open: Box::new(|| Ok(Box::new(std::io::empty()))),
+            partial: None,
+            remote: Some(Remote {
+                blob: support::sha256(blob).parse().unwrap(),
+                origin: Origin::new("somewhere/else"),
+                open: Box::new(|_| Box::new(std::io::empty())),
+            }),
+        };
+        let plan = Plan::new(Some(&store), vec![source], 0, false, &Quiet);
+        plan.layers().next().unwrap().reached
+    };
+    assert_eq!(reached(&layer.blob, layer.blob.len()), kept.end as u64);
+    assert_eq!(reached(&layer.blob, kept.end - 1), 0, "of another size");
+    assert_eq!(reached(b"another", layer.blob.len()), 0);
 }
 
 #[test]

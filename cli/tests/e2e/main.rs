@@ -15,6 +15,7 @@ mod install;
 mod lint;
 mod measure;
 mod mount;
+mod network;
 mod os_image;
 mod podman;
 mod preflight;

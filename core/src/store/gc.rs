@@ -12,11 +12,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Result};
 use crate::ids::ObjectId;
+use crate::store::part;
 use crate::store::pending::{LAYERS, MARK, Pending};
 use crate::store::streams::{encode, manifest_name, object_of_link};
 use crate::store::{Store, lock_shared, wait_for_lock};
@@ -120,6 +122,7 @@ pub fn take_back(store: &Store, roots: &Roots, objects_of: ObjectsOf<'_>) -> Res
             meta.is_ok_and(|meta| (meta.ctime(), meta.ctime_nsec()) >= since)
         };
         plan.objects.retain(|(id, _)| written(id));
+        plan.parts = store.parts_older_than(Duration::ZERO)?;
         let gone: HashSet<_> = plan.objects.iter().map(|(id, _)| *id).collect();
         for (folder, names) in [("images", &mut plan.images), ("streams", &mut plan.streams)] {
             let links = store.links(folder)?;
@@ -144,7 +147,7 @@ fn remove(store: &Store, plan: &Plan) -> Result<()> {
     for (id, _) in &plan.objects {
         store.objects.remove(id)?;
     }
-    store.remove_old_parts(&plan.parts)?;
+    store.remove_named_parts(&plan.parts)?;
     store.objects.remove_leftovers()?;
     store.trim_index()?;
     if store.pending().is_empty() {
@@ -275,7 +278,7 @@ impl Marks<'_> {
         };
         plan.streams = dead("streams")?;
         plan.images = dead("images")?;
-        plan.parts = self.store.old_parts()?;
+        plan.parts = self.store.parts_older_than(part::AGE)?;
         let newest = self.store.written_since()?;
         for folder in 0..=255 {
             self.store.objects.list(folder, &mut |_, id| {

@@ -84,6 +84,7 @@ pub struct Plan<'a> {
 /// One of them.
 struct Job<'a> {
     source: LayerSource<'a>,
+    reached: u64,
     decision: Decision,
 }
 
@@ -106,6 +107,8 @@ pub struct Planned<'p> {
     pub compression: Compression,
     /// Bytes that will be fetched where only parts of it will be.
     pub parts: Option<u64>,
+    /// How far of its blob an interrupted run had come, which wrote what is in there.
+    pub reached: u64,
     /// What of it is not here, where that is known.
     pub missing: Option<&'p Missing>,
 }
@@ -131,7 +134,13 @@ impl<'a> Plan<'a> {
                 warn_of_whole(&source.diff_id, &error, monitor);
                 Decision::Whole
             });
-            Job { source, decision }
+            let reached = store.zip(source.remote.as_ref());
+            let reached = reached.map_or(0, |(store, remote)| store.part_reaches(&remote.blob, source.size));
+            Job {
+                source,
+                reached,
+                decision,
+            }
         };
         let asked = sources.iter().filter(|source| source.partial.is_some()).count();
         Self {
@@ -141,19 +150,26 @@ impl<'a> Plan<'a> {
 
     /// Its layers.
     pub fn layers(&self) -> impl Iterator<Item = Planned<'_>> {
-        self.jobs.iter().map(|Job { source, decision }| Planned {
-            diff_id: source.diff_id,
-            size: source.size,
-            compression: source.compression,
-            parts: match decision {
-                Decision::Parts(plan, _) => Some(plan.bytes),
-                Decision::Whole | Decision::Known(..) => None,
+        self.jobs.iter().map(
+            |Job {
+                 source,
+                 reached,
+                 decision,
+             }| Planned {
+                reached: *reached,
+                diff_id: source.diff_id,
+                size: source.size,
+                compression: source.compression,
+                parts: match decision {
+                    Decision::Parts(plan, _) => Some(plan.bytes),
+                    Decision::Whole | Decision::Known(..) => None,
+                },
+                missing: match decision {
+                    Decision::Parts(_, missing) | Decision::Known(_, missing) => Some(missing),
+                    Decision::Whole => None,
+                },
             },
-            missing: match decision {
-                Decision::Parts(_, missing) | Decision::Known(_, missing) => Some(missing),
-                Decision::Whole => None,
-            },
-        })
+        )
     }
 
     /// Leaves out layers that came here in the meantime.
@@ -247,7 +263,7 @@ fn warn_of_whole(diff_id: &DiffId, error: &Error, monitor: &dyn Monitor) {
 
 /// Imports one layer: from its missing parts where that pays, else as a whole.
 fn layer(store: &Store, job: Job<'_>, stop: &AtomicBool, monitor: &dyn Monitor) -> Result<()> {
-    let Job { source, decision } = job;
+    let Job { source, decision, .. } = job;
     let diff_id = source.diff_id;
     let table = match (decision, &source.partial) {
         (Decision::Known(table, _), _) => Some(table),

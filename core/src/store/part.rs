@@ -50,7 +50,7 @@ const LOOK: u64 = 8 << 20;
 const MARGIN: u64 = 64 << 20;
 const UNPACKED: u64 = 4;
 /// A part that nobody went on with for so long goes with the next garbage collection.
-const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(super) const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 const READ: usize = 256 << 10;
 
 /// Where blobs come from: parts of one origin go when an image from there was imported.
@@ -127,8 +127,22 @@ impl Store {
         self.remove_parts(|name| name.ends_with(&suffix))
     }
 
-    /// Parts that a garbage collection removes, with their sizes: those that nobody went on with for a week.
-    pub(super) fn old_parts(&self) -> Result<Vec<(String, u64)>> {
+    /// How far of a blob an interrupted run had come: what the blob holds up to there was written to objects.
+    pub(super) fn part_reaches(&self, blob: &BlobDigest, size: u64) -> u64 {
+        let folder = self.path.join(PARTS);
+        let prefix = format!("{}-", blob.to_hex());
+        let reaches = |name: std::ffi::OsString| {
+            let start = name.to_str()?.strip_prefix(&prefix)?.split('-').next()?;
+            let length = fs::metadata(&folder.join(&name)).ok()?.len().checked_sub(HEAD)?;
+            start.parse::<u64>().ok()?.checked_add(length)
+        };
+        let names = fs::names(&folder).unwrap_or_default();
+        let ends = names.into_iter().filter_map(reaches);
+        ends.filter(|end| *end <= size).max().unwrap_or(0)
+    }
+
+    /// Parts that nobody went on with for so long, with their sizes.
+    pub(super) fn parts_older_than(&self, least: Duration) -> Result<Vec<(String, u64)>> {
         let folder = self.path.join(PARTS);
         let now = SystemTime::now();
         let mut old = Vec::new();
@@ -137,14 +151,16 @@ impl Store {
                 continue;
             };
             let age = meta.modified().ok().and_then(|then| now.duration_since(then).ok());
-            if age.is_some_and(|age| age >= AGE) {
+            // From the future: the clock was set.
+            if age.unwrap_or_default() >= least {
                 old.push((name.to_string_lossy().into_owned(), meta.len()));
             }
         }
         Ok(old)
     }
 
-    pub(super) fn remove_old_parts(&self, old: &[(String, u64)]) -> Result<()> {
+    /// Removes parts by name, but for those that are in use.
+    pub(super) fn remove_named_parts(&self, old: &[(String, u64)]) -> Result<()> {
         self.remove_parts(|name| old.iter().any(|(other, _)| other == name))
     }
 

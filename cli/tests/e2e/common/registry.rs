@@ -22,36 +22,39 @@ pub struct Registry {
 impl Registry {
     /// An empty one.
     pub fn start() -> Self {
-        Self::serve(
-            tempfile::Builder::new()
-                .prefix("registry-")
-                .tempdir_in(target())
-                .unwrap(),
-        )
+        Self::serve(folder(), "")
+    }
+
+    /// An empty one that fetches from `other` what it is asked for and does not have: a pull-through cache.
+    pub fn in_front_of(other: &Self) -> Self {
+        let proxy = format!("proxy: {{remoteurl: \"http://127.0.0.1:{}\"}}\n", other.port);
+        Self::serve(folder(), &proxy)
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// One that serves the real Debian image as `os:1`, `os:2` (gzip), `os:1-zstd` and so on. Blobs are shared with the
     /// prepared storage as hard links: a registry never writes to a blob that it has.
     pub fn with_os() -> Self {
         let prepared = OsImage::get().dir.join("registry/docker");
-        let dir = tempfile::Builder::new()
-            .prefix("registry-")
-            .tempdir_in(target())
-            .unwrap();
+        let dir = folder();
         tool("cp", [Path::new("-a"), &prepared, dir.path()]);
         let blobs = dir.path().join("docker/registry/v2/blobs");
         fs::remove_dir_all(&blobs).unwrap();
         tool("cp", [Path::new("-al"), &prepared.join("registry/v2/blobs"), &blobs]);
-        Self::serve(dir)
+        Self::serve(dir, "")
     }
 
-    fn serve(dir: TempDir) -> Self {
+    fn serve(dir: TempDir, more: &str) -> Self {
         for _ in 0..10 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let config = dir.path().join("config.yml");
             let text = format!(
                 "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: \"{}\"}}}}\n\
-                 http: {{addr: \"127.0.0.1:{port}\"}}\n",
+                 http: {{addr: \"127.0.0.1:{port}\"}}\n{more}",
                 dir.path().display()
             );
             fs::write(&config, text).unwrap();
@@ -238,6 +241,14 @@ impl Head {
             key.eq_ignore_ascii_case(name).then(|| value.trim())
         })
     }
+}
+
+/// One for a registry.
+fn folder() -> TempDir {
+    tempfile::Builder::new()
+        .prefix("registry-")
+        .tempdir_in(target())
+        .unwrap()
 }
 
 /// A folder on the file system of the prepared image, so that blobs can be linked.
