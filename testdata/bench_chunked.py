@@ -158,7 +158,7 @@ class Bench:
 
     def measure(self):
         t = self.t
-        facts = self.make()
+        facts = t["apart"](self.make)
         say = t["say"]
         contenders = [("cfs-update image pull, version 1 is here", self.ours()), ("skopeo copy, version 1 is there", self.skopeo)]
         try:
