@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use cfs_core::Error;
+use cfs_core::monitor::{Event, Monitor};
 use cfs_core::sysroot::Sysroot;
 use cfs_core::update::{self, Outcome, Wishes};
 use serde::Serialize;
@@ -99,8 +100,14 @@ impl Run {
         }
         context.check_apply(auto.apply)?;
         let sysroot = context.open(&self.boot, "auto run")?;
-        if waits(auto.metered, metered::connection()) {
-            refuse_news(&sysroot, context)?;
+        if waits(auto.metered, metered::connection())
+            && let Some(why) = news(&sysroot, context)?
+        {
+            if auto.apply && has_staged(&sysroot)? {
+                context.ui.event(Event::Note(why));
+                return Apply::Reboot.run(sysroot, &context.ui);
+            }
+            return Err(Error::Nothing(why).into());
         }
         let wishes = Wishes {
             automatic: true,
@@ -127,16 +134,21 @@ fn waits(setting: Metered, connection: Connection) -> bool {
     setting == Metered::Wait && connection == Connection::Metered
 }
 
-/// Asks whether there is something new, which costs one request and is the same as where there is nothing to do.
-fn refuse_news(sysroot: &Sysroot, context: &Context) -> Result<()> {
+/// What is new and has to wait. Asking costs one request.
+fn news(sysroot: &Sysroot, context: &Context) -> Result<Option<String>> {
     let news = update::check(sysroot, &context.ui)?;
-    if !news.newer {
-        return Ok(());
-    }
-    Err(Error::Nothing(format!(
-        "{} has an update, {}, and the connection is metered: it is fetched when it is not; `cfs-update upgrade` fetches it \
-         now, `metered = \"allow\"` in [auto] always",
-        news.reference, news.top
-    ))
-    .into())
+    let why = || {
+        format!(
+            "{} has an update, {}, and the connection is metered: it is fetched when it is not; `cfs-update upgrade` fetches \
+             it now, `metered = \"allow\"` in [auto] always",
+            news.reference, news.top
+        )
+    };
+    Ok(news.newer.then(why))
+}
+
+/// Whether an earlier update waits to be booted into.
+fn has_staged(sysroot: &Sysroot) -> Result<bool> {
+    let standing: Vec<_> = sysroot.known()?.into_iter().map(|known| known.standing).collect();
+    Ok(sysroot.booted().is_some() && sysroot.roles(&standing).staged.is_some())
 }

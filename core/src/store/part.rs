@@ -84,8 +84,10 @@ struct Inner {
     found: bool,
     /// Nothing is kept any more.
     given_up: bool,
-    /// Written when it was last looked for room.
-    looked: u64,
+    /// Bytes that came since it was last looked for room.
+    unlooked: u64,
+    /// There was too little when it was last looked.
+    cramped: bool,
 }
 
 /// A part that is locked by us.
@@ -113,7 +115,8 @@ impl Store {
                 found: open.is_some(),
                 open,
                 given_up: self.read_only.is_some(),
-                looked: 0,
+                unlooked: LOOK,
+                cramped: false,
             })),
         }
     }
@@ -313,12 +316,21 @@ impl Kept for Part {
 
 impl Inner {
     fn keep(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.unlooked = self.unlooked.saturating_add(bytes.len() as u64);
+        if self.unlooked >= LOOK {
+            self.unlooked = 0;
+            if !self.has_room(self.size.saturating_sub(at))? {
+                // What is still to come gets less: perhaps later.
+                self.drop_open();
+            }
+        }
         let mut open = match self.open.take() {
             Some(open) if open.range.end == at => open,
             Some(open) => {
                 self.open = Some(open);
                 return Ok(());
             }
+            None if self.cramped => return Ok(()),
             None => self.begin(at)?,
         };
         let written = open.file.write_all_at(bytes, HEAD + (at - open.range.start));
@@ -327,20 +339,20 @@ impl Inner {
             open.range.end += bytes.len() as u64;
             open.sync();
         }
-        let left = self.size.saturating_sub(open.range.end);
         self.open = Some(open);
-        written?;
-        self.looked += bytes.len() as u64;
-        if self.looked >= LOOK {
-            self.looked = 0;
-            room(&self.folder, left)?;
-        }
-        Ok(())
+        written
+    }
+
+    /// Whether the disk has room for the part beside what is still to be imported.
+    fn has_room(&mut self, left: u64) -> Result<bool> {
+        let (free, _) = fs::free(fs::parent(&self.folder)?)?;
+        let needed = left.saturating_mul(UNPACKED).saturating_add(MARGIN);
+        self.cramped = free < needed;
+        Ok(!self.cramped)
     }
 
     /// Makes a new part.
     fn begin(&mut self, at: u64) -> Result<Open> {
-        room(fs::parent(&self.folder)?, self.size.saturating_sub(at))?;
         for folder in [fs::parent(&self.folder)?, &self.folder] {
             self.fs.create_dir(folder, 0o700)?;
         }
@@ -366,25 +378,14 @@ impl Inner {
 
     fn give_up(&mut self) {
         self.given_up = true;
+        self.drop_open();
+    }
+
+    fn drop_open(&mut self) {
         if let Some(open) = self.open.take() {
             let _ = self.fs.remove_file(&open.path);
         }
     }
-}
-
-/// Fails where what is still to be imported may need the room that the part takes.
-fn room(path: &Path, left: u64) -> Result<()> {
-    let (free, _) = fs::free(path)?;
-    let needed = left.saturating_mul(UNPACKED).saturating_add(MARGIN);
-    if free >= needed {
-        return Ok(());
-    }
-    Err(Error::Space {
-        path: path.to_path_buf(),
-        needed,
-        free,
-        remedy: "the rest is imported without".into(),
-    })
 }
 
 fn head(blob: &BlobDigest, durable: u64) -> Vec<u8> {
@@ -429,5 +430,40 @@ impl Read for Stretch {
         let read = self.file.read_at(&mut buffer[..most], self.at)?;
         self.at += read as u64;
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Algorithm;
+
+    #[test]
+    fn a_part_begins_when_there_is_room_beside_what_is_still_to_come_and_goes_when_there_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::create(&folder.path().join("composefs"), Algorithm::Sha256).unwrap();
+        store.begin().unwrap();
+        let (free, _) = fs::free(folder.path()).unwrap();
+        let piece = vec![7; usize::try_from(LOOK).unwrap()];
+        let blob = BlobDigest::from_hash([1; 32]);
+        // Unpacked, no disk has room for it.
+        let size = free.max(1 << 30);
+        let mut part = store.part(&blob, size, Origin::new("x/y"));
+        for at in [0, LOOK] {
+            part.arrived(at, &piece);
+            assert!(part.range().is_empty(), "{at}");
+        }
+        // Little is left of it: there is room if the disk has any to speak of.
+        let at = size - LOOK;
+        part.arrived(at, &piece[..100]);
+        assert!(part.range().is_empty(), "looked at once in a while");
+        part.arrived(at + 100, &piece[..1000]);
+        part.arrived(at + 1100, &piece[..usize::try_from(LOOK).unwrap() - 1100]);
+        assert_eq!(part.range().end, size, "{:?}", part.range());
+        assert!(part.range().start >= at);
+        part.remove();
+        assert!(part.range().is_empty() && fs::names(&store.path().join(PARTS)).unwrap().is_empty());
+        part.arrived(0, b"more");
+        assert!(part.range().is_empty(), "removed is removed");
     }
 }
