@@ -8,9 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::disk::Tmpfs;
 use crate::common::layout::{Finished, How, Image, Layer, base, digest, noise};
 use crate::common::registry::Registry;
-use crate::common::{Cfs, Ran, list, scratch};
+use crate::common::{Cfs, Ran, is_root, list, scratch};
 
 const MIB: usize = 1 << 20;
 
@@ -45,8 +46,8 @@ fn parts(cfs: &Cfs) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// Kills a run when so many bytes of a layer are kept.
-fn kill_at(cfs: &Cfs, args: &[&str], bytes: usize) -> (usize, usize) {
+/// Starts a run and waits until so many bytes of a layer are kept.
+fn run_to(cfs: &Cfs, args: &[&str], bytes: usize) -> Child {
     let mut child = cfs.spawn(args);
     let start = Instant::now();
     loop {
@@ -58,6 +59,12 @@ fn kill_at(cfs: &Cfs, args: &[&str], bytes: usize) -> (usize, usize) {
         assert!(child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(60));
         thread::sleep(Duration::from_millis(10));
     }
+    child
+}
+
+/// Kills a run there.
+fn kill_at(cfs: &Cfs, args: &[&str], bytes: usize) -> (usize, usize) {
+    let mut child = run_to(cfs, args, bytes);
     child.kill().unwrap();
     child.wait().unwrap();
     parts(cfs)[0]
@@ -114,6 +121,28 @@ fn what_is_kept_of_a_download_is_listed_by_gc_when_it_is_old_and_is_no_finding_o
     assert!(parts(&cfs).is_empty());
     cfs.run(["image", "pull", &reference]).expect(0);
     cfs.fsck();
+}
+
+#[test]
+fn what_is_kept_of_a_download_gives_way_where_the_disk_gets_full() {
+    if !is_root("a file system of its own") {
+        return;
+    }
+    let registry = Registry::start();
+    let (image, ..) = image(1, 6 * MIB);
+    let reference = image.push(&registry, "os", "1");
+    let dir = scratch();
+    // What is still to come takes less than 6 MiB: it fits into the first, but not together with what is kept of it.
+    for (left, code) in [(7 * MIB, 0), (2 * MIB, 4)] {
+        let disk = Tmpfs::mount(&dir.path().join("disk"), 200);
+        let cfs = Cfs::new(&dir.path().join("disk"));
+        let child = run_to(&cfs, &["switch", "--limit-rate", "2M", &reference], MIB);
+        disk.leave(left as u64);
+        let ran = Ran::from(child.wait_with_output().unwrap()).expect(code);
+        assert!(parts(&cfs).is_empty(), "{}", ran.stderr);
+        assert_eq!(cfs.deployments().len(), usize::from(code == 0));
+        cfs.fsck();
+    }
 }
 
 #[test]

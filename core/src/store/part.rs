@@ -45,7 +45,7 @@ const HEAD: u64 = HEAD_SIZE as u64;
 /// How often what was written is made durable.
 const SYNC: Duration = Duration::from_secs(5);
 /// How often it is looked whether the disk has room for a part beside what is imported.
-const LOOK: u64 = 8 << 20;
+const LOOK: u64 = 1 << 20;
 /// So much stays free, and for each byte that is still to come [`UNPACKED`]: more than layers unpack to.
 const MARGIN: u64 = 64 << 20;
 const UNPACKED: u64 = 4;
