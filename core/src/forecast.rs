@@ -1,7 +1,7 @@
 //! What a pull would fetch and write, found out without doing it.
 //!
 //! Invariant: nothing is written. Layers are looked for, and tables of contents fetched and looked up, by the code of the pull
-//! that follows ([`pull::Plan`]), so the numbers are its numbers, as long as nothing else changes the store in between.
+//! that follows ([`crate::pull::Plan`]), so the numbers are its numbers, as long as nothing else changes the store in between.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
