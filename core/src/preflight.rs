@@ -59,7 +59,7 @@ pub struct Figures {
     pub at_least: Amount,
     /// What it is expected to be at most.
     pub about: Amount,
-    /// Free bytes.
+    /// Free bytes, with those that what is kept of downloads gives way from.
     pub free: u64,
     /// Free inodes; `None` where they are made as they are needed.
     pub free_inodes: Option<u64>,
@@ -244,6 +244,8 @@ impl<'s> Tally<'s> {
             Some(store) => store.held(&self.own)?,
             None => Held::default(),
         };
+        // What is kept of interrupted downloads gives way.
+        let parts = self.store.map_or(Ok(0), Store::part_bytes)?;
         let (mut least, mut about) = (self.certain, self.certain);
         about.add(self.likely.bytes, self.likely.inodes);
         let mut floor = 0_u64;
@@ -261,7 +263,7 @@ impl<'s> Tally<'s> {
             path: self.path,
             at_least: least,
             about,
-            free: self.space.bytes,
+            free: self.space.bytes.saturating_add(parts),
             free_inodes: self.space.inodes,
         })
     }

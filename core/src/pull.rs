@@ -4,6 +4,7 @@
 //! let signatures and records refer to what is in it. A run that ends before leaves objects that nothing refers to.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use crate::chunked::Place;
 use crate::error::{Error, Kind as ErrorKind, Result};
@@ -111,7 +112,13 @@ impl<'a> Plan<'a> {
             }
             match in_podman(store, registry, diff_id, monitor) {
                 Some(found) => podman.push((*diff_id, found)),
-                None => sources.push(fetched(registry, diff_id, layer, monitor)),
+                None => sources.push(fetched(
+                    registry,
+                    diff_id,
+                    layer,
+                    local(store, registry, monitor),
+                    monitor,
+                )),
             }
         }
         Self {
@@ -149,7 +156,8 @@ impl<'a> Plan<'a> {
             match layers.find(|(id, _)| **id == diff_id) {
                 Some((_, layer)) if !self.registry.is_podman() && error.kind() == ErrorKind::Failed => {
                     monitor.event(Event::Warning(format!("not taken from podman, but fetched: {error}")));
-                    again.push(fetched(self.registry, &diff_id, layer, monitor));
+                    // Not from podman's files once more.
+                    again.push(fetched(self.registry, &diff_id, layer, None, monitor));
                 }
                 _ => return Err(error),
             }
@@ -230,6 +238,7 @@ fn fetched<'a>(
     registry: &'a Registry,
     diff_id: &DiffId,
     layer: &'a Descriptor,
+    podman: Option<Arc<podman::Storage>>,
     monitor: &'a dyn Monitor,
 ) -> import::LayerSource<'a> {
     import::LayerSource {
@@ -237,7 +246,7 @@ fn fetched<'a>(
         size: layer.size,
         compression: layer.compression(),
         open: Box::new(move || Ok(Box::new(registry.blob(layer, monitor)) as _)),
-        partial: partial(registry, layer, monitor),
+        partial: partial(registry, layer, podman, monitor),
         remote: origin(registry).map(|origin| import::Remote {
             blob: layer.digest,
             origin,
@@ -263,16 +272,22 @@ fn in_podman(
     diff_id: &DiffId,
     monitor: &dyn Monitor,
 ) -> Option<podman::Layer> {
+    local(store, registry, monitor)?.layer(diff_id)
+}
+
+/// podman's layers on this machine, for a store that keeps what it gets.
+fn local(store: Option<&Store>, registry: &Registry, monitor: &dyn Monitor) -> Option<Arc<podman::Storage>> {
     if store.is_some_and(|store| !store.keeps_all()) {
         return None;
     }
-    registry.local(monitor)?.layer(diff_id)
+    registry.local(monitor)
 }
 
 /// How to get parts of a layer that has a table of contents.
-pub(crate) fn partial<'a>(
+fn partial<'a>(
     registry: &'a Registry,
     layer: &'a Descriptor,
+    podman: Option<Arc<podman::Storage>>,
     monitor: &'a dyn Monitor,
 ) -> Option<import::Partial<'a>> {
     let place = Place::find(&layer.annotations, layer.size).filter(|_| layer.compression() == Compression::Zstd)?;
@@ -283,6 +298,7 @@ pub(crate) fn partial<'a>(
     Some(import::Partial {
         place,
         parts: Box::new(parts),
+        podman,
     })
 }
 

@@ -32,7 +32,7 @@ mod tar_split;
 
 pub use config::Places;
 pub(crate) use config::split;
-pub use tar_split::{Part, Parts, Tar};
+pub use tar_split::{Folders, Part, Parts, Tar};
 
 /// Drivers whose layers are plain files in a folder each.
 const DRIVERS: [&str; 2] = ["overlay", "vfs"];
@@ -141,6 +141,28 @@ impl Storage {
                 && fs::exists(&self.tar_split(&layer.id))
         };
         let at = self.layers.iter().position(fits)?;
+        Some(Layer {
+            storage: self.clone(),
+            at,
+        })
+    }
+
+    /// All complete layers whose files are known, those without a diff_id (of partial pulls), too.
+    pub fn layers(self: &Arc<Self>) -> impl DoubleEndedIterator<Item = Layer> {
+        let usable = |layer: &LayerRecord| {
+            is_id(&layer.id) && !layer.flags.contains_key("incomplete") && fs::exists(&self.tar_split(&layer.id))
+        };
+        (0..self.layers.len())
+            .filter(move |at| usable(&self.layers[*at]))
+            .map(|at| Layer {
+                storage: self.clone(),
+                at,
+            })
+    }
+
+    /// The layer of this index, as [`Layer::index`] gave it.
+    pub fn layer_at(self: &Arc<Self>, at: usize) -> Option<Layer> {
+        self.layers.get(at).filter(|layer| is_id(&layer.id))?;
         Some(Layer {
             storage: self.clone(),
             at,
@@ -260,6 +282,34 @@ impl Layer {
     /// # Errors
     /// What opening gives.
     pub fn parts(&self) -> Result<Parts> {
+        let list = self.storage.tar_split(&self.record().id);
+        Parts::open(&list, self.places(), self.name())
+    }
+
+    /// The list of its files.
+    ///
+    /// # Errors
+    /// What opening gives.
+    pub fn list(&self) -> Result<Parts> {
+        Parts::open(&self.storage.tar_split(&self.record().id), Vec::new(), self.name())
+    }
+
+    /// Bytes of that list, as it is on disk.
+    pub fn list_bytes(&self) -> u64 {
+        fs::metadata(&self.storage.tar_split(&self.record().id)).map_or(0, |list| list.len())
+    }
+
+    /// Where its files are.
+    pub fn folders(&self) -> Folders {
+        Folders::new(self.places())
+    }
+
+    /// Which one of its storage it is.
+    pub fn index(&self) -> usize {
+        self.at
+    }
+
+    fn places(&self) -> Vec<PathBuf> {
         let record = self.record();
         let mut folders = vec![self.storage.files(&record.id)];
         // What a layer does not hold itself, one below it may; records that lead in a circle end somewhere.
@@ -276,7 +326,7 @@ impl Layer {
             folders.push(self.storage.files(&below.id));
             parent = &below.parent;
         }
-        Parts::open(&self.storage.tar_split(&record.id), folders, self.name())
+        folders
     }
 
     fn record(&self) -> &LayerRecord {

@@ -40,11 +40,14 @@ pub enum Part {
 /// Gives a tar's parts one by one.
 pub struct Parts {
     lines: io::Take<BufReader<flate2::read::MultiGzDecoder<BufReader<File>>>>,
-    /// The layer's folder first, then those below it; opened when they are needed.
-    folders: Vec<(PathBuf, Option<OwnedFd>)>,
+    folders: Folders,
     layer: String,
     line: Vec<u8>,
 }
+
+/// Where a layer's files are: its folder first, then those of the layers below it; opened when they are needed.
+#[derive(Debug)]
+pub struct Folders(Vec<(PathBuf, Option<OwnedFd>)>);
 
 #[derive(Deserialize)]
 struct Line {
@@ -62,7 +65,7 @@ impl Parts {
         let decoder = flate2::read::MultiGzDecoder::new(BufReader::new(fs::open(path)?));
         Ok(Self {
             lines: BufReader::with_capacity(64 << 10, decoder).take(LINE_LIMIT),
-            folders: folders.into_iter().map(|folder| (folder, None)).collect(),
+            folders: Folders::new(folders),
             layer,
             line: Vec::new(),
         })
@@ -73,40 +76,93 @@ impl Parts {
     /// # Errors
     /// [`Error::Layer`] for a damaged list, or a file that is missing or of another size.
     pub fn part(&mut self) -> Result<Option<Part>> {
-        loop {
-            self.line.clear();
-            self.lines.set_limit(LINE_LIMIT);
-            let read = self.lines.read_until(b'\n', &mut self.line);
-            if read.map_err(|e| self.fault("its tar-split data", format!("damaged: {e}")))? == 0 {
-                return Ok(None);
-            }
-            let line: Line = serde_json::from_slice(&self.line)
-                .map_err(|e| self.fault("its tar-split data", format!("damaged: {e}")))?;
+        while let Some(line) = self.line()? {
             match line.kind {
                 2 => {
                     let bytes = STANDARD.decode(line.payload.unwrap_or_default());
-                    let bytes = bytes.map_err(|e| self.fault("its tar-split data", format!("damaged: {e}")))?;
+                    let bytes = bytes.map_err(|e| self.damaged(e))?;
                     return Ok(Some(Part::Raw(bytes)));
                 }
                 1 if line.size > 0 => return self.file(&line).map(Some),
-                1 => {}
-                other => return Err(self.fault("its tar-split data", format!("has a line of type {other}"))),
+                _ => {}
             }
+        }
+        Ok(None)
+    }
+
+    /// Goes on to the next file of a size that is `wanted`: its name and size; `None` at the end. No file is opened.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] for a damaged list.
+    pub fn next_file(&mut self, wanted: &dyn Fn(u64) -> bool) -> Result<Option<(Vec<u8>, u64)>> {
+        while let Some(line) = self.line()? {
+            if line.kind == 1 && wanted(line.size) {
+                return self.name(&line).map(|name| Some((name, line.size)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn line(&mut self) -> Result<Option<Line>> {
+        self.line.clear();
+        self.lines.set_limit(LINE_LIMIT);
+        let read = self.lines.read_until(b'\n', &mut self.line);
+        if read.map_err(|e| self.damaged(e))? == 0 {
+            return Ok(None);
+        }
+        let line: Line = serde_json::from_slice(&self.line).map_err(|e| self.damaged(e))?;
+        match line.kind {
+            1 | 2 => Ok(Some(line)),
+            other => Err(self.fault("its tar-split data", format!("has a line of type {other}"))),
+        }
+    }
+
+    fn name(&self, line: &Line) -> Result<Vec<u8>> {
+        match &line.name_raw {
+            Some(raw) => STANDARD.decode(raw).map_err(|e| self.damaged(e)),
+            None => Ok(line.name.clone().unwrap_or_default().into_bytes()),
         }
     }
 
     fn file(&mut self, line: &Line) -> Result<Part> {
-        let name = match &line.name_raw {
-            Some(raw) => STANDARD
-                .decode(raw)
-                .map_err(|e| self.fault("its tar-split data", format!("damaged: {e}")))?,
-            None => line.name.clone().unwrap_or_default().into_bytes(),
-        };
+        let name = self.name(line)?;
         let shown = String::from_utf8_lossy(&name).into_owned();
+        let opened = self.folders.open(&name, line.size);
+        let file = opened.map_err(|why| self.fault(&shown, why))?;
+        Ok(Part::File {
+            file,
+            size: line.size,
+            name: shown,
+        })
+    }
+
+    fn damaged(&self, error: impl std::fmt::Display) -> Error {
+        self.fault("its tar-split data", format!("damaged: {error}"))
+    }
+
+    fn fault(&self, entry: &str, why: String) -> Error {
+        Error::Layer {
+            layer: self.layer.clone(),
+            entry: entry.into(),
+            why,
+        }
+    }
+}
+
+impl Folders {
+    pub(super) fn new(folders: Vec<PathBuf>) -> Self {
+        Self(folders.into_iter().map(|folder| (folder, None)).collect())
+    }
+
+    /// Opens a regular file of this size; else says what is wrong.
+    ///
+    /// # Errors
+    /// Why there is none, for a message.
+    pub fn open(&mut self, name: &[u8], size: u64) -> Result<File, String> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let mut why = "is missing there".to_owned();
-        for (path, folder) in &mut self.folders {
+        for (path, folder) in &mut self.0 {
             let folder = match folder {
                 Some(folder) => folder,
                 none => {
@@ -117,7 +173,7 @@ impl Parts {
                     }
                 }
             };
-            let file = match rustix::fs::openat2(&*folder, name.as_slice(), flags, Mode::empty(), resolve) {
+            let file = match rustix::fs::openat2(&*folder, name, flags, Mode::empty(), resolve) {
                 Ok(file) => File::from(file),
                 Err(rustix::io::Errno::NOENT) => continue,
                 Err(e) => {
@@ -126,25 +182,11 @@ impl Parts {
                 }
             };
             match file.metadata() {
-                Ok(found) if found.is_file() && found.len() == line.size => {
-                    return Ok(Part::File {
-                        file,
-                        size: line.size,
-                        name: shown,
-                    });
-                }
+                Ok(found) if found.is_file() && found.len() == size => return Ok(file),
                 _ => why = "is another file there".into(),
             }
         }
-        Err(self.fault(&shown, why))
-    }
-
-    fn fault(&self, entry: &str, why: String) -> Error {
-        Error::Layer {
-            layer: self.layer.clone(),
-            entry: entry.into(),
-            why,
-        }
+        Err(why)
     }
 }
 

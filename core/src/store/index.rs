@@ -29,9 +29,9 @@ use crate::error::{Error, Result};
 use crate::ids::{DiffId, ObjectId};
 use crate::layers::{Content, INLINE_MAX, Item};
 use crate::monitor::{Event, Monitor};
-use crate::store::Store;
 use crate::store::pending::OWN;
 use crate::store::streams::layer_name;
+use crate::store::{Store, local};
 use crate::sys::fs;
 
 /// The folder of the index.
@@ -54,6 +54,8 @@ pub(super) enum Hit {
     Object { id: ObjectId, offset: u64, length: u64 },
     /// Here.
     Inline(Box<[u8]>),
+    /// In a file of podman's.
+    Podman(local::Place),
 }
 
 /// What was found, by SHA-256.

@@ -19,9 +19,11 @@
 mod buffers;
 mod decompress;
 mod entries;
+mod frames;
 mod held;
 mod index;
 mod layer;
+mod local;
 mod meta;
 mod on_the_way;
 mod part;

@@ -130,6 +130,17 @@ impl Store {
         self.remove_parts(|name| name.ends_with(&suffix))
     }
 
+    /// Bytes of all parts. They give way where room is short.
+    ///
+    /// # Errors
+    /// What listing gives.
+    pub fn part_bytes(&self) -> Result<u64> {
+        let folder = self.path.join(PARTS);
+        let names = fs::names(&folder)?;
+        let sizes = names.iter().filter_map(|name| fs::metadata(&folder.join(name)).ok());
+        Ok(sizes.map(|meta| meta.blocks().saturating_mul(512)).sum())
+    }
+
     /// How far of a blob an interrupted run had come: what the blob holds up to there was written to objects.
     pub(super) fn part_reaches(&self, blob: &BlobDigest, size: u64) -> u64 {
         let folder = self.path.join(PARTS);

@@ -8,9 +8,12 @@
 //! Invariant: memory is the table (some 60 bytes for each chunk), what was found of it, and a few buffers; nothing is on
 //! disk that is not an object.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
@@ -20,9 +23,11 @@ use crate::error::{Error, Result};
 use crate::ids::DiffId;
 use crate::layers::INLINE_MAX;
 use crate::monitor::{Event, Monitor};
-use crate::store::Store;
+use crate::podman::{Folders, Storage};
 use crate::store::buffers::{Filling, Outlet};
+use crate::store::frames::Frames;
 use crate::store::index::{Found, Hit, Search};
+use crate::store::{Store, local};
 
 /// Layers of less are not worth asking for parts.
 const SMALL: u64 = 32 << 10;
@@ -42,6 +47,8 @@ pub struct Partial<'a> {
     pub place: Place,
     /// Opens parts of its blob.
     pub parts: Parts<'a>,
+    /// podman's layers on this machine, which may have files of it.
+    pub podman: Option<Arc<Storage>>,
 }
 
 impl std::fmt::Debug for Partial<'_> {
@@ -94,7 +101,9 @@ pub(super) fn decide(
     monitor: &dyn Monitor,
 ) -> Result<Decision> {
     let place = &partial.place;
-    if place.blob < SMALL || !store.has_layers() {
+    let local = partial.podman.as_ref();
+    let anything = || store.has_layers() || local.is_some_and(|podman| podman.layers().next().is_some());
+    if place.blob < SMALL || !anything() {
         return Ok(Decision::Whole);
     }
     let Some((table, tar_split)) = fetch_table(layer, partial)? else {
@@ -112,6 +121,22 @@ pub(super) fn decide(
     let fill = total(&ranges) >= WORTH_HASHING;
     if fill {
         store.fill_index(&mut search, remember, monitor)?;
+        ranges = missing(&table, &search.found);
+    }
+    if let Some(podman) = local.filter(|_| total(&ranges) >= WORTH_HASHING) {
+        let files = table
+            .files
+            .iter()
+            .filter(|file| !is_here(&search.found, &file.digest, file.size));
+        let found = local::search(
+            podman,
+            files.map(|file| (file.digest, file.size)),
+            total(&ranges),
+            monitor,
+        );
+        search
+            .found
+            .extend(found.into_iter().map(|(sum, place)| (sum, Hit::Podman(place))));
         ranges = missing(&table, &search.found);
     }
     let sure = !store.is_suspect() && (fill || store.index_is_complete());
@@ -139,7 +164,11 @@ pub(super) fn decide(
 /// What the store has not got of a table's files.
 fn new_files(table: &Table, found: &Found) -> Missing {
     let files = table.files.iter().filter(|file| file.size > INLINE_MAX);
-    let new = files.filter(|file| !is_here(found, &file.digest, file.size));
+    let stored = |file: &chunked::File| {
+        let podmans = matches!(found.get(&file.digest), Some(Hit::Podman(_)));
+        !podmans && is_here(found, &file.digest, file.size)
+    };
+    let new = files.filter(|file| !stored(file));
     let packed = |file: &chunked::File| {
         let chunks = table.chunks(file).iter();
         chunks.map(|chunk| chunk.packed.end - chunk.packed.start).sum::<u64>()
@@ -192,6 +221,7 @@ fn is_here(found: &Found, sum: &[u8; 32], size: u64) -> bool {
     match found.get(sum) {
         Some(Hit::Object { length, .. }) => *length == size,
         Some(Hit::Inline(bytes)) => bytes.len() as u64 == size,
+        Some(Hit::Podman(place)) => place.size == size,
         None => false,
     }
 }
@@ -214,6 +244,8 @@ pub(super) fn rebuild(
     let mut making = Making {
         store,
         found: &plan.found,
+        podman: partial.podman.as_ref(),
+        folders: HashMap::new(),
         frames: Frames::new(reader, plan.ranges.clone()),
         decoder: decoder().map_err(broken)?,
         filling: Filling::new(out)?,
@@ -267,6 +299,9 @@ fn decoder() -> io::Result<Decoder<'static>> {
 struct Making<'a, 'o, 's> {
     store: &'a Store,
     found: &'a Found,
+    podman: Option<&'a Arc<Storage>>,
+    /// Where the files of podman's layers are that were needed so far.
+    folders: HashMap<usize, Folders>,
     frames: Frames<'a>,
     decoder: Decoder<'static>,
     filling: Filling,
@@ -303,6 +338,20 @@ impl Making<'_, '_, '_> {
                     self.filling.mark(*id);
                 }
                 self.copy(&mut file, *length)
+            }
+            Some(Hit::Podman(place)) => {
+                let folders = match self.folders.entry(place.layer) {
+                    Entry::Occupied(opened) => opened.into_mut(),
+                    Entry::Vacant(none) => {
+                        let layer = self.podman.and_then(|podman| podman.layer_at(place.layer));
+                        none.insert(layer.ok_or_else(|| invalid("a layer of podman's has gone"))?.folders())
+                    }
+                };
+                let mut file = folders.open(&place.name, place.size).map_err(|why| {
+                    let name = String::from_utf8_lossy(&place.name);
+                    io::Error::other(format!("podman's file {name} {why}"))
+                })?;
+                self.copy(&mut file, place.size)
             }
             None => Err(invalid("something that was here is not")),
         }
@@ -372,89 +421,6 @@ impl Making<'_, '_, '_> {
             ));
         }
         Ok(())
-    }
-}
-
-/// Ranges of a blob that come one after the other.
-struct Frames<'a> {
-    reader: Box<dyn BufRead + Send + 'a>,
-    ranges: std::vec::IntoIter<Range<u64>>,
-    /// The current range from where it is read.
-    here: Range<u64>,
-    fetched: u64,
-}
-
-impl<'a> Frames<'a> {
-    fn new(reader: Box<dyn BufRead + Send + 'a>, ranges: Vec<Range<u64>>) -> Self {
-        Self {
-            reader,
-            ranges: ranges.into_iter(),
-            here: 0..0,
-            fetched: 0,
-        }
-    }
-
-    /// Goes on to a byte of the blob.
-    fn seek(&mut self, to: u64) -> io::Result<()> {
-        loop {
-            let skip = to.min(self.here.end).saturating_sub(self.here.start);
-            self.skip(skip)?;
-            if self.here.contains(&to) {
-                return Ok(());
-            }
-            let left = self.here.end - self.here.start;
-            self.skip(left)?;
-            self.here = self.ranges.next().ok_or_else(|| invalid("the table is not in order"))?;
-            if self.here.start > to {
-                return Err(invalid("the table is not in order"));
-            }
-        }
-    }
-
-    fn skip(&mut self, count: u64) -> io::Result<()> {
-        let mut left = count;
-        while left > 0 {
-            let n = self.piece(left)?.len();
-            self.consume(n);
-            left -= n as u64;
-        }
-        Ok(())
-    }
-
-    /// Up to `limit` of the next bytes; at least one unless that is 0.
-    fn piece(&mut self, limit: u64) -> io::Result<&[u8]> {
-        if limit == 0 {
-            return Ok(&[]);
-        }
-        let most = limit.min(self.here.end - self.here.start);
-        let here = self.reader.fill_buf()?;
-        let most = here.len().min(usize::try_from(most).unwrap_or(usize::MAX));
-        match most {
-            0 => Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "a part of the blob is cut",
-            )),
-            _ => Ok(&here[..most]),
-        }
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.reader.consume(amount);
-        self.here.start += amount as u64;
-        self.fetched += amount as u64;
-    }
-
-    fn read(&mut self, range: Range<u64>) -> io::Result<Vec<u8>> {
-        self.seek(range.start)?;
-        let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
-        let mut bytes = Vec::with_capacity(length);
-        while bytes.len() < length {
-            let piece = self.piece((length - bytes.len()) as u64)?;
-            bytes.extend_from_slice(piece);
-            let n = piece.len();
-            self.consume(n);
-        }
-        Ok(bytes)
     }
 }
 
