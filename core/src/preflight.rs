@@ -245,7 +245,7 @@ impl<'s> Tally<'s> {
             None => Held::default(),
         };
         // What is kept of interrupted downloads gives way.
-        let parts = self.store.map_or(Ok(0), Store::part_bytes)?;
+        let parts = self.store.map_or(0, Store::part_bytes);
         let (mut least, mut about) = (self.certain, self.certain);
         about.add(self.likely.bytes, self.likely.inodes);
         let mut floor = 0_u64;
