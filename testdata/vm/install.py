@@ -2,11 +2,13 @@
 
 From a guest without firmware: /dev/vdb is installed to again and again with an image that is quick to import, /dev/vdc becomes
 a machine with btrfs and an extended boot partition, which then boots (the scenario `boot` has the usual one), /dev/vdd
-holds a file that is installed to.
+holds a file that is installed to. The machine's image is the one of the example's Containerfile; all others are mmdebstrap's.
 """
 
 import json
+import subprocess
 
+import container
 import direct
 import disk
 import image
@@ -30,10 +32,15 @@ MEASURE = """cd {0}/composefs/objects && find . -type f -printf '%P\\n' | xargs 
 
 def run(report, work, registry):
     """The whole scenario; `report` gets the rows."""
-    with report.step("images: a machine in two versions, a small one, one without boot loader, one with a big kernel",
+    with report.step("images: podman builds the Containerfile; image lint has no errors for it", vital=True) as note:
+        made = container.base(work)
+        said = subprocess.run([image.program(), "image", "lint", f"oci:{made.path}:13"], stdout=subprocess.PIPE, text=True)
+        expect(said.returncode == 0 and " 0 errors" in said.stdout, said.stdout)
+        note(said.stdout.strip().splitlines()[-1])
+    with report.step("images: this machine in two versions, a small one, one without boot loader, one with a big kernel",
                      vital=True):
         machine = direct.Machine(work, "install")
-        make_images(machine)
+        make_images(machine, made)
         for tag in ("tiny", "no-loader", "big"):
             registry.push(machine.layout, tag, f"install:{tag}")
         registry.push(machine.layout, "first", FOLLOWED)
@@ -48,10 +55,11 @@ def run(report, work, registry):
             expect(not guest.trouble(), "\n".join(guest.trouble()[:5]))
 
 
-def make_images(machine):
+def make_images(machine, made):
     """Tags `first` and `second` of a machine that can be driven; `tiny`, `no-loader` and `big`, which do not boot."""
     layout = machine.layout
-    layers = [*machine.layers, layout.put_layer(image.tar_layer(uefi.test_files()))]
+    layout.take(made, made.layers("13"))
+    layers = [*made.layers("13"), machine.layers[-1], layout.put_layer(image.tar_layer(uefi.test_files()))]
     for day, name in enumerate(["first", "second"], 1):
         content = {"usr/share/cfs-test/version": f"{name}\n", "root": ("->", "var/roothome"), "var/roothome": None}
         layout.tag(name, [*layers, image.tar_layer(content)], name, image.created(day))
