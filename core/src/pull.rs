@@ -29,7 +29,9 @@ pub const IMAGE_LIMIT: u64 = 4 << 30;
 /// What an image is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
-    /// A container's root: the tree as `transform_for_oci` leaves it.
+    /// The layers' tree as it is: what podman would show.
+    Whole,
+    /// A container's root: the tree as `transform_for_oci` leaves it, as far as it goes.
     Container,
     /// A host's root: /boot and /sysroot emptied, SELinux labels recomputed.
     Boot,
@@ -39,6 +41,7 @@ impl Variant {
     /// The named reference of the config stream that leads to the image.
     pub const fn reference(self) -> &'static str {
         match self {
+            Self::Whole => store::WHOLE_IMAGE_V1,
             Self::Container => store::IMAGE_V1,
             Self::Boot => store::BOOT_IMAGE_V1,
         }
@@ -313,11 +316,15 @@ pub fn merge(store: &Store, layers: &[DiffId]) -> Result<Tree> {
 
 /// Turns a merged tree into what is mounted.
 pub fn transform(store: &Store, tree: &mut Tree, variant: Variant) -> Result<()> {
-    tree.transform_for_oci()?;
     match variant {
-        Variant::Container => Ok(()),
-        Variant::Boot => tree.transform_for_boot(&|id| store.read_object(id, FILE_LIMIT)),
+        Variant::Whole => {}
+        Variant::Container => tree.transform_for_container(),
+        Variant::Boot => {
+            tree.transform_for_oci()?;
+            tree.transform_for_boot(&|id| store.read_object(id, FILE_LIMIT))?;
+        }
     }
+    Ok(())
 }
 
 /// The bytes of a regular file of a tree; the objects are those of `store`.

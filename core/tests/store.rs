@@ -13,7 +13,7 @@ use cfs_core::ids::{Algorithm, DiffId, ManifestDigest, ObjectId};
 use cfs_core::layers::{Content, Item};
 use cfs_core::monitor::Quiet;
 use cfs_core::store::import::{self, Compression, LayerSource};
-use cfs_core::store::{IMAGE_V1, Store, fsck, gc};
+use cfs_core::store::{IMAGE_V1, Store, WHOLE_IMAGE_V1, fsck, gc};
 use cfs_core::sys::fs::{Fs, RealFs};
 use cfs_core::testing::{CrashFs, Loss};
 use cfs_core::{Error, Result};
@@ -107,7 +107,11 @@ fn sample(algorithm: Algorithm) -> Sample {
     };
     let image = store.put_image(&image).unwrap();
     let config_digest = store
-        .put_config(&config, &layers, &BTreeMap::from([(IMAGE_V1.to_owned(), image)]))
+        .put_config(
+            &config,
+            &layers,
+            &[IMAGE_V1, WHOLE_IMAGE_V1].map(|name| (name.to_owned(), image)).into(),
+        )
         .unwrap();
     let manifest = store.put_manifest(&manifest, &config_digest, &layers).unwrap();
     store.tag("quay.io/org/os:1%2", &manifest).unwrap();
@@ -296,7 +300,8 @@ fn manifest_and_config_come_back_as_they_were() {
     assert_eq!(Sha256::digest(&manifest.bytes)[..], sample.manifest.as_bytes()[..]);
     let config = store.config(&manifest.config).unwrap().unwrap();
     assert_eq!(config.bytes, sample.config);
-    assert_eq!(config.images, BTreeMap::from([(IMAGE_V1.to_owned(), sample.image)]));
+    let images = [IMAGE_V1, WHOLE_IMAGE_V1].map(|name| (name.to_owned(), sample.image));
+    assert_eq!(config.images, images.into());
     assert_eq!(
         store.tags().unwrap(),
         BTreeMap::from([("quay.io/org/os:1%2".to_owned(), sample.manifest)])

@@ -33,6 +33,12 @@ const OS: [&str; 4] = [
     "/etc dir",
 ];
 
+fn text(tree: &Tree) -> String {
+    let mut text = Vec::new();
+    dump::write(tree, &mut text).unwrap();
+    String::from_utf8(text).unwrap()
+}
+
 fn nothing(id: &ObjectId) -> Result<Vec<u8>> {
     panic!("{id} was read")
 }
@@ -75,6 +81,31 @@ fn the_root_takes_the_metadata_of_usr_and_run_is_emptied() {
         (run.children().count(), run.mtime().sec, run.xattrs().count()),
         (0, 5, 0)
     );
+}
+
+#[test]
+fn a_container_without_usr_keeps_its_root_and_what_is_no_folder() {
+    let mut alone = tree(&["/program 100755", "/run dir", "/run/left file x", "/b dir user.y=1"]);
+    alone.transform_for_container();
+    let (root, run) = (alone.root(), alone.lookup("run").unwrap());
+    assert_eq!((root.mode(), root.uid(), root.mtime().sec), (0o40700, 9, 1));
+    assert_eq!(
+        (root.xattrs().count(), run.children().count(), run.mtime().sec),
+        (0, 0, 1)
+    );
+    assert_eq!(alone.lookup("b").unwrap().xattrs().count(), 0);
+    let mut linked = tree(&[OS[0], "/run link etc"]);
+    linked.transform_for_container();
+    assert_eq!(
+        text(&linked).lines().filter(|line| line.starts_with("/run ")).count(),
+        1
+    );
+
+    let mut whole = tree(&OS);
+    whole.transform_for_container();
+    let mut strict = tree(&OS);
+    strict.transform_for_oci().unwrap();
+    assert_eq!(text(&whole), text(&strict));
 }
 
 #[test]

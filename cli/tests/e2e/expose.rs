@@ -85,8 +85,8 @@ impl Machine {
     }
 }
 
-/// An image with a program that prints its version.
-fn image(dir: &Path, version: &str) -> Finished {
+/// A program that prints a version and needs nothing else.
+fn program(dir: &Path, version: &str) -> Vec<u8> {
     let source = dir.join("hello.c");
     fs::write(
         &source,
@@ -104,9 +104,14 @@ fn image(dir: &Path, version: &str) -> Finished {
             source.to_str().unwrap(),
         ],
     );
+    fs::read(program).unwrap()
+}
+
+/// An image with a program that prints its version.
+fn image(dir: &Path, version: &str) -> Finished {
     let below = Layer::default()
         .dirs(&["usr", "usr/bin", "etc"])
-        .program_of("usr/bin/hello", &fs::read(program).unwrap())
+        .program_of("usr/bin/hello", &program(dir, version))
         .file("usr/data", noise(version.len() as u64, 100_000))
         .file("etc/gone", "x");
     let above = Layer::default()
@@ -199,6 +204,46 @@ fn podman_runs_what_was_pulled_without_copying_it_and_follows_what_becomes_of_it
         "nothing is kept for podman any more"
     );
     machine.podman("podman images");
+}
+
+#[test]
+fn containers_have_what_their_layers_hold_in_run_and_need_no_usr() {
+    if !is_root("podman") {
+        return;
+    }
+    let dir = scratch();
+    let machine = Machine::new(dir.path());
+    let service = Layer::default()
+        .dirs(&["usr", "run", "run/service"])
+        .attribute("user.note", b"kept")
+        .file("run/service/pid", noise(1, 200));
+    let service = Image::new("1").layer(service, How::Gzip).finish();
+    let service = service.layout(&dir.path().join("service"), "1");
+    let alone = Layer::default().program_of("hello", &program(dir.path(), "alone"));
+    let alone = Image::new("1").layer(alone, How::Gzip).finish();
+    let alone = alone.layout(&dir.path().join("alone"), "1");
+    for image in [&service, &alone] {
+        machine.cfs(["image", "pull", image], 0);
+        assert_eq!(machine.cfs(["image", "digest", image], 0).stdout.trim().len(), 64);
+    }
+    machine.expose(0);
+    let out = machine.podman("podman create --name kept localhost/service:1 /x >/dev/null; cat /$(podman mount kept)/run/service/pid | sha256sum");
+    assert_eq!(out[..64], layout::digest(&noise(1, 200))[7..]);
+    let layers = fs::read(
+        dir.path()
+            .join("sysroot/state/cfs-update/podman/overlay-layers/layers.json"),
+    )
+    .unwrap();
+    let layers: serde_json::Value = serde_json::from_slice(&layers).unwrap();
+    let shown = |at: usize| layers[at]["cfs-update-image"].as_str().unwrap().to_owned();
+    let dumps = [0, 1].map(|at| machine.cfs(["image", "dump", &shown(at)], 0).stdout);
+    assert!(dumps.iter().any(|dump| dump.contains(" user.note=kept")), "{dumps:?}");
+    let out = machine.podman(&format!("{RUN} localhost/alone:1 /hello"));
+    assert_eq!(out.trim(), "hello alone");
+    machine.cfs.fsck();
+    // As a host's root it is refused, by what it lacks.
+    let refused = machine.cfs(["switch", &alone], 1);
+    assert!(refused.stderr.contains("/usr"), "{}", refused.stderr);
 }
 
 /// What the process that read a file had to fetch from the disk for it, of the lines of /proc/PID/io.

@@ -30,7 +30,7 @@ use crate::manifest::{Config, Document, Manifest};
 use crate::podman::{Places, Storage};
 use crate::pull::{self, Variant};
 use crate::reference::Reference;
-use crate::store::{IMAGE_V1, Store};
+use crate::store::{Store, WHOLE_IMAGE_V1};
 use crate::sys::fs::{self, Fs};
 use crate::sys::lock::RecordLock;
 
@@ -135,21 +135,21 @@ impl<'a> Shelf<'a> {
         self.records("overlay-images/images.json")
     }
 
-    /// Makes the container's image of what is in the store, where it was not made yet: a deployment has that of a host.
+    /// Makes the image that podman is shown of what is in the store, where it was not made yet.
     ///
     /// # Errors
     /// What is missing in the store; what writing gives.
     pub fn make(&self, manifest: &ManifestDigest) -> Result<()> {
         let (manifest, config, mut images) = self.stored(manifest)?;
-        if images.contains_key(IMAGE_V1) {
+        if images.contains_key(WHOLE_IMAGE_V1) {
             return Ok(());
         }
         let mut tree = pull::merge(self.store, &config.diff_ids)?;
-        pull::transform(self.store, &mut tree, Variant::Container)?;
+        pull::transform(self.store, &mut tree, Variant::Whole)?;
         let image = self
             .store
             .put_image_pieces(|sink| writer::write(&tree, Versions::V1, sink))?;
-        images.insert(IMAGE_V1.into(), image);
+        images.insert(WHOLE_IMAGE_V1.into(), image);
         let digest = self.store.put_config(&config.bytes, &config.diff_ids, &images)?;
         self.store.put_manifest(&manifest.bytes, &digest, &config.diff_ids)?;
         self.store.publish()
@@ -270,7 +270,7 @@ impl<'a> Shelf<'a> {
     fn ready(&self, wanted: &Wanted) -> Result<Ready> {
         let what = wanted.manifest.to_string();
         let (manifest, config, images) = self.stored(&wanted.manifest)?;
-        let image = *images.get(IMAGE_V1).ok_or_else(|| Error::Manifest {
+        let image = *images.get(WHOLE_IMAGE_V1).ok_or_else(|| Error::Manifest {
             reference: what.clone(),
             why: "its composefs image is not in the store".into(),
         })?;

@@ -58,6 +58,8 @@ pub use streams::{StoredConfig, StoredManifest};
 
 /// Named reference of a config stream: the image of EROFS format 1 (`composefs.image.v1` of composefs-oci).
 pub const IMAGE_V1: &str = "composefs.image.v1";
+/// The same with what containers have in `/run`, and all extended attributes: what podman is shown.
+pub const WHOLE_IMAGE_V1: &str = "cfs-update.image.whole.v1";
 /// Named reference of a config stream: the boot image of EROFS format 1 (`composefs.image.boot.v1`).
 pub const BOOT_IMAGE_V1: &str = "composefs.image.boot.v1";
 

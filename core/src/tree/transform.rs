@@ -19,17 +19,27 @@ impl Tree {
     /// # Errors
     /// [`crate::Error::Tree`] without a folder `/usr`, and when `/run` is something other than a folder.
     pub fn transform_for_oci(&mut self) -> Result<()> {
-        let usr = *self
-            .folder(b"usr", "the image has none: it is no root file system")?
-            .node();
-        let root = self.node_mut(NodeId::ROOT);
-        *root = Node { data: root.data, ..usr };
+        self.folder(b"usr", "the image has none: it is no root file system")?;
         if self.root().child(b"run").is_some() {
-            self.empty(b"run", "it is no folder, but has to be one", usr.mtime)?;
+            self.folder(b"run", "it is no folder, but has to be one")?;
+        }
+        self.transform_for_container();
+        Ok(())
+    }
+
+    /// The same for what may be no root file system: a program alone, say. Without `/usr` the root stays as the layers
+    /// have it and `/run` takes its time; what is no folder stays.
+    pub fn transform_for_container(&mut self) {
+        if let Ok(usr) = self.folder(b"usr", "") {
+            let usr = *usr.node();
+            let root = self.node_mut(NodeId::ROOT);
+            *root = Node { data: root.data, ..usr };
+        }
+        if let Ok(run) = self.folder(b"run", "") {
+            self.empty(run.id(), self.root().mtime());
         }
         self.keep_xattrs(KEPT);
         self.count_links();
-        Ok(())
     }
 
     /// Makes it bootable: `/boot` and `/sysroot` are emptied and take `/usr`'s time, and everything gets the SELinux
@@ -44,11 +54,9 @@ impl Tree {
             .folder(b"usr", "the image has none: it is no root file system")?
             .mtime();
         for name in [&b"boot"[..], b"sysroot"] {
-            self.empty(
-                name,
-                "a bootable image must have this folder; make it when the image is built",
-                mtime,
-            )?;
+            let why = "a bootable image must have this folder; make it when the image is built";
+            let folder = self.folder(name, why)?.id();
+            self.empty(folder, mtime);
         }
         self.count_links();
         let labels = Labels::of(self, read)?;
@@ -62,12 +70,10 @@ impl Tree {
         folder.ok_or_else(|| path_error(&[b"/", name].concat(), why))
     }
 
-    fn empty(&mut self, name: &[u8], why: &str, mtime: Mtime) -> Result<()> {
-        let id = self.folder(name, why)?.id();
-        let node = self.node_mut(id);
+    fn empty(&mut self, folder: NodeId, mtime: Mtime) {
+        let node = self.node_mut(folder);
         node.data = Data::Directory { first: 0, count: 0 };
         node.mtime = mtime;
-        Ok(())
     }
 
     fn keep_xattrs(&mut self, key: &[u8]) {

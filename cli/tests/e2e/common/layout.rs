@@ -67,6 +67,13 @@ impl Layer {
         self
     }
 
+    /// An extended attribute of the next entry.
+    pub fn attribute(mut self, key: &str, value: &[u8]) -> Self {
+        let key = format!("SCHILY.xattr.{key}");
+        self.0.append_pax_extensions([(key.as_str(), value)]).unwrap();
+        self
+    }
+
     /// An entry whose name is written as it is, whatever it is.
     pub fn raw_name(mut self, name: &[u8], content: &[u8]) -> Self {
         let mut header = Self::header(tar::EntryType::Regular, 0o644, content.len() as u64);
