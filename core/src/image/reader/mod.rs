@@ -8,12 +8,12 @@
 //! Nothing recurses.
 
 mod bytes;
+mod whiteouts;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::image::format::{
-    ESCAPED, LAYOUT_CHUNKS, LUSTRE, METACOPY, OVERLAY, PREFIXES, REDIRECT, USER_OPAQUE, USER_WHITEOUT, USER_WHITEOUTS,
-    WHITEOUT, stub_names,
+    ESCAPED, LAYOUT_CHUNKS, LUSTRE, METACOPY, OVERLAY, PREFIXES, REDIRECT, WHITEOUT, stub_names,
 };
 use bytes::{Image, Inode, little};
 
@@ -70,6 +70,8 @@ struct Reader<'a> {
     nodes: HashMap<u64, Met>,
     /// Folders with a whiteout, and its entry.
     whiteouts: Vec<(NodeId, u32)>,
+    /// Those of the inodes taken for whiteouts that are regular files in the image.
+    hidden: HashSet<NodeId>,
     /// Attributes of the shared table, each kept once.
     shared: HashMap<u64, Role<'a>>,
     folders: VecDeque<(Inode, NodeId)>,
@@ -87,6 +89,7 @@ impl<'a> Reader<'a> {
             builder: Builder::new(),
             nodes: HashMap::new(),
             whiteouts: Vec::new(),
+            hidden: HashSet::new(),
             shared: HashMap::new(),
             folders: VecDeque::new(),
             next: 1,
@@ -115,12 +118,9 @@ impl<'a> Reader<'a> {
                 self.block(&inode, folder, block)?;
             }
         }
-        self.choose_originals();
-        let hides = self.whiteouts.iter().filter(|(_, slot)| !self.builder.slot(*slot).link);
-        let hides: BTreeSet<NodeId> = hides.map(|(folder, _)| *folder).collect();
-        for folder in hides {
-            self.undo_whiteouts(folder)?;
-        }
+        let bare = self.bare_whiteouts();
+        self.choose_originals(&bare);
+        self.undo_whiteouts(&bare)?;
         self.builder.finish(Links::Given)
     }
 
@@ -181,7 +181,12 @@ impl<'a> Reader<'a> {
             Some(met) => met.node,
             None => {
                 let node = self.node(&inode)?;
-                self.builder.push(node)?
+                let hidden = inode.kind() == kind::REGULAR && node.mode & kind::MASK == kind::CHAR;
+                let id = self.builder.push(node)?;
+                if hidden {
+                    self.hidden.insert(id);
+                }
+                id
             }
         };
         let slot = self.builder.add(folder, name, node, true, 0)?;
@@ -210,11 +215,13 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Of the entries that may be an inode's original, the first in depth-first order is.
-    fn choose_originals(&mut self) {
+    /// Of the entries that may be an inode's original, the first in depth-first order is; of a whiteout's, one that
+    /// its folder tells of.
+    fn choose_originals(&mut self, bare: &HashSet<u32>) {
         let ranks = self.depth_first();
         for met in self.nodes.values() {
-            if let Some(first) = met.entries.iter().min_by_key(|slot| ranks.get(slot)) {
+            let order = |slot: &&u32| (bare.contains(slot), ranks.get(slot));
+            if let Some(first) = met.entries.iter().min_by_key(order) {
                 self.builder.slot_mut(*first).link = false;
             }
         }
@@ -240,11 +247,6 @@ impl<'a> Reader<'a> {
         ranks
     }
 
-    fn is_whiteout(&self, id: NodeId) -> bool {
-        let node = self.builder.node(id);
-        node.mode & kind::MASK == kind::CHAR && matches!(node.data, Data::Device(0))
-    }
-
     fn node(&mut self, inode: &Inode) -> Result<Node> {
         let mut own = Vec::new();
         let (mut metacopy, mut redirect, mut whiteout) = (&b""[..], &b""[..], false);
@@ -253,17 +255,19 @@ impl<'a> Reader<'a> {
                 Role::Own(xattr) => own.push(xattr),
                 Role::Metacopy(value) => metacopy = value,
                 Role::Redirect(value) => redirect = value,
-                Role::Whiteout(_) if inode.kind() == kind::REGULAR => whiteout = true,
-                Role::Whiteout(xattr) => own.push(xattr),
+                Role::Whiteout(xattr) => {
+                    whiteout = true;
+                    own.push(xattr);
+                }
                 Role::Dropped => {}
             }
         }
         let mut mode = inode.mode;
         let mut size = 0;
         let data = match inode.kind() {
-            kind::REGULAR if whiteout => {
+            kind::REGULAR if whiteout && self.may_be_whiteout(inode, &own) => {
                 mode = kind::CHAR | mode & !kind::MASK;
-                own.retain(|x| self.builder.kept(x.key) != USER_WHITEOUT);
+                own.retain(|x| !whiteouts::is_mark(self.builder.kept(x.key)));
                 Data::Device(0)
             }
             kind::DIRECTORY => EMPTY_DIRECTORY,
@@ -422,30 +426,5 @@ impl<'a> Reader<'a> {
             key: self.builder.keep(&name)?,
             value: self.builder.keep(value)?,
         })
-    }
-
-    /// Takes off a folder what the writer puts on one with whiteouts.
-    fn undo_whiteouts(&mut self, folder: NodeId) -> Result<()> {
-        let made: [(&[u8], &[u8], bool); 4] = [
-            (b"trusted.overlay.whiteouts", b"", true),
-            (USER_WHITEOUTS, b"", true),
-            (b"trusted.overlay.opaque", b"x", self.image.version >= 1),
-            (USER_OPAQUE, b"x", self.image.version >= 1),
-        ];
-        let builder = &self.builder;
-        let is_made = |x: &Xattr| {
-            let (key, value) = (builder.kept(x.key), builder.kept(x.value));
-            made.iter().any(|(k, v, here)| *here && *k == key && *v == value)
-        };
-        let run = builder
-            .xattr_run(builder.node(folder).xattrs)
-            .iter()
-            .filter(|x| !is_made(x));
-        let kept: Vec<Xattr> = run.copied().collect();
-        if kept.len() < builder.xattr_run(builder.node(folder).xattrs).len() {
-            let run = self.builder.kept_xattrs(&kept)?;
-            self.builder.node_mut(folder).xattrs = run;
-        }
-        Ok(())
     }
 }
