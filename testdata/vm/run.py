@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The program in a virtual machine: runs scenarios, prints a table of what was seen, ends with 1 if anything is off.
 
-    testdata/vm/run.py [SCENARIO…]        all of them without an argument; `store`, `install`, `boot`, `cuts`
+    testdata/vm/run.py [SCENARIO…]        all of them without an argument; `store`, `containers`, `install`, `boot`, `cuts`
 
 Environment: CFS_PROGRAM (the program; target/debug/cfs-update), CFS_VM_WORK (folder; target/vm), CFS_VM_ACCEL (tcg),
 CFS_VM_LANES (2: machines side by side), CFS_VM_PROCESSORS (1: of each machine), CFS_VM_SEED (of the random moments).
@@ -17,6 +17,7 @@ import traceback
 sys.dont_write_bytecode = True
 
 import boot
+import containers
 import cuts
 import direct
 import image
@@ -25,7 +26,7 @@ import report
 import store
 from registry import Registry
 
-SCENARIOS = ["store", "install", "boot", "cuts"]
+SCENARIOS = ["store", "containers", "install", "boot", "cuts"]
 
 
 class Run:
@@ -48,7 +49,7 @@ class Run:
             elif name == "cuts":
                 cuts.run(part, self.work, self.registry, self.numbers, f"cuts{lane}")
             else:
-                {"store": store.run, "install": install.run}[name](part, self.work, self.registry)
+                {"store": store.run, "containers": containers.run, "install": install.run}[name](part, self.work, self.registry)
         except report.Aborted as aborted:
             self.report.say(f"{name}: ended at the step: {aborted}")
         except Exception:  # a lane that dies would look as if it had nothing to say
@@ -86,9 +87,9 @@ def main(names):
 
 
 def _lanes(run):
-    plan = [["boot", "cuts"], ["store", "install", "cuts"]]
+    plan = [["boot", "cuts"], ["store", "containers", "install", "cuts"]]
     if os.environ.get("CFS_VM_LANES", "2") == "1":
-        plan = [["store", "install", "boot", "cuts"]]
+        plan = [["store", "containers", "install", "boot", "cuts"]]
     threads = [threading.Thread(target=run.lane, args=(number, names)) for number, names in enumerate(plan, 1)]
     for thread in threads:
         thread.start()
