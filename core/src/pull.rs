@@ -213,10 +213,11 @@ pub(crate) fn import_all(
         store.expect(figures.about.bytes, figures.free);
     }
     let layers = plans.iter().map(|plan| plan.layers).sum();
+    let from_podman: usize = plans.iter().map(|plan| plan.podman.len()).sum();
     let fetched = || plans.iter().flat_map(|plan| plan.fetch.layers());
     monitor.event(Event::Plan {
         layers,
-        cached: layers - fetched().count(),
+        cached: layers - from_podman - fetched().count(),
         bytes: fetched().map(|layer| layer.size).sum(),
     });
     plans.into_iter().try_for_each(|plan| plan.run(store, threads))?;

@@ -160,6 +160,12 @@ fn layers_that_podman_has_are_not_fetched() {
     let asked = blobs_fetched(&registry);
     let told = stored.run(&cfs, ["switch", &from]).expect(0);
     assert_eq!(told.stderr.matches("taken from podman: ").count(), 3, "{}", told.stderr);
+    assert!(
+        told.stderr.contains("3 layers, 0 of them here already"),
+        "{}",
+        told.stderr
+    );
+    assert!(told.stderr.contains(" done (3 of 3)"), "{}", told.stderr);
     assert_eq!(
         blobs_fetched(&registry) - asked,
         1,
