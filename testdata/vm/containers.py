@@ -262,8 +262,8 @@ class Containers:
         expect("/tool true" in listed, listed)
         expect(status == 126 and "erofs filesystem: operation not permitted" in output, f"{status} {output}")
         note(output.strip()[-60:])
-        self._cfs(f"image export {tool} oci-archive:{HOME}/tool.tar")
-        status, output = self._user(f"podman load --quiet --input tool.tar && podman {RUN} {tool} sh -c 'echo it runs'")
+        self._cfs(f"image export {tool} oci-archive:{HOME}/tool.tar:mine")
+        status, output = self._user(f"podman load --quiet --input tool.tar && podman {RUN} localhost/mine sh -c 'echo it runs'")
         expect(status == 0 and output.endswith("it runs\n"), f"{status} {output}")
         note(output.strip().splitlines()[-1])
 
@@ -358,5 +358,5 @@ class Containers:
         fetched = sum(self._fetched(begin, "late"))
         line = next((line for line in output.splitlines() if "goes on at" in line), output)
         expect("goes on at" in line and fetched < LATE_SIZE - 2 * MIB, f"{fetched} bytes fetched: {output}")
-        note(f"{fetched} of {LATE_SIZE} bytes fetched again; {line[line.index('goes on'):]}")
+        note(f"{fetched} of {LATE_SIZE} bytes fetched after it; {line[line.index('goes on'):]}")
         note(f"{before}; then {self._fsck()}")
