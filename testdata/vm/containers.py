@@ -253,7 +253,7 @@ class Containers:
         here = f"podman --storage-opt=additionalimagestore={SHELF}"
         status, output = self._user(f"{here} images")
         expect(status == 125 and f"{SHELF}: permission denied" in output, f"{status} {output}")
-        note(output.strip()[-60:])
+        note(": ".join(output.strip().split(": ")[-2:]))
         folders = f"{SYSROOT}/state/cfs-update {SYSROOT}/composefs"
         self.guest.check(f"chmod 755 {folders}")
         listed = self._user(f"{here} images --format '{{{{.Repository}}}} {{{{.ReadOnly}}}}'")[1]
@@ -261,7 +261,7 @@ class Containers:
         self.guest.check(f"chmod 700 {folders}")
         expect("/tool true" in listed, listed)
         expect(status == 126 and "erofs filesystem: operation not permitted" in output, f"{status} {output}")
-        note(output.strip()[-60:])
+        note(": ".join(output.strip().split(": ")[-2:]))
         self._cfs(f"image export {tool} oci-archive:{HOME}/tool.tar:mine")
         status, output = self._user(f"podman load --quiet --input tool.tar && podman {RUN} localhost/mine sh -c 'echo it runs'")
         expect(status == 0 and output.endswith("it runs\n"), f"{status} {output}")
