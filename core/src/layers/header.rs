@@ -4,11 +4,16 @@ use crate::layers::Mtime;
 use crate::layers::sparse::Segments;
 
 /// Bytes of a header and of every other unit of a tar.
-pub(super) const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 
 /// A header whose checksum is right.
 #[derive(Clone, Copy)]
 pub(super) struct Header<'a>(&'a [u8; BLOCK]);
+
+/// Whether a stream that begins like this is a tar.
+pub(crate) fn begins_tar(first: &[u8]) -> bool {
+    first.first_chunk().is_some_and(|block| Header::new(block).is_some())
+}
 
 /// How the fields behind the first 257 bytes are laid out.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -13,6 +13,7 @@ pub mod tar;
 use crate::ids::ObjectId;
 
 pub use head::{Fault, Head, Kind};
+pub(crate) use header::{BLOCK, begins_tar};
 pub use sparse::Sparse;
 pub use tar::{Parser, Step};
 

@@ -94,6 +94,8 @@ pub struct IndexEntry {
     pub size: u64,
     /// For which machine; `None` where the index does not say.
     pub platform: Option<Platform>,
+    /// What it is if it is no image, where the index says so: a signature, a bill of materials.
+    pub artifact_type: Option<String>,
     /// Annotations; empty where there are none.
     pub annotations: BTreeMap<String, String>,
 }
@@ -124,6 +126,18 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// When it was built; `None` where the config does not say or says no time.
     pub created: Option<jiff::Timestamp>,
+}
+
+/// What [`wire::OciImageIndex`] leaves out.
+#[derive(Deserialize)]
+struct RawTypes {
+    manifests: Vec<RawType>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawType {
+    artifact_type: Option<String>,
 }
 
 /// Just enough to see what kind of document this is.
@@ -300,8 +314,12 @@ fn check_layer_type(media_type: &str) -> Result<(), &'static str> {
 impl Index {
     fn read(bytes: &[u8], digest: ManifestDigest) -> Result<Self, String> {
         let raw: wire::OciImageIndex = serde_json::from_slice(bytes).map_err(|e| format!("cannot be read: {e}"))?;
-        let entries = raw.manifests.into_iter().map(|entry| {
+        let types: RawTypes = serde_json::from_slice(bytes).map_err(|e| format!("cannot be read: {e}"))?;
+        // Of an image that is its config's type.
+        let artifact = |kind: &String| !kind.is_empty() && check_config_type(kind).is_err();
+        let entries = raw.manifests.into_iter().zip(types.manifests).map(|(entry, kind)| {
             Ok(IndexEntry {
+                artifact_type: kind.artifact_type.filter(artifact),
                 size: u64::try_from(entry.size).map_err(|_| format!("{} has the size {}", entry.digest, entry.size))?,
                 platform: entry.platform.map(Platform::from_wire),
                 media_type: entry.media_type,
@@ -315,10 +333,10 @@ impl Index {
         })
     }
 
-    /// The entry for `platform`: the best variant that it can run, as containers/image ranks them. An only entry
+    /// The entry for `platform`: the best variant that it can run, as containers/image ranks them; no artifact. An only entry
     /// without a platform is taken for any machine. `name` names the index in errors.
     pub fn choose(&self, platform: &Platform, name: &str) -> Result<&IndexEntry> {
-        let usable = |entry: &&IndexEntry| kind_of(&entry.media_type).is_some();
+        let usable = |entry: &&IndexEntry| kind_of(&entry.media_type).is_some() && entry.artifact_type.is_none();
         let best = (self.entries.iter().filter(usable))
             .filter_map(|entry| Some((platform.rank(entry.platform.as_ref()?)?, entry)))
             .min_by_key(|(rank, _)| *rank);

@@ -178,6 +178,26 @@ fn the_entry_for_the_machine_is_chosen_and_attestations_never() {
 }
 
 #[test]
+fn an_entry_that_the_index_calls_an_artifact_is_not_chosen() {
+    let amd64: Platform = "amd64".parse().unwrap();
+    let typed = |n, kind: &str, platform: Value| {
+        let mut entry = entry(n, platform);
+        entry["artifactType"] = json!(kind);
+        entry
+    };
+    let image = "application/vnd.oci.image.config.v1+json";
+    for platform in [json!({"os": "linux", "architecture": "amd64"}), Value::Null] {
+        let entries = [
+            typed(1, "application/spdx+json", platform.clone()),
+            typed(2, image, platform.clone()),
+            typed(3, "application/vnd.dev.sigstore.bundle.v0.3+json", platform),
+        ];
+        assert_eq!(index(json!(entries)).choose(&amd64, "x").unwrap().digest, digest(2));
+        assert!(index(json!([entries[0], entries[2]])).choose(&amd64, "x").is_err());
+    }
+}
+
+#[test]
 fn an_only_entry_without_a_platform_is_for_any_machine() {
     let amd64: Platform = "amd64".parse().unwrap();
     let one = index(json!([entry(1, Value::Null)]));

@@ -1,6 +1,7 @@
 //! A layer's compression, undone as its bytes come.
 //!
-//! What the bytes say wins over the media type, as with podman: registries are full of layers with the wrong one.
+//! What the bytes say wins over the media type, as with podman: registries are full of layers with the wrong one. A tar
+//! whose first file has a name like a compressed stream is a tar, by its header's checksum.
 //! Several gzip members and zstd frames, skippable ones included, give one stream. Anything behind the last member
 //! that is none is an error, as in Go's `compress/gzip`: accepting it would accept a blob that other tools refuse.
 //!
@@ -13,10 +14,11 @@ use std::sync::{Mutex, MutexGuard};
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
+use crate::layers::{BLOCK, begins_tar};
 use crate::store::import::Compression;
 
 /// Bytes of the blob that [`Decompressor::new`] wants to see, where there are that many.
-pub(super) const PEEK: usize = 18;
+pub(super) const PEEK: usize = BLOCK;
 const SMALL_WINDOW: u32 = 23;
 const LARGE_WINDOW: u32 = 27;
 
@@ -48,7 +50,7 @@ impl Decompressor {
     /// For a blob that starts with `first`.
     pub(super) fn new(declared: Compression, first: &[u8]) -> io::Result<Self> {
         let found = match first {
-            _ if declared == Compression::None => Compression::None,
+            _ if begins_tar(first) => Compression::None,
             [0x1f, 0x8b, ..] => Compression::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
             // Too short to tell, or a tar after all: it fails as what it was said to be, or by its diff_id.
@@ -249,6 +251,21 @@ mod tests {
         assert!(undo(Compression::Zstd, &gzip(&data), 4096, 4096).unwrap() == data);
         assert!(undo(Compression::Gzip, &zstd::bulk::compress(&data, 3).unwrap(), 4096, 4096).unwrap() == data);
         assert!(undo(Compression::Gzip, &data, 4096, 4096).unwrap() == data);
+        assert!(undo(Compression::None, &gzip(&data), 4096, 4096).unwrap() == data);
+        assert!(undo(Compression::None, &zstd::bulk::compress(&data, 3).unwrap(), 4096, 4096).unwrap() == data);
+    }
+
+    #[test]
+    fn a_tar_whose_first_name_looks_compressed_is_a_tar() {
+        for name in [&b"\x1f\x8b\x08"[..], b"\x28\xb5\x2f\xfd"] {
+            let mut header = tar::Header::new_ustar();
+            header.as_old_mut().name[..name.len()].copy_from_slice(name);
+            header.set_cksum();
+            let layer = [&header.as_bytes()[..], &[0; 1024]].concat();
+            for declared in [Compression::None, Compression::Gzip, Compression::Zstd] {
+                assert!(undo(declared, &layer, 4096, 4096).unwrap() == layer, "{declared:?}");
+            }
+        }
     }
 
     #[test]
