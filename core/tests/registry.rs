@@ -520,9 +520,10 @@ fn with_login(host: &str, login: &str) -> (tempfile::TempDir, Options) {
 /// A registry that wants tokens of `tokens`, the n-th of which is `token-n`; `good` says whether one is still good.
 fn token_registry(
     served: &Served,
-    expires_in: u64,
+    expires_in: impl Into<serde_json::Value>,
     good: impl Fn(usize, &Seen) -> bool + Send + Sync + 'static,
 ) -> (Server, Arc<Server>) {
+    let expires_in = expires_in.into();
     let tokens = Arc::new(Server::start(move |_, before| {
         Reply::ok(json!({"token": format!("token-{before}"), "expires_in": expires_in}).to_string())
     }));
@@ -553,6 +554,15 @@ fn a_token_is_fetched_once_and_used_for_all() {
         ["GET /token?service=reg&scope=repository%3Aorg%2Fos%3Apull"]
     );
     assert_eq!(tokens.seen()[0].header("authorization"), None);
+}
+
+#[test]
+fn a_token_whose_lifetime_is_no_whole_number_is_used() {
+    let served = Served::new(10);
+    for odd in [json!("300"), json!(59.5), json!(-1), json!(null)] {
+        let (server, _tokens) = token_registry(&served, odd.clone(), |_, _| true);
+        assert_eq!(layer(&open(&server)).unwrap(), served.layer, "{odd}");
+    }
 }
 
 #[test]

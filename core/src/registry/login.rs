@@ -63,7 +63,8 @@ pub(super) struct Pass {
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
-    expires_in: Option<u64>,
+    /// A number of seconds; what some services send instead is not worth a refusal.
+    expires_in: Option<serde_json::Value>,
 }
 
 impl Session {
@@ -188,7 +189,11 @@ impl Session {
             .chain(answer.access_token)
             .find(|token| !token.is_empty());
         let token = token.ok_or_else(|| broken("has no token in it"))?;
-        let life = Duration::from_secs(answer.expires_in.filter(|life| *life > 0).unwrap_or(TOKEN_LIFE));
+        let life = answer
+            .expires_in
+            .and_then(|life| life.as_u64())
+            .filter(|life| *life > 0);
+        let life = Duration::from_secs(life.unwrap_or(TOKEN_LIFE));
         let early = MARGIN.min(life / 10);
         let renew = Instant::now().checked_add(life - early).map(|at| (at, bearer));
         state.set(header(&format!("Bearer {token}")), renew);

@@ -129,14 +129,15 @@ fn and(error: Error, more: &str) -> Error {
 }
 
 /// The wait that a `Retry-After` header asks for: seconds, or a date of HTTP. `now` is the wall clock, in seconds
-/// since 1970.
+/// since 1970. A date that has passed asks for none: the clocks differ.
 pub(super) fn retry_after(header: &str, now: i64) -> Option<Duration> {
     let header = header.trim();
     if let Ok(seconds) = header.parse::<u64>() {
         return Some(Duration::from_secs(seconds));
     }
     let until = jiff::fmt::rfc2822::parse(header).ok()?.timestamp().as_second();
-    Some(Duration::from_secs(u64::try_from(until - now).unwrap_or(0)))
+    let wait = u64::try_from(until.checked_sub(now)?).ok().filter(|wait| *wait > 0);
+    wait.map(Duration::from_secs)
 }
 
 /// `Read::read` of a reader whose `fill_buf` asks again by itself.
@@ -170,7 +171,7 @@ mod tests {
         assert_eq!(at("120"), Some(120));
         assert_eq!(at(" 0 "), Some(0));
         assert_eq!(at("Sun, 06 Nov 1994 08:50:07 GMT"), Some(30));
-        assert_eq!(at("Sun, 06 Nov 1994 08:49:07 GMT"), Some(0));
+        assert_eq!(at("Sun, 06 Nov 1994 08:49:07 GMT"), None);
         assert_eq!(at("soon"), None);
         assert_eq!(at("-1"), None);
     }
