@@ -85,7 +85,7 @@ impl Sysroot {
     /// [`Error::Busy`] where another run holds the lock.
     pub fn open(options: Options, purpose: &str) -> Result<Self> {
         let layout = Layout::new(&options.root);
-        if !fs::is_dir(layout.root()) {
+        if !fs::leads_to_dir(layout.root()) {
             return Err(Error::Usage(format!(
                 "{} is not a folder; make it first, or give another --sysroot",
                 layout.root().display()

@@ -322,6 +322,32 @@ fn a_repository_of_the_other_algorithm_works_and_stays_so() {
 }
 
 #[test]
+fn a_switch_that_failed_before_its_first_object_does_not_decide_the_algorithm() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let image = publish(dir.path(), 1);
+    cfs.run(["switch", &format!("{image}-mistyped")]).expect(5);
+    let deployed = cfs.run(["switch", "--json", "--algorithm", "fsverity-sha512-12", &image]);
+    assert_eq!(deployed.expect(0).json()["deployment"].as_str().unwrap().len(), 128);
+    cfs.fsck();
+}
+
+#[test]
+fn a_sysroot_may_be_named_by_a_link_or_with_a_slash_behind_it() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(cfs.sysroot(), &link).unwrap();
+    let slash = format!("{}/", cfs.sysroot().display());
+    for (version, root) in [(1, link.as_os_str()), (2, slash.as_ref()), (3, link.as_os_str())] {
+        let cfs = cfs.on(std::path::Path::new(root));
+        cfs.run(["switch", &publish(dir.path(), version)]).expect(0);
+        cfs.fsck();
+    }
+    assert_eq!(cfs.entries().len(), 2);
+}
+
+#[test]
 fn the_machines_key_is_made_once() {
     let dir = scratch();
     let cfs = Cfs::new(dir.path());

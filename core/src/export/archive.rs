@@ -30,7 +30,7 @@ impl Archive {
     pub(super) fn open(layout: &Layout, reference: &Reference) -> Result<Self> {
         let path = layout.path().to_path_buf();
         let name = name(layout, reference)?;
-        if fs::is_dir(&path) {
+        if fs::leads_to_dir(&path) {
             return Err(Error::Reference {
                 reference: reference.to_string(),
                 why: "is a folder; give a file, or write oci:DIR".into(),

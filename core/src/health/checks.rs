@@ -73,9 +73,9 @@ pub fn find(root: &Path) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-/// Names in a folder, sorted; none where there is no such folder. Hidden ones and editors' leftovers are no checks.
+/// Names in a folder or one that a link leads to, sorted; none where there is none. Hidden ones and editors' leftovers are no checks.
 fn names(folder: &Path) -> Result<Vec<String>> {
-    if !fs::is_dir(folder) {
+    if !fs::leads_to_dir(folder) {
         return Ok(Vec::new());
     }
     let names = fs::names(folder)?.into_iter();

@@ -59,6 +59,17 @@ fn checks_of_etc_replace_and_mask_those_of_usr_and_greenboots_run_where_they_are
 }
 
 #[test]
+fn a_folder_of_checks_may_be_a_link_to_one() {
+    let root = tempfile::tempdir().unwrap();
+    script(root.path(), "srv/checks/10-here", "true");
+    std::fs::create_dir_all(root.path().join("etc/cfs-update")).unwrap();
+    symlink("../../srv/checks", root.path().join("etc/cfs-update/health.d")).unwrap();
+    let found = find(root.path()).unwrap();
+    assert_eq!(found.len(), 1);
+    assert!(found[0].path.ends_with("health.d/10-here"));
+}
+
+#[test]
 fn each_check_says_how_it_ended_and_the_rest_is_run_all_the_same() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();

@@ -183,7 +183,7 @@ impl Store {
     /// Opens the repository, or makes it where there is none.
     ///
     /// # Errors
-    /// As [`Store::open`] and [`Store::create`]; [`Error::Repository`] for one of another algorithm.
+    /// As [`Store::open`] and [`Store::create`]; [`Error::Repository`] for one of another algorithm with something in it.
     pub fn open_or_create(path: &Path, algorithm: Algorithm) -> Result<Self> {
         Self::open_or_create_with(Arc::new(RealFs), path, algorithm)
     }
@@ -193,22 +193,35 @@ impl Store {
     /// # Errors
     /// As [`Store::open_or_create`].
     pub fn open_or_create_with(fs: Arc<dyn Fs>, path: &Path, algorithm: Algorithm) -> Result<Self> {
-        if !fs::exists(&path.join("meta.json")) && !has_objects(path)? {
-            let _ = fs.remove_dir_all(&path.join("objects"));
-            return Self::create_with(fs, path, algorithm);
+        let meta_path = path.join("meta.json");
+        if fs::exists(&meta_path) {
+            let store = Self::open_with(Arc::clone(&fs), path)?;
+            if store.algorithm == algorithm {
+                return Ok(store);
+            }
+            store.give_up_if_empty(algorithm)?;
         }
-        let store = Self::open_with(fs, path)?;
-        if store.algorithm != algorithm {
-            return Err(Error::Repository {
-                path: path.to_path_buf(),
-                why: format!(
-                    "it uses {}, not {}; leave the algorithm out, or use another repository",
-                    store.algorithm.name(),
-                    algorithm.name()
-                ),
-            });
+        if has_objects(path)? {
+            return Self::open_with(fs, path);
         }
-        Ok(store)
+        let _ = fs.remove_dir_all(&path.join("objects"));
+        Self::create_with(fs, path, algorithm)
+    }
+
+    /// A run that failed before its first object has not decided the algorithm: nothing has a name by it yet.
+    fn give_up_if_empty(self, algorithm: Algorithm) -> Result<()> {
+        let alone = || wait_for_lock(&self.lock, &self.path, FlockOperation::NonBlockingLockExclusive);
+        if self.read_only.is_none() && !has_objects(&self.path)? && alone()? && !has_objects(&self.path)? {
+            return self.fs.remove_file(&self.path.join("meta.json"));
+        }
+        Err(Error::Repository {
+            why: format!(
+                "it uses {}, not {}; leave the algorithm out, or use another repository",
+                self.algorithm.name(),
+                algorithm.name()
+            ),
+            path: self.path,
+        })
     }
 
     /// From now on files of imported layers are only hashed, but for those that `keeps` names: for a repository that

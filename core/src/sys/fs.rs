@@ -316,6 +316,11 @@ pub fn is_dir(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir())
 }
 
+/// A folder, or a link to one.
+pub fn leads_to_dir(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|m| m.is_dir())
+}
+
 /// Anything at all, a dangling link, too.
 pub fn exists(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
