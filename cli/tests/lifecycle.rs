@@ -86,6 +86,7 @@ impl Machine {
             platform: Platform::host(),
             booted: self.booted,
             root_argument: Some("LABEL=root".into()),
+            boot_named: false,
             kernel_arguments: Vec::new(),
             trust: Vec::new(),
             registry: registry::Options::default(),

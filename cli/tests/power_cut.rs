@@ -44,6 +44,7 @@ fn options(root: &Path, fs: Arc<dyn Fs>) -> Options {
         platform: Platform::host(),
         booted: None,
         root_argument: Some("LABEL=root".into()),
+        boot_named: false,
         kernel_arguments: Vec::new(),
         trust: Vec::new(),
         registry: registry::Options::default(),

@@ -123,6 +123,7 @@ pub fn pin(sysroot: &Sysroot, which: &str, pinned: bool) -> Result<DeploymentId>
 /// [`Error::Deployment`] for the one that runs, the one that boots next, and a pinned one.
 pub fn delete(sysroot: &Sysroot, which: &str) -> Result<DeploymentId> {
     let (id, known) = sysroot.find(which)?;
+    sysroot.check_boot(&known)?;
     let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
     let refuse = |why: &str| Error::Deployment {
         id: id.short(),

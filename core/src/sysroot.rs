@@ -44,6 +44,8 @@ pub struct Options {
     pub booted: Option<DeploymentId>,
     /// Value of `root=` for boot entries; `None` = found out.
     pub root_argument: Option<String>,
+    /// `$BOOT` was named for this run, so it may be a new one without an entry of any deployment.
+    pub boot_named: bool,
     /// Further kernel arguments for every new entry.
     pub kernel_arguments: Vec<String>,
     /// Folders with further trusted and revoked keys.
@@ -193,6 +195,28 @@ impl Sysroot {
         }
         known.sort_by_key(|k| k.standing.place());
         Ok(known)
+    }
+
+    /// Fails where `$BOOT` has nothing of ours although deployments of this sysroot had boot entries: then it is not
+    /// mounted, or another one. What has no entry there is needed all the same, and a new entry would boot nothing.
+    ///
+    /// # Errors
+    /// [`Error::BootEntry`] with what to do.
+    pub(crate) fn check_boot(&self, known: &[Known]) -> Result<()> {
+        let bootloader = self.bootloader();
+        if known.is_empty() || !bootloader.entries()?.ours.is_empty() || !bootloader.plan_cleanup()?.is_empty() {
+            return Ok(());
+        }
+        let of_known = |event: &Event| event.id.is_some_and(|id| known.iter().any(|k| k.id == id));
+        match History::load(self.layout())?.events.iter().any(of_known) {
+            false => Ok(()),
+            true => Err(Error::BootEntry {
+                entry: format!("folder {}", bootloader.boot_dir().display()),
+                why: "has nothing of this system, whose deployments had boot entries: mount the boot partition there, or \
+                      give another --boot DIR; where it was lost, `cfs-update upgrade --boot DIR` begins a new one"
+                    .into(),
+            }),
+        }
     }
 
     fn stand(

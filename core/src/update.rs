@@ -89,7 +89,7 @@ pub struct News {
 /// # Errors
 /// [`Error::Trust`] for an older image of the same name; those of the stages. Nothing is changed then that could boot.
 pub fn switch(sysroot: &Sysroot, reference: &Reference, wishes: Wishes, monitor: &dyn Monitor) -> Result<Outcome> {
-    let known = sysroot.known()?;
+    let known = known(sysroot)?;
     let registry = Registry::open(reference, &sysroot.options.registry)?;
     monitor.event(Event::Stage(Stage::Resolve));
     let image = registry.image(&sysroot.options.platform, monitor)?;
@@ -107,7 +107,7 @@ pub fn switch(sysroot: &Sysroot, reference: &Reference, wishes: Wishes, monitor:
 
 /// Takes the newest of the followed image. One request where there is nothing new.
 pub fn upgrade(sysroot: &Sysroot, wishes: Wishes, monitor: &dyn Monitor) -> Result<Outcome> {
-    let known = sysroot.known()?;
+    let known = known(sysroot)?;
     let (followed, reference) = followed(&known)?;
     let registry = Registry::open(&reference, &sysroot.options.registry)?;
     monitor.event(Event::Stage(Stage::Resolve));
@@ -173,6 +173,15 @@ pub fn forecast(sysroot: &Sysroot, reference: Option<&Reference>, monitor: &dyn 
     let mut forecast = Forecast::new(Some(store), store.path(), (&registry, &image), &bound, monitor)?;
     forecast.boot = expected::boot(sysroot, &known)?;
     Ok(Some(forecast))
+}
+
+/// What there is, where an entry for something new can be put beside it.
+fn known(sysroot: &Sysroot) -> Result<Vec<Known>> {
+    let known = sysroot.known()?;
+    if !sysroot.options.boot_named {
+        sysroot.check_boot(&known)?;
+    }
+    Ok(known)
 }
 
 fn unchanged(known: &Known, manifest: ManifestDigest) -> Outcome {

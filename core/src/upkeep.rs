@@ -63,6 +63,7 @@ pub struct Finding {
 /// Removes what no deployment needs and nothing else; with `dry_run` only says what that is.
 pub fn gc(sysroot: &Sysroot, dry_run: bool) -> Result<Collected> {
     let known = sysroot.known()?;
+    sysroot.check_boot(&known)?;
     let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
     let gone = plan::unfinished(&standing);
     let kept: BTreeSet<_> = known.iter().map(|k| k.id).filter(|id| !gone.contains(id)).collect();
@@ -280,6 +281,10 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
         report(damage("repository", f.path, f.why))
     })?;
     let known = sysroot.known()?;
+    let lost = sysroot.check_boot(&known);
+    let lost = lost
+        .inspect_err(|e| report(damage("boot entry", "all".into(), e.to_string())))
+        .is_err();
     for deployment in &known {
         let wrong = match (&deployment.record, &deployment.verified) {
             (Err(e), _) | (Ok(_), Err(e)) => Some(e.to_string()),
@@ -288,7 +293,7 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
         for why in wrong.into_iter().chain(deployment.problem.clone()) {
             report(damage("deployment", deployment.id.to_hex(), why));
         }
-        if deployment.entry.is_none() {
+        if deployment.entry.is_none() && !lost {
             report(Finding {
                 what: "deployment",
                 name: deployment.id.to_hex(),

@@ -182,7 +182,10 @@ impl Context {
             None if target.host => Place::Host(Path::new("/")),
             None => Place::Sysroot(&target.root),
         };
-        self.options_at(&target, place, algorithm)
+        Ok(Options {
+            boot_named: given.is_some(),
+            ..self.options_at(&target, place, algorithm)?
+        })
     }
 
     fn options_at(&self, target: &Target, boot: Place<'_>, algorithm: Option<Algorithm>) -> Result<Options> {
@@ -205,6 +208,7 @@ impl Context {
             platform: Platform::host(),
             booted: if target.host { running()? } else { None },
             root_argument: None,
+            boot_named: false,
             kernel_arguments: Vec::new(),
             trust: ["etc", "usr/lib"]
                 .map(|top| self.config_root.join(top).join("cfs-update/keys"))

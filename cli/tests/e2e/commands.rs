@@ -348,6 +348,45 @@ fn a_sysroot_may_be_named_by_a_link_or_with_a_slash_behind_it() {
 }
 
 #[test]
+fn where_the_boot_partition_is_not_mounted_nothing_is_staged_or_removed() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let boot = cfs.sysroot().join("boot");
+    let away = dir.path().join("away");
+    fs::rename(&boot, &away).unwrap();
+    fs::create_dir(&boot).unwrap();
+    let before = objects(&cfs);
+    for command in [
+        &["gc"][..],
+        &["gc", "--dry-run"],
+        &["delete", "1"],
+        &["upgrade"],
+        &["switch", &publish(dir.path(), 3)],
+        &["fsck"],
+    ] {
+        let ran = cfs.run(command).expect(1);
+        let said = ran.stdout + &ran.stderr;
+        assert!(
+            said.contains(boot.to_str().unwrap()) && said.contains("mount"),
+            "{command:?}: {said}"
+        );
+        assert_eq!(cfs.status()["status"]["otherDeployments"].as_array().unwrap().len(), 2);
+    }
+    assert_eq!(objects(&cfs), before);
+    assert_eq!(fs::read_dir(&boot).unwrap().count(), 0);
+    fs::remove_dir(&boot).unwrap();
+    fs::rename(&away, &boot).unwrap();
+    cfs.fsck();
+
+    // One that was lost begins anew where that is said.
+    fs::remove_dir_all(&boot).unwrap();
+    fs::create_dir(&boot).unwrap();
+    cfs.run(["upgrade", "--boot", boot.to_str().unwrap()]).expect(0);
+    cfs.run(["gc"]).expect(0);
+    cfs.fsck();
+}
+
+#[test]
 fn the_machines_key_is_made_once() {
     let dir = scratch();
     let cfs = Cfs::new(dir.path());
