@@ -1,7 +1,8 @@
 """An update in which 5 % of the files differ, in one big layer: zstd:chunked, beside podman with partial pulls and skopeo.
 
 Version 2 has every twentieth file that is not empty with its bytes in reverse: all of it differs, and it compresses about as
-well. skopeo of the peers' Debian 13 compresses both versions. Bytes are those that the registry's access log says it sent.
+well. BENCH_DRAW, 0 to 19, is which twentieth: they hold between 3 and 13 % of the bytes of the image that was measured. skopeo
+of the peers' Debian 13 compresses both versions. Bytes are those that the registry's access log says it sent.
 """
 
 import hashlib
@@ -14,12 +15,15 @@ import subprocess
 import tarfile
 
 EVERY = 20
+DRAW = int(os.environ.get("BENCH_DRAW", "14")) % EVERY
+# Bytes a second of the last group: a network of 100 Mbit/s.
+RATE = "12500000"
 KIND = "application/vnd.oci.image"
 PREFIX = "io.github.containers.zstd-chunked."
 
 
-def merge(layers, path, change):
-    """All layers in one tar; the names of the files that were changed."""
+def merge(layers, path, draw=None):
+    """All layers in one tar; with a draw, every twentieth file is changed. The names of these."""
     count, changed, seen = 0, set(), set()
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as out:
         for layer in layers:
@@ -33,7 +37,7 @@ def merge(layers, path, change):
                         continue
                     count += 1
                     content = archive.extractfile(member).read()
-                    if change and count % EVERY == 0:
+                    if draw is not None and count % EVERY == draw:
                         content = content[::-1]
                         changed.add(member.name)
                     out.addfile(member, io.BytesIO(content))
@@ -75,9 +79,9 @@ class Bench:
 
     def __init__(self, tools):
         self.t = tools
-        self.image = f"127.0.0.1:{tools['PORT']}/chunked"
+        self.image = f"127.0.0.1:{tools['PORT']}/chunked-{DRAW}"
         self.log = os.path.join(tools["OUT"], "registry.log")
-        self.done = os.path.join(tools["OUT"], "chunked.json")
+        self.done = os.path.join(tools["OUT"], f"chunked-{DRAW}.json")
 
     def make(self):
         """Pushes both versions, once; bytes of the changed files as they are compressed."""
@@ -86,7 +90,7 @@ class Bench:
             folder = t["fresh"]("chunked")
             layers = [os.path.join(t["OUT"], "layers", layer) for layer in t["LAYERS"]]
             tars = [(name, os.path.join(folder, f"{name}.tar")) for name in ("v1", "v2")]
-            changed = [merge(layers, path, name == "v2") for name, path in tars][1]
+            changed = [merge(layers, path, DRAW if name == "v2" else None) for name, path in tars][1]
             oci = os.path.join(folder, "oci")
             layout(oci, tars)
             for name, _ in tars:
@@ -120,12 +124,12 @@ class Bench:
 
     # Each prepares what is there before and returns the command that is measured.
 
-    def ours(self, before=True):
+    def ours(self, before=True, limit=()):
         def prepare():
             pull = [self.t["OURS"], "--quiet", "--sysroot", self.t["fresh"]("ours"), "image", "pull"]
             if before:
                 self.t["run"]([*pull, f"{self.image}:v1"])
-            return [*pull, f"{self.image}:v2"]
+            return [*pull, *limit, f"{self.image}:v2"]
         return prepare
 
     def skopeo(self):
@@ -169,6 +173,11 @@ class Bench:
         contenders.append(("cfs-update image pull, cold", self.ours(before=False)))
         t["group"]("Chunked update: every twentieth file differs",
                    [t["Contender"](name, prepare) for name, prepare in contenders])
+        slow = ("--limit-rate", RATE)
+        t["group"]("Chunked update over 100 Mbit/s", [
+            t["Contender"]("cfs-update image pull, version 1 is here", self.ours(limit=slow)),
+            t["Contender"]("cfs-update image pull, cold", self.ours(before=False, limit=slow)),
+        ], runs=min(2, t["RUNS"]))
         say(f"\n{facts['files']} files in one layer of {facts['layer'] / 1e6:.1f} MB, {facts['changed']} of them differ: "
             f"{facts['compressed'] / 1e6:.1f} MB compressed; table and tar-split {facts['table'] / 1e6:.1f} MB\n")
         say("| command | MB fetched | requests | of the layer | of the changed files |")

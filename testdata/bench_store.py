@@ -33,7 +33,7 @@ class Bench:
         app = [path for name, path in layers.items() if name.removesuffix(".tar") in APP]
         tars = [(name, os.path.join(folder, f"{name}.tar")) for name in ("v1", "v2", "app")]
         for name, path in tars:
-            merge(app if name == "app" else layers.values(), path, name == "v2")
+            merge(app if name == "app" else layers.values(), path, 0 if name == "v2" else None)
         ostree = self.ostree(folder, tars[:2])
         oci = os.path.join(folder, "oci")
         layout(oci, tars)

@@ -218,7 +218,7 @@ pub(crate) fn import_all(
     monitor.event(Event::Plan {
         layers,
         cached: layers - from_podman - fetched().count(),
-        bytes: fetched().map(|layer| layer.size).sum(),
+        bytes: fetched().map(|layer| layer.parts.unwrap_or(layer.size)).sum(),
     });
     plans.into_iter().try_for_each(|plan| plan.run(store, threads))?;
     let origins = images.iter().filter_map(|(registry, _)| origin(registry));

@@ -80,6 +80,13 @@ fn version(changed: &[usize]) -> Layer {
     layer_of(&FAIR, &files(changed))
 }
 
+/// The sum of what events of this name say of bytes.
+fn bytes(told: &[String], event: &str) -> u64 {
+    let events = told.iter().filter(|told| told.starts_with(&format!("{event} {{")));
+    let numbers = events.map(|told| told.split_once(" bytes: ").unwrap().1.trim_end_matches([' ', '}']));
+    numbers.map(|number| number.parse::<u64>().unwrap()).sum()
+}
+
 #[test]
 fn an_update_fetches_the_changed_files_and_little_else() {
     let (folder, v1, v2) = (tempfile::tempdir().unwrap(), version(&[]), version(&[7, 10, 21]));
@@ -101,6 +108,11 @@ fn an_update_fetches_the_changed_files_and_little_else() {
     let told = pull(&store, &registry).unwrap();
     assert!(!fell_back(&told), "{told:?}");
     assert!(rebuilt(&store, &v2));
+    assert_eq!(
+        bytes(&told, "Plan"),
+        bytes(&told, "LayerBytes"),
+        "what is announced is what comes"
+    );
     let changed: usize = ["usr/f7", "usr/f10", "usr/f21"]
         .iter()
         .map(|path| v2.places[*path].len())

@@ -116,6 +116,19 @@ proptest! {
     }
 
     #[test]
+    fn a_changed_table_of_contents_is_refused_or_true(
+        changes in prop::collection::vec(change(), 1..6),
+        keep_length: bool,
+    ) {
+        let mut bytes = include_bytes!("../fuzz/seeds/chunked/two-files").to_vec();
+        properties::any_table(&bytes);
+        for change in &changes {
+            apply(&mut bytes, change, keep_length);
+        }
+        properties::any_table(&bytes);
+    }
+
+    #[test]
     fn a_changed_image_is_refused_or_understood(
         which in 0..7_usize,
         changes in prop::collection::vec(change(), 1..8),

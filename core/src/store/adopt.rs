@@ -47,9 +47,9 @@ pub struct Adopted {
 /// files that were read stay then: they are what their own names say.
 pub fn layer(store: &Store, layer: &Layer, diff_id: &DiffId, monitor: &dyn Monitor) -> Result<Adopted> {
     store.begin()?;
-    let size = layer.size().unwrap_or(0);
     let diff_id = *diff_id;
-    monitor.event(Event::LayerStarted { diff_id, size });
+    // Nothing is fetched of it.
+    monitor.event(Event::LayerStarted { diff_id, size: 0 });
     let stream = Writer::new(store.objects.temporary()?, store.algorithm, ContentType::LAYER);
     let mut adopter = Adopter {
         store,
@@ -88,7 +88,6 @@ pub fn layer(store: &Store, layer: &Layer, diff_id: &DiffId, monitor: &dyn Monit
         stored: reflinked + linked + copied,
         shared,
     });
-    monitor.event(Event::LayerBytes { diff_id, bytes: size });
     monitor.event(Event::LayerDone { diff_id });
     monitor.event(Event::Note(format!(
         "layer {diff_id} taken from podman: {reflinked} files reflinked, {linked} hard linked, {copied} copied, {shared} here already"

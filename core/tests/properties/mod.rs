@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, missing_docs, dead_code, reason = "each user takes one of them")]
 
+use cfs_core::chunked::{Item, Packed, Place};
 use cfs_core::image::{Versions, dump, reader, writer};
 use cfs_core::layers::{Fault, Head, Parser, Step};
 use cfs_core::tree::Tree;
+use sha2::{Digest, Sha256};
 
 const SETTINGS: [Versions; 3] = [
     Versions { min: 0, max: 1 },
@@ -91,4 +93,46 @@ pub fn any_tar(stream: &[u8]) {
         assert!(head.sparse.is_none() || stored == head.stored);
         assert!(head.stored <= stream.len() as u64);
     }
+}
+
+/// A table of contents, and after a NUL a tar-split, are refused, or the files' chunks are whole, in order and in the blob,
+/// and the tar-split gives no more bytes than it has.
+pub fn any_table(bytes: &[u8]) {
+    const FILES: u64 = 1 << 20;
+    let mut parts = bytes.splitn(2, |byte| *byte == 0);
+    let (text, tar_split) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let [table, tar_split_packed] = [text, tar_split].map(|bytes| zstd::bulk::compress(bytes, 1).unwrap());
+    let packed = |start: u64, packed: &[u8], unpacked: &[u8]| Packed {
+        range: start..start + packed.len() as u64,
+        unpacked: unpacked.len() as u64,
+    };
+    let place = Place {
+        blob: FILES << 8,
+        table: packed(FILES, &table, text),
+        checksum: Sha256::digest(&table).into(),
+        tar_split: packed(FILES << 4, &tar_split_packed, tar_split),
+    };
+    let Ok(mut table) = place.read_table(&table) else {
+        return;
+    };
+    let mut end = 0;
+    for file in &table.files {
+        let chunks = table.chunks(file);
+        assert_eq!(chunks.iter().map(|chunk| chunk.size).sum::<u64>(), file.size);
+        for chunk in chunks {
+            assert!(end <= chunk.packed.start && chunk.packed.start <= chunk.packed.end);
+            end = chunk.packed.end;
+        }
+    }
+    assert!(end <= FILES);
+    table.tar_split = Sha256::digest(&tar_split_packed).into();
+    let mut items = place.read_tar_split(&table, &tar_split_packed).unwrap();
+    let mut raw = 0;
+    while let Ok(Some(item)) = items.item() {
+        raw += match item {
+            Item::Raw(bytes) => bytes.len(),
+            Item::File(size) => usize::from(size > 0),
+        };
+    }
+    assert!(raw <= tar_split.len());
 }
