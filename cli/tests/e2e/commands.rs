@@ -333,6 +333,15 @@ fn a_switch_that_failed_before_its_first_object_does_not_decide_the_algorithm() 
 }
 
 #[test]
+fn a_name_that_is_removed_where_there_is_no_repository_makes_none() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let ran = cfs.run(["image", "rm", "quay.io/org/app:1"]).expect(2);
+    assert!(ran.stderr.contains("is not in the store"), "{}", ran.stderr);
+    assert!(!cfs.sysroot().join("composefs").exists());
+}
+
+#[test]
 fn a_sysroot_may_be_named_by_a_link_or_with_a_slash_behind_it() {
     let dir = scratch();
     let cfs = Cfs::new(dir.path());

@@ -184,6 +184,9 @@ impl Report for Removed {
 
 impl Rm {
     pub fn run(self, context: &Context) -> Result<()> {
+        if let (false, Some(name)) = (context.has_repository()?, self.names.first()) {
+            return Err(not_there(name).into());
+        }
         let sysroot = context.open_store(None, "image rm")?;
         let store = sysroot.store();
         // All are looked up before the first is removed, so that a misspelt one changes nothing.
@@ -201,17 +204,19 @@ impl Rm {
     }
 }
 
+fn not_there(text: &str) -> Error {
+    Error::Usage(format!(
+        "{text:?} is not in the store; `cfs-update image ls` lists what is"
+    ))
+}
+
 /// The name in the store that a user means: as it stands there, or as a reference that is called so when written out.
 pub fn find_name(store: &Store, text: &str) -> CoreResult<String> {
     let tags = store.tags()?;
     let written_out = crate::cmd::switch::reference(text).map(|reference: Reference| reference.to_string());
     let candidates = [Some(text.to_owned()), written_out.ok()];
     let found = candidates.into_iter().flatten().find(|name| tags.contains_key(name));
-    let name = found.ok_or_else(|| {
-        Error::Usage(format!(
-            "{text:?} is not in the store; `cfs-update image ls` lists what is"
-        ))
-    })?;
+    let name = found.ok_or_else(|| not_there(text))?;
     if name.starts_with(DEPLOYMENT) {
         return Err(Error::Usage(format!(
             "{name} belongs to a deployment; `cfs-update delete` removes it"
