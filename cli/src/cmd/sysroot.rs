@@ -129,7 +129,8 @@ impl Context {
                 root.display()
             )));
         }
-        Ok(fs::exists(&repository(&root)))
+        let path = repository(&root);
+        Ok(fs::exists(&path) && !Store::is_unfinished(&path))
     }
 
     /// The store alone, for looking at images.

@@ -303,6 +303,20 @@ fn a_read_only_or_foreign_sysroot_is_named() {
 // --- Killed in the middle ----------------------------------------------------------------------------------------------
 
 #[test]
+fn a_run_killed_while_it_made_the_repository_left_none() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    fs::create_dir_all(cfs.sysroot().join("composefs/objects")).unwrap();
+    fs::create_dir_all(cfs.sysroot().join("composefs/streams/refs/oci")).unwrap();
+    assert_eq!(cfs.status()["status"]["staged"], serde_json::Value::Null);
+    let ran = cfs.run(["fsck"]).expect(1);
+    says(&ran, &["there is none; `switch` makes one"]);
+    let reference = small(1, "a", 1, 1000).finish().layout(&dir.path().join("oci"), "os");
+    cfs.run(["switch", &reference]).expect(0);
+    cfs.fsck();
+}
+
+#[test]
 fn killed_at_any_moment_the_same_command_succeeds_afterwards() {
     let dir = scratch();
     let layout = dir.path().join("oci");

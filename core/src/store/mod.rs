@@ -111,7 +111,7 @@ impl Store {
         };
         let meta_path = path.join("meta.json");
         let Some(text) = fs::read_text(&meta_path, META_LIMIT)? else {
-            return Err(refuse(if fs::is_dir(&path.join("objects")) {
+            return Err(refuse(if has_objects(path)? {
                 "it has no meta.json: a repository of composefs-rs before 0.7, whose images have another format; run \
                  `cfsctl init --upgrade`, or let cfs-update make a new one elsewhere"
                     .into()
@@ -139,6 +139,12 @@ impl Store {
             since: Mutex::new(None),
             expected: Mutex::new(None),
         })
+    }
+
+    /// Whether nothing is at `path` but what a run left that was cut off while it made a repository there.
+    pub fn is_unfinished(path: &Path) -> bool {
+        let meta = fs::read_text(&path.join("meta.json"), META_LIMIT);
+        matches!(meta, Ok(None)) && matches!(has_objects(path), Ok(false))
     }
 
     /// Makes a repository at `path`, whose parent exists, and opens it. Objects get fs-verity where the file system
