@@ -32,20 +32,10 @@ pub struct Bootable {
 /// Looks at a tree for `architecture` (as the config says it: `amd64`).
 ///
 /// # Errors
-/// [`Error::Tree`] where there is no kernel, no initrd or no folder for /etc or /var, [`Error::Settings`] for kernel
-/// arguments that cannot be understood.
+/// [`Error::Tree`] where there is no kernel or no initrd, [`Error::Settings`] for kernel arguments that cannot be
+/// understood.
 pub fn look(store: &Store, tree: &Tree, architecture: &str) -> Result<Bootable> {
     let found = kernel::find(kernel_nodes(tree))?;
-    for name in ["etc", "var"] {
-        if !tree.root().child(name.as_bytes()).is_some_and(|folder| folder.is_dir()) {
-            return Err(Error::Tree {
-                path: format!("/{name}").into(),
-                why: "a bootable image must have this folder, which the deployment's is mounted on; make it when the image is \
-                      built"
-                    .into(),
-            });
-        }
-    }
     let source = |path: &Path| file_source(store, tree, path);
     let kernel = KernelFiles::new(&found.version, source(&found.linux)?, source(&found.initrd)?);
     let release = os_release(store, tree)?;

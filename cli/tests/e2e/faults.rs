@@ -195,22 +195,6 @@ fn an_image_without_a_kernel_is_refused_and_says_where_one_was_looked_for() {
 }
 
 #[test]
-fn an_image_that_the_deployments_folders_cannot_be_mounted_on_is_refused() {
-    for missing in ["etc", "var"] {
-        let dir = scratch();
-        let cfs = Cfs::new(dir.path());
-        let reference = Image::new("1")
-            .layer(base("1", "kernel"), How::Gzip)
-            .layer(Layer::default().file(&format!(".wh.{missing}"), ""), How::Gzip)
-            .finish()
-            .layout(&dir.path().join("oci"), "os");
-        let ran = cfs.run(["switch", &reference]).expect(1);
-        says(&ran, &[&format!("/{missing}"), "when the image is built"]);
-        assert!(cfs.entries().is_empty());
-    }
-}
-
-#[test]
 fn what_is_not_there_is_a_network_error_or_a_plain_one() {
     let registry = Registry::start();
     let dir = scratch();
