@@ -183,6 +183,7 @@ pub enum Command {
     Pin(cmd::pin::Pin),
     Unpin(cmd::pin::Unpin),
     Delete(cmd::pin::Delete),
+    Kargs(cmd::kargs::Kargs),
     #[command(subcommand)]
     Install(cmd::install::Install),
     #[command(subcommand)]

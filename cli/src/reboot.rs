@@ -95,7 +95,9 @@ fn prepare_soft(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<()> {
         let why = "no deployment of ours runs, so there is nothing that a soft reboot could keep; use --apply";
         return Err(Error::Usage(why.into()).into());
     };
-    plan::soft_reboot(old, new).map_err(|why| Error::Usage(format!("{why}; use --apply")))?;
+    let booted_with = fs::read_text(Path::new("/proc/cmdline"), 1 << 20)?.unwrap_or_default();
+    let booted_with = cmdline::split(booted_with.trim());
+    plan::soft_reboot(old, new, &booted_with).map_err(|why| Error::Usage(format!("{why}; use --apply")))?;
     finalize::finalize(sysroot, monitor)?;
     let line = Path::new(NEXT_LINE);
     let no_blessing = Path::new(NO_BLESSING);

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use cfs_bootloader::Kind;
 use cfs_bootloader::counter::CountedName;
 use cfs_bootloader::esp::{self, Place};
-use cfs_core::boot::Tries;
+use cfs_core::boot::host::Edit;
+use cfs_core::boot::{Tries, cmdline};
 use cfs_core::deployment::{FailedDigests, Staged};
 use cfs_core::finalize::{self, Finalized};
 use cfs_core::health::{self, HealthReport, Outcome as Checked, Ran, Verdict};
@@ -24,7 +25,7 @@ use cfs_core::monitor::Quiet;
 use cfs_core::sys::fs::RealFs;
 use cfs_core::sysroot::{Options, Sysroot};
 use cfs_core::update::{self, Done, Outcome, Wishes};
-use cfs_core::{deploy, registry, rollback, upkeep};
+use cfs_core::{Error, arguments, deploy, registry, rollback, upkeep};
 
 use common::layout;
 use common::scratch;
@@ -136,6 +137,22 @@ impl Machine {
     fn tries(&self, id: DeploymentId) -> Tries {
         let known = self.open().known().unwrap();
         known.iter().find(|k| k.id == id).unwrap().entry.as_ref().unwrap().tries
+    }
+
+    /// What `kargs` does, with words to append and to delete.
+    fn arguments(&self, append: &str, delete: &str) -> Result<arguments::Done, Error> {
+        let edit = Edit {
+            append: cmdline::split(append),
+            delete: cmdline::split(delete),
+            replace: Vec::new(),
+        };
+        arguments::change(&self.open(), &edit, &Quiet)
+    }
+
+    fn line(&self, id: DeploymentId) -> String {
+        let known = self.open().known().unwrap();
+        let entry = known.iter().find(|k| k.id == id).unwrap().entry.clone();
+        cmdline::join(&entry.unwrap().options)
     }
 
     fn failed(&self, manifest: &ManifestDigest) -> Option<(String, bool)> {
@@ -251,6 +268,81 @@ fn the_last_try_counts_when_it_is_good() {
     assert_eq!(machine.tries(slow.id), Tries::Good);
     assert_eq!(machine.failed(&slow.manifest), None);
     assert_eq!(machine.boot(), slow.id);
+}
+
+#[test]
+fn kernel_arguments_of_the_machine_prove_themselves_and_are_in_every_later_deployment() {
+    let mut machine = Machine::new();
+    let old = machine.booted.unwrap();
+    machine.arguments("debug console=ttyS0", "").unwrap();
+    assert_eq!(machine.tries(old), Tries::Left { left: 3, done: 0 });
+    assert_eq!(machine.boot(), old);
+    assert!(matches!(machine.check(None), Verdict::Good { .. }));
+    machine.release(2);
+    let new = machine.staged(AUTOMATIC).id;
+    assert!(
+        machine.line(new).ends_with(" debug console=ttyS0"),
+        "{}",
+        machine.line(new)
+    );
+    machine.arguments("", "debug").unwrap();
+    assert_eq!(machine.boot(), new);
+    assert!(machine.line(new).ends_with(" console=ttyS0") && !machine.line(new).contains("debug"));
+    assert!(
+        machine.line(old).contains(" debug "),
+        "an earlier deployment keeps its own"
+    );
+    assert!(matches!(machine.arguments("", "debug"), Err(Error::Usage(_))));
+    assert!(matches!(machine.arguments("console=ttyS0", ""), Err(Error::Nothing(_))));
+    rollback::rollback(&machine.open()).unwrap();
+    assert_eq!(machine.boot(), old);
+    assert!(machine.line(old).contains(" debug "));
+    machine.arguments("console=ttyS0", "").unwrap();
+    assert!(
+        !machine.line(old).contains("debug"),
+        "it is made anew, as the machine wants it now"
+    );
+    machine.fsck();
+}
+
+#[test]
+fn a_machine_that_does_not_come_up_with_new_arguments_goes_back_and_comes_up_without_them() {
+    let mut machine = Machine::new();
+    let old = machine.booted.unwrap();
+    machine.release(2);
+    let new = machine.staged(Wishes::default());
+    assert_eq!(machine.boot(), new.id);
+    assert!(matches!(machine.check(None), Verdict::Good { .. }));
+    machine.arguments("init=/bin/false", "").unwrap();
+    for _ in 0..3 {
+        assert_eq!(machine.boot(), new.id);
+    }
+    assert_eq!(machine.boot(), old);
+    assert_eq!(machine.check(None), Verdict::StillGood);
+    machine.arguments("", "init").unwrap();
+    let again = machine.staged(RETRY);
+    assert_eq!(again.manifest, new.manifest);
+    assert_eq!(machine.boot(), again.id);
+    assert!(!machine.line(again.id).contains("init="));
+    assert!(matches!(machine.check(None), Verdict::Good { .. }));
+}
+
+#[test]
+fn a_root_that_was_the_machines_wish_is_that_of_the_file_system_again_when_it_is_deleted() {
+    let machine = Machine::new();
+    let id = machine.booted.unwrap();
+    machine.arguments("root=LABEL=other ro", "").unwrap();
+    let line = machine.line(id);
+    assert!(
+        line.ends_with(" root=LABEL=other ro") && !line.contains("LABEL=root") && !line.contains(" rw"),
+        "{line}"
+    );
+    machine.arguments("", "root ro").unwrap();
+    let line = machine.line(id);
+    assert!(
+        line.contains(" root=LABEL=root rw") && !line.contains("other"),
+        "{line}"
+    );
 }
 
 #[test]

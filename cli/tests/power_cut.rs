@@ -1,4 +1,4 @@
-//! Promise 1, shown on the whole update: the power is cut at every operation of an upgrade and of a rollback, and what
+//! Promise 1, shown on the whole update: the power is cut at every operation of an upgrade, a rollback and others, and what
 //! was not synced is lost. After each cut old or new boots, the same command succeeds, and `fsck` finds nothing.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cfs_bootloader::Kind;
 use cfs_bootloader::esp::{self, Place};
+use cfs_core::boot::host::Edit;
 use cfs_core::boot::{HostArguments, Tries};
 use cfs_core::deployment::FailedDigests;
 use cfs_core::health::{self, HealthReport, Ran, Verdict};
@@ -23,7 +24,7 @@ use cfs_core::sys::fs::{Fs, RealFs};
 use cfs_core::sysroot::{Options, Sysroot};
 use cfs_core::testing::{CrashFs, Loss};
 use cfs_core::update::{self, Outcome, Wishes};
-use cfs_core::{Result, finalize, install, plan, registry, rollback, upkeep};
+use cfs_core::{Error, Result, arguments, finalize, install, plan, registry, rollback, upkeep};
 
 use common::layout;
 use common::scratch;
@@ -227,6 +228,38 @@ fn whenever_the_power_is_cut_during_a_rollback_either_deployment_boots() {
         assert!(after == old || after == new, "{cut}");
         back(root, Arc::new(RealFs)).unwrap_or_else(|e| panic!("{cut}: another rollback: {e}"));
         assert_ne!(next(root), after, "{cut}");
+        fsck(root);
+    });
+    assert!(operations > 5, "{operations} operations were cut");
+}
+
+#[test]
+fn whenever_the_power_is_cut_while_kernel_arguments_change_it_boots_and_the_same_command_finishes_it() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (bench, old) = Bench::new();
+    let edit = Edit {
+        append: vec!["debug".into()],
+        ..Edit::default()
+    };
+    let change = |root: &Path, fs: Arc<dyn Fs>| {
+        let sysroot = Sysroot::open(options(root, fs), "kargs")?;
+        arguments::change(&sysroot, &edit, &Quiet).map(drop)
+    };
+    let operations = bench.cut_everywhere(change, |root, cut| {
+        assert_eq!(next(root), old, "{cut}");
+        let shown = || arguments::show(&Sysroot::look(options(root, Arc::new(RealFs))).unwrap()).unwrap();
+        let has = |list: &[String]| list.contains(&"debug".to_owned());
+        assert!(
+            has(&shown().machine) || !has(&shown().line),
+            "{cut}: what an entry has is in every later one, too"
+        );
+        match change(root, Arc::new(RealFs)) {
+            Ok(()) | Err(Error::Nothing(_)) => {}
+            Err(e) => panic!("{cut}: the same command again: {e}"),
+        }
+        let shown = shown();
+        assert!(shown.is_current() && has(&shown.line), "{cut}: {shown:?}");
+        assert_eq!(next(root), old, "{cut}");
         fsck(root);
     });
     assert!(operations > 5, "{operations} operations were cut");

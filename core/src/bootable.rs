@@ -47,8 +47,16 @@ pub fn look(store: &Store, tree: &Tree, architecture: &str) -> Result<Bootable> 
             .or_else(|| field("NAME"))
             .unwrap_or_else(|| "Linux".into()),
         version: field("IMAGE_VERSION").or_else(|| field("VERSION_ID")),
-        arguments: kargs::collect(argument_files(store, tree)?, architecture)?,
+        arguments: arguments(store, tree, architecture)?,
     })
+}
+
+/// The image's own kernel arguments, from the merged tree or from that of its image.
+///
+/// # Errors
+/// [`Error::Settings`] for a file that cannot be understood.
+pub fn arguments(store: &Store, tree: &Tree, architecture: &str) -> Result<Vec<String>> {
+    kargs::collect(argument_files(store, tree)?, architecture)
 }
 
 /// Bytes of the kernel and the initrd that [`look`] would find; reads no file.

@@ -76,6 +76,8 @@ pub mod install;
 #[cfg(feature = "update")]
 pub mod rollback;
 #[cfg(feature = "update")]
+pub mod arguments;
+#[cfg(feature = "update")]
 pub mod upkeep;
 pub mod testing;
 

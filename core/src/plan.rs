@@ -7,7 +7,7 @@
 
 use std::cmp::Reverse;
 
-use crate::boot::BootEntry;
+use crate::boot::{BootEntry, cmdline};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 
@@ -89,7 +89,8 @@ pub fn superseded(all: &[Standing], keep: usize) -> Vec<DeploymentId> {
 }
 
 /// Whether user space alone can be restarted from one deployment into another; else why the machine has to be rebooted.
-pub fn soft_reboot(running: &BootEntry, next: &BootEntry) -> Result<(), String> {
+/// `line`: what the kernel that runs was booted with, which is not what its entry has where that was changed since.
+pub fn soft_reboot(running: &BootEntry, next: &BootEntry, line: &[String]) -> Result<(), String> {
     if running.id == next.id {
         return Err("the deployment that boots next runs already".into());
     }
@@ -97,15 +98,14 @@ pub fn soft_reboot(running: &BootEntry, next: &BootEntry) -> Result<(), String> 
         return Err("kernel or initrd differ from those that run, and a soft reboot keeps them".into());
     }
     let own = |entry: &BootEntry| -> Vec<String> {
-        let names_image = |option: &str| option.starts_with("composefs=") || option.starts_with("composefs.digest=");
-        entry
-            .options
-            .iter()
-            .filter(|option| !names_image(option))
+        let options = entry.options.iter();
+        options
+            .filter(|option| !cmdline::names_image(option))
             .cloned()
             .collect()
     };
-    match own(running) == own(next) {
+    let wanted = own(next);
+    match own(running) == wanted && wanted.iter().all(|argument| line.contains(argument)) {
         true => Ok(()),
         false => Err("kernel arguments differ from those that the machine was booted with".into()),
     }
@@ -120,6 +120,7 @@ pub fn unfinished(all: &[Standing]) -> Vec<DeploymentId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boot::Tries;
     use proptest::prelude::*;
 
     fn id(n: u8) -> DeploymentId {
@@ -177,6 +178,37 @@ mod tests {
             [id(3)],
             "the update before this one goes, not the good one"
         );
+    }
+
+    #[test]
+    fn a_soft_reboot_keeps_kernel_and_arguments_those_of_the_running_kernel_included() {
+        let entry = |n: u8, line: &str| BootEntry {
+            id: Some(id(n)),
+            short: id(n).short(),
+            generation: u64::from(n),
+            tries: Tries::Good,
+            title: String::new(),
+            linux: "/linux".into(),
+            initrd: "/initrd".into(),
+            kernel: Some("ab".repeat(32).parse().unwrap()),
+            options: cmdline::split(&format!("composefs.digest=v1-sha256-12:{} {line}", id(n))),
+            file: String::new(),
+            changed: false,
+            problem: None,
+        };
+        let line = cmdline::split("initrd=\\initrd composefs.digest=any root=LABEL=r quiet");
+        let soft = |from: &str, to: &str| soft_reboot(&entry(1, from), &entry(2, to), &line);
+        assert_eq!(soft("root=LABEL=r quiet", "root=LABEL=r quiet"), Ok(()));
+        let differ = |why: Result<(), String>| assert!(why.unwrap_err().contains("kernel arguments differ"));
+        differ(soft("root=LABEL=r quiet", "root=LABEL=r"));
+        differ(soft("root=LABEL=r quiet debug", "root=LABEL=r quiet debug"));
+        let same = entry(1, "root=LABEL=r");
+        assert!(soft_reboot(&same, &same, &line).is_err());
+        let other = BootEntry {
+            kernel: None,
+            ..entry(2, "root=LABEL=r")
+        };
+        assert!(soft_reboot(&same, &other, &line).unwrap_err().contains("initrd"));
     }
 
     fn any_standing() -> impl Strategy<Value = Vec<Standing>> {

@@ -39,7 +39,7 @@ pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
     let instead_of = plan::next_to_boot(&standing).map(|d| d.id);
     let staged = sysroot.roles(&standing).staged;
     let was_staged = staged.is_some() && staged == instead_of;
-    let (entry, generation) = activate(sysroot, &known, target)?;
+    let (entry, generation) = activate(sysroot, &known, target, None, "rollback")?;
     let note = Staged::load(sysroot.layout()).ok().flatten();
     // An update that waits may come back by a second rollback, and is to have the last merge of /etc then.
     let waits = |note: &Staged| note.id == target || was_staged && Some(note.id) == instead_of;
@@ -78,8 +78,15 @@ fn leave_alone(sysroot: &Sysroot, known: &[Known], left: Option<DeploymentId>, t
     failed.save(sysroot.fs(), sysroot.layout())
 }
 
-/// A new entry, above all others, for a deployment that has one already; then the older ones of it go.
-fn activate(sysroot: &Sysroot, known: &[Known], id: DeploymentId) -> Result<(String, u64)> {
+/// A new entry, above all others, for a deployment that has one already, with another command line where one is given;
+/// then the older ones of it go.
+pub(crate) fn activate(
+    sysroot: &Sysroot,
+    known: &[Known],
+    id: DeploymentId,
+    line: Option<Vec<String>>,
+    event: &str,
+) -> Result<(String, u64)> {
     let found = known.iter().find(|k| k.id == id);
     let missing = || Error::Deployment {
         id: id.short(),
@@ -89,15 +96,17 @@ fn activate(sysroot: &Sysroot, known: &[Known], id: DeploymentId) -> Result<(Str
     let deployment = verified(found.ok_or_else(missing)?)?;
     let bootloader = sysroot.bootloader();
     let generation = next_generation(sysroot, known)?;
-    // One that was marked good stays good; one that never proved itself has to, with all its tries.
-    let tries = sysroot.options.tries.filter(|_| old.tries != Tries::Good);
-    let new = NewEntry::again(old, bootloader.boot_dir(), generation, tries)?;
+    // One that was marked good stays good; one that never proved itself has to, with all its tries, and so has a new line.
+    let proven = old.tries == Tries::Good && line.is_none();
+    let tries = sysroot.options.tries.filter(|_| !proven);
+    let mut new = NewEntry::again(old, bootloader.boot_dir(), generation, tries)?;
+    new.options = line.unwrap_or(new.options);
     let entry = bootloader.publish(bootloader.stage(deployment, &new)?)?;
     sysroot
         .deployments
         .update(sysroot.fs(), &id, |origin| origin.generation = Some(generation))?;
     bootloader.remove(&bootloader.plan_cleanup()?)?;
-    sysroot.remember("rollback", &id, deployment.origin(), "done")?;
+    sysroot.remember(event, &id, deployment.origin(), "done")?;
     Ok((entry.file, generation))
 }
 

@@ -445,7 +445,7 @@ fn activate(
 
 /// What the settings say, or what the entries had so far, or the file system that SYSROOT is on, or, where it has no
 /// UUID, the root partition by its type (Discoverable Partitions Specification).
-fn root_argument(sysroot: &Sysroot, known: &[Known]) -> Result<String> {
+pub(crate) fn root_argument(sysroot: &Sysroot, known: &[Known]) -> Result<String> {
     let former = || {
         known
             .iter()

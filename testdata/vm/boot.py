@@ -203,6 +203,9 @@ class Life(Running):
                               (good, "rollback, three times"), (staged, "rollback, four times")):
             self.guest.check("cfs-update rollback")
             self.next_is(expected, why)
+        changed = self.guest.json("cfs-update kargs --append cfs.kept=1 --json")
+        expect(changed["deployment"] == staged and changed["change"]["added"] == ["cfs.kept=1"], changed)
+        self.next_is(staged, "after kargs")
         self.guest.check("echo kept >/etc/added-after-staging.conf && echo late >>/etc/issue")
         took = self.reboot()
         better, version = self.booted()
@@ -217,7 +220,7 @@ class Life(Running):
                 rm foreign.conf crlf.conf broken.conf used-up+0-3.conf ../../foreign-kernel""")
         expect(all("+" not in entry for entry in self.entries()), f"entries {self.entries()}")
         line = self.guest.check("cat /proc/cmdline")
-        expect("mitigations=off" in line and " rw " in line, f"the host's kernel arguments are gone: {line}")
+        expect("mitigations=off" in line and " rw " in line and "cfs.kept=1" in line, f"the host's kernel arguments are gone: {line}")
         note(f"{took:.0f} s to the agent of the new version; {self.fsck()}")
 
     def _soft(self, note):
@@ -247,6 +250,8 @@ class Life(Running):
         took = self.reboot("systemctl start --no-block cfs-update-auto.service")
         _, version = self.booted()
         expect(version == "auto", f"version {version} runs")
+        line = self.guest.check("cat /proc/cmdline")
+        expect("cfs.kept=1" in line, f"kernel arguments of the machine: {line}")
         self.settled()
         self.guest.check("rm /etc/cfs-update/config.toml.d/70-auto.toml")
         # Nothing refers to the unit while its timer is masked, so systemd forgets its exit code as soon as it ends.

@@ -9,6 +9,7 @@ pub mod gc;
 pub mod health;
 pub mod image;
 pub mod install;
+pub mod kargs;
 pub mod key;
 pub mod man;
 pub mod pin;
@@ -132,6 +133,7 @@ fn with_context(command: Command, context: &Context) -> Result<()> {
         Command::Delete(command) => command.run(context),
         Command::Image(command) => command.run(context),
         Command::Install(command) => command.run(context),
+        Command::Kargs(command) => command.run(context),
         Command::Key(command) => command.run(context),
         Command::Etc(command) => command.run(context),
         Command::Health(command) => command.run(context),

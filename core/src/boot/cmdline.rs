@@ -66,8 +66,18 @@ pub fn key_value(argument: &str) -> (String, Option<String>) {
     }
 }
 
-/// The values of all arguments with this key, in order. As for the kernel's own parameters, `-` and `_` in keys are
-/// the same.
+/// Whether two arguments, or keys, have the same key. As for the kernel's own parameters, `-` and `_` in keys are the same.
+pub fn same_key(one: &str, other: &str) -> bool {
+    let key = |argument| key_value(argument).0.replace('-', "_");
+    key(one) == key(other)
+}
+
+/// Whether the argument names the image to mount.
+pub fn names_image(argument: &str) -> bool {
+    [DIGEST_KEY, "composefs"].iter().any(|key| same_key(argument, key))
+}
+
+/// The values of all arguments with this key, in order; `-` and `_` in keys are the same.
 pub fn values<S: AsRef<str>>(arguments: &[S], key: &str) -> Vec<String> {
     let same = |own: &str| own.replace('-', "_") == key.replace('-', "_");
     let pairs = arguments.iter().map(|argument| key_value(argument.as_ref()));

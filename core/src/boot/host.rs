@@ -54,6 +54,17 @@ impl HostArguments {
         fs::replace(fs, &path, 0o600, text.as_bytes())
     }
 
+    /// The same with the arguments changed.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an argument that is none, one that only an entry can have, and one to be deleted that is not there.
+    pub fn changed(&self, edit: &Edit) -> Result<Self> {
+        Ok(Self {
+            kernel_arguments: edit.of(&self.kernel_arguments).map_err(Error::Usage)?,
+            ..self.clone()
+        })
+    }
+
     /// The same with further arguments.
     pub fn and(mut self, further: &[String]) -> Self {
         self.kernel_arguments.extend_from_slice(further);
@@ -69,10 +80,164 @@ impl HostArguments {
     }
 }
 
+/// A change of the machine's arguments: what is deleted first, then what is replaced, then what is appended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Edit {
+    /// Each at the end, unless it is there already.
+    pub append: Vec<String>,
+    /// Each a whole argument, or the key of one that only one argument has.
+    pub delete: Vec<String>,
+    /// Each instead of all arguments of its key, where the first of them was; at the end where there was none.
+    pub replace: Vec<String>,
+}
+
+impl Edit {
+    /// Whether it changes nothing, whatever there is.
+    pub fn is_empty(&self) -> bool {
+        self.append.is_empty() && self.delete.is_empty() && self.replace.is_empty()
+    }
+
+    fn of(&self, arguments: &[String]) -> Result<Vec<String>, String> {
+        let mut arguments = arguments.to_vec();
+        for unwanted in &self.delete {
+            let at = Self::find(&arguments, unwanted)?;
+            arguments.remove(at);
+        }
+        for new in &self.replace {
+            check(new)?;
+            let same = |own: &String| cmdline::same_key(own, new);
+            let at = arguments.iter().position(same).unwrap_or(arguments.len());
+            arguments.retain(|own| !same(own));
+            arguments.insert(at, new.clone());
+        }
+        for new in &self.append {
+            check(new)?;
+            if !arguments.contains(new) {
+                arguments.push(new.clone());
+            }
+        }
+        Ok(arguments)
+    }
+
+    fn find(arguments: &[String], unwanted: &str) -> Result<usize, String> {
+        if let Some(at) = arguments.iter().position(|own| own == unwanted) {
+            return Ok(at);
+        }
+        let of_key = |(_, own): &(usize, &String)| !unwanted.contains('=') && cmdline::same_key(own, unwanted);
+        let found: Vec<_> = arguments.iter().enumerate().filter(of_key).collect();
+        match found[..] {
+            [(at, _)] => Ok(at),
+            [] => Err(format!(
+                "{unwanted:?} is not among the kernel arguments of this machine ({}); nothing was changed",
+                if arguments.is_empty() {
+                    "none".into()
+                } else {
+                    cmdline::join(arguments)
+                }
+            )),
+            _ => Err(format!(
+                "{unwanted:?} fits {}; say which one, with its value; nothing was changed",
+                cmdline::join(&found.iter().map(|(_, own)| own).collect::<Vec<_>>())
+            )),
+        }
+    }
+}
+
+/// What the machine may want of every entry: one argument, and not the image's digest, which each entry has its own of.
+fn check(argument: &str) -> Result<(), String> {
+    cmdline::check(argument).map_err(|why| format!("kernel argument {argument:?} {why}"))?;
+    match cmdline::names_image(argument) {
+        true => Err(format!(
+            "kernel argument {argument:?} names an image, as each boot entry does itself; use switch, upgrade or rollback"
+        )),
+        false => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sys::fs::RealFs;
+
+    fn words(line: &str) -> Vec<String> {
+        cmdline::split(line)
+    }
+
+    fn edit(append: &str, delete: &str, replace: &str) -> Edit {
+        let [append, delete, replace] = [append, delete, replace].map(words);
+        Edit {
+            append,
+            delete,
+            replace,
+        }
+    }
+
+    #[test]
+    fn arguments_are_deleted_replaced_in_place_and_appended_once() {
+        let had = words("console=tty0 console=ttyS0 quiet mitigations=off");
+        let line =
+            |append: &str, delete: &str, replace: &str| edit(append, delete, replace).of(&had).map(|a| a.join(" "));
+        assert_eq!(
+            line("debug quiet", "mitigations", "").unwrap(),
+            "console=tty0 console=ttyS0 quiet debug"
+        );
+        assert_eq!(
+            line("", "console=tty0 quiet", "").unwrap(),
+            "console=ttyS0 mitigations=off"
+        );
+        assert_eq!(
+            line("", "", "console=hvc0 new=1").unwrap(),
+            "console=hvc0 quiet mitigations=off new=1"
+        );
+        assert_eq!(
+            line("quiet=1", "quiet", "").unwrap(),
+            "console=tty0 console=ttyS0 mitigations=off quiet=1"
+        );
+        assert_eq!(edit("a-b=1", "", "").of(&words("a_b=2")).unwrap(), ["a_b=2", "a-b=1"]);
+        assert_eq!(
+            edit("", "", "a-b=1").of(&words("a_b=2 c")).unwrap(),
+            ["a-b=1", "c"],
+            "- and _ in keys are the same"
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_or_not_clear_is_refused_with_what_there_is() {
+        let had = words("console=tty0 console=ttyS0");
+        let why = |delete: &str| edit("", delete, "").of(&had).unwrap_err();
+        assert!(why("quiet").contains("console=tty0 console=ttyS0"));
+        assert!(why("console=ttyS1").contains("not among"));
+        assert!(why("console").contains("fits console=tty0 console=ttyS0"));
+        for argument in [
+            "",
+            "a b",
+            "\"",
+            "a\nb",
+            "composefs.digest=x",
+            "composefs=x",
+            "composefs-digest",
+        ] {
+            let refused = |edit: Edit| edit.of(&had).is_err();
+            let list = || vec![argument.to_owned()];
+            let fine = argument == "composefs-digest";
+            assert_eq!(
+                refused(Edit {
+                    append: list(),
+                    ..Edit::default()
+                }),
+                !fine,
+                "{argument:?}"
+            );
+            assert_eq!(
+                refused(Edit {
+                    replace: list(),
+                    ..Edit::default()
+                }),
+                !fine,
+                "{argument:?}"
+            );
+        }
+    }
 
     #[test]
     fn what_was_saved_is_what_is_loaded_and_no_file_is_no_wish() {
