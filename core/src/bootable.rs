@@ -27,6 +27,8 @@ pub struct Bootable {
     pub version: Option<String>,
     /// The image's own kernel arguments.
     pub arguments: Vec<String>,
+    /// Folders that the deployment's are mounted on and that are not there.
+    missing: Vec<&'static str>,
 }
 
 /// Looks at a tree for `architecture` (as the config says it: `amd64`).
@@ -48,6 +50,7 @@ pub fn look(store: &Store, tree: &Tree, architecture: &str) -> Result<Bootable> 
             .unwrap_or_else(|| "Linux".into()),
         version: field("IMAGE_VERSION").or_else(|| field("VERSION_ID")),
         arguments: arguments(store, tree, architecture)?,
+        missing: missing_folders(tree),
     })
 }
 
@@ -70,25 +73,36 @@ pub fn kernel_sizes(tree: &Tree) -> Result<[u64; 2]> {
 }
 
 impl Bootable {
-    /// What keeps it from booting for certain, as far as the initrd shows: it lists its files, and no program that mounts a
-    /// deployment is among them. A warning and no refusal, since there may be programs that are not known here; the entry's
-    /// tries lead back.
+    /// What keeps it from booting: no folder to mount the deployment's on, or an initrd that lists its files, with no program
+    /// that mounts a deployment among them. Warnings and no refusals, since there may be programs that are not known here, or
+    /// settings that mount nothing there; the entry's tries lead back.
     ///
     /// # Errors
     /// What opening the initrd gives.
-    pub fn warning(&self) -> Result<Option<String>> {
-        let Listing::Names(names) = initrd::list(self.kernel.initrd.open()?) else {
-            return Ok(None);
-        };
-        Ok((!initrd::boots_deployments(&names)).then(|| {
+    pub fn warnings(&self) -> Result<Vec<String>> {
+        let missing = self.missing.iter().map(|name| {
             format!(
+                "the image has no folder /{name} to mount the deployment's on: it will not boot unless it is made to do without;                  make the folder when the image is built"
+            )
+        });
+        let mut warnings: Vec<_> = missing.collect();
+        if let Listing::Names(names) = initrd::list(self.kernel.initrd.open()?)
+            && !initrd::boots_deployments(&names)
+        {
+            warnings.push(format!(
                 "the initrd of kernel {} has neither /{} nor another program that mounts a deployment: this image will not \
                  boot, and the machine will come back to the deployment before it; `image lint` says what to do",
                 self.kernel.version,
                 initrd::PROGRAM
-            )
-        }))
+            ));
+        }
+        Ok(warnings)
     }
+}
+
+fn missing_folders(tree: &Tree) -> Vec<&'static str> {
+    let is_there = |name: &&str| tree.root().child(name.as_bytes()).is_some_and(|folder| folder.is_dir());
+    ["etc", "var"].into_iter().filter(|name| !is_there(name)).collect()
 }
 
 /// The whole kernel command line of an entry: the image, the root, the image's own arguments, then the host's. Unless

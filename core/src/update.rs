@@ -304,7 +304,7 @@ pub fn fetch(
     if let Some(note) = &bootable.note {
         monitor.event(Event::Note(note.clone()));
     }
-    if let Some(warning) = bootable.warning()? {
+    for warning in bootable.warnings()? {
         monitor.event(Event::Warning(warning));
     }
     if !known.is_empty() {

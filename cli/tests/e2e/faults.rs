@@ -195,6 +195,21 @@ fn an_image_without_a_kernel_is_refused_and_says_where_one_was_looked_for() {
 }
 
 #[test]
+fn an_image_without_a_folder_for_etc_or_var_is_taken_with_a_warning() {
+    for missing in ["etc", "var"] {
+        let dir = scratch();
+        let cfs = Cfs::new(dir.path());
+        let reference = Image::new("1")
+            .layer(base("1", "kernel"), How::Gzip)
+            .layer(Layer::default().file(&format!(".wh.{missing}"), ""), How::Gzip)
+            .finish()
+            .layout(&dir.path().join("oci"), "os");
+        let ran = cfs.run(["switch", &reference]).expect(0);
+        says(&ran, &[&format!("no folder /{missing}"), "when the image is built"]);
+    }
+}
+
+#[test]
 fn what_is_not_there_is_a_network_error_or_a_plain_one() {
     let registry = Registry::start();
     let dir = scratch();
