@@ -82,7 +82,8 @@ impl Bootable {
     pub fn warnings(&self) -> Result<Vec<String>> {
         let missing = self.missing.iter().map(|name| {
             format!(
-                "the image has no folder /{name} to mount the deployment's on: it will not boot unless it is made to do without;                  make the folder when the image is built"
+                "the image has no folder /{name} to mount the deployment's on: it will not boot unless it is made to do \
+                 without; make the folder when the image is built"
             )
         });
         let mut warnings: Vec<_> = missing.collect();
