@@ -6,6 +6,7 @@
 //! next update, makes the entry. A changed entry is counted: with arguments that the machine does not come up with it
 //! goes back to the deployment before, which keeps the arguments that it had.
 
+use crate::activate;
 use crate::boot::host::Edit;
 use crate::boot::{BootEntry, HostArguments};
 use crate::bootable;
@@ -15,9 +16,7 @@ use crate::image::reader;
 use crate::monitor::{Event, Monitor};
 use crate::plan;
 use crate::pull::IMAGE_LIMIT;
-use crate::rollback;
 use crate::sysroot::{Known, Sysroot};
-use crate::update::root_argument;
 
 /// The arguments of what boots next, and where they are from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +96,7 @@ pub fn change(sysroot: &Sysroot, edit: &Edit, monitor: &dyn Monitor) -> Result<D
                      change them in the boot loader's menu (key e), and here";
         monitor.event(Event::Warning(alone.into()));
     }
-    let (entry, _) = rollback::activate(sysroot, &known, id, Some(before.wanted.clone()), "kargs")?;
+    let (entry, _) = activate::again(sysroot, &known, id, Some(before.wanted.clone()), "kargs")?;
     let not_in = |list: &[String], other: &[String]| list.iter().filter(|a| !other.contains(a)).cloned().collect();
     Ok(Done {
         added: not_in(&before.wanted, &before.line),
@@ -150,6 +149,6 @@ fn root(sysroot: &Sysroot, entry: &BootEntry, had: &HostArguments) -> Result<Str
     let wished = bootable::root_of(&had.kernel_arguments);
     match bootable::root_of(&entry.options).filter(|root| Some(*root) != wished) {
         Some(root) => Ok(root.to_owned()),
-        None => root_argument(sysroot, &[]),
+        None => activate::root_argument(sysroot, &[]),
     }
 }

@@ -70,6 +70,8 @@ pub mod health;
 #[cfg(feature = "update")]
 pub mod expected;
 #[cfg(feature = "update")]
+pub(crate) mod activate;
+#[cfg(feature = "update")]
 pub mod update;
 #[cfg(feature = "update")]
 pub mod install;

@@ -5,13 +5,12 @@
 
 use jiff::Timestamp;
 
-use crate::boot::{NewEntry, Tries};
-use crate::deployment::{Deployment, Failed, FailedDigests, Staged};
+use crate::activate;
+use crate::deployment::{Failed, FailedDigests, Staged};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 use crate::plan;
 use crate::sysroot::{Known, Sysroot};
-use crate::update::{next_generation, remove};
 
 /// What a rollback did.
 #[derive(Clone, Debug)]
@@ -39,7 +38,7 @@ pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
     let instead_of = plan::next_to_boot(&standing).map(|d| d.id);
     let staged = sysroot.roles(&standing).staged;
     let was_staged = staged.is_some() && staged == instead_of;
-    let (entry, generation) = activate(sysroot, &known, target, None, "rollback")?;
+    let (entry, generation) = activate::again(sysroot, &known, target, None, "rollback")?;
     let note = Staged::load(sysroot.layout()).ok().flatten();
     // An update that waits may come back by a second rollback, and is to have the last merge of /etc then.
     let waits = |note: &Staged| note.id == target || was_staged && Some(note.id) == instead_of;
@@ -78,45 +77,6 @@ fn leave_alone(sysroot: &Sysroot, known: &[Known], left: Option<DeploymentId>, t
     failed.save(sysroot.fs(), sysroot.layout())
 }
 
-/// A new entry, above all others, for a deployment that has one already, with another command line where one is given;
-/// then the older ones of it go.
-pub(crate) fn activate(
-    sysroot: &Sysroot,
-    known: &[Known],
-    id: DeploymentId,
-    line: Option<Vec<String>>,
-    event: &str,
-) -> Result<(String, u64)> {
-    let found = known.iter().find(|k| k.id == id);
-    let missing = || Error::Deployment {
-        id: id.short(),
-        why: "has no boot entry".into(),
-    };
-    let old = found.and_then(|k| k.entry.as_ref()).ok_or_else(missing)?;
-    let deployment = verified(found.ok_or_else(missing)?)?;
-    let bootloader = sysroot.bootloader();
-    let generation = next_generation(sysroot, known)?;
-    // One that was marked good stays good; one that never proved itself has to, with all its tries, and so has a new line.
-    let proven = old.tries == Tries::Good && line.is_none();
-    let tries = sysroot.options.tries.filter(|_| !proven);
-    let mut new = NewEntry::again(old, bootloader.boot_dir(), generation, tries)?;
-    new.options = line.unwrap_or(new.options);
-    let entry = bootloader.publish(bootloader.stage(deployment, &new)?)?;
-    sysroot
-        .deployments
-        .update(sysroot.fs(), &id, |origin| origin.generation = Some(generation))?;
-    bootloader.remove(&bootloader.plan_cleanup()?)?;
-    sysroot.remember(event, &id, deployment.origin(), "done")?;
-    Ok((entry.file, generation))
-}
-
-fn verified(known: &Known) -> Result<&Deployment> {
-    known.verified.as_ref().map_err(|e| Error::Trust {
-        what: format!("deployment {}", known.id.short()),
-        why: e.to_string(),
-    })
-}
-
 /// Keeps a deployment until it is unpinned, or no longer; returns its id.
 pub fn pin(sysroot: &Sysroot, which: &str, pinned: bool) -> Result<DeploymentId> {
     let (id, _) = sysroot.find(which)?;
@@ -149,6 +109,6 @@ pub fn delete(sysroot: &Sysroot, which: &str) -> Result<DeploymentId> {
     if standing.iter().any(|d| d.id == id && d.pinned) {
         return Err(refuse("is pinned; `cfs-update unpin` it first"));
     }
-    remove(sysroot, &[id])?;
+    activate::remove(sysroot, &[id])?;
     Ok(id)
 }

@@ -7,7 +7,8 @@
 
 use jiff::Timestamp;
 
-use crate::boot::{Bootloader, HostArguments, NewEntry};
+use crate::activate;
+use crate::boot::HostArguments;
 use crate::bootable::{self, Bootable};
 use crate::bound::{self, Bound};
 use crate::deploy;
@@ -19,7 +20,6 @@ use crate::forecast::Forecast;
 use crate::health;
 use crate::ids::{DeploymentId, ManifestDigest};
 use crate::monitor::{Event, Monitor, Stage};
-use crate::plan;
 use crate::pull::{self, Variant};
 use crate::reference::Reference;
 use crate::registry::{self, Registry};
@@ -228,7 +228,7 @@ fn follow(
 ) -> Result<Outcome> {
     let fetched = fetch(sysroot, registry, source, known, wishes, monitor)?;
     if known.is_empty() {
-        refuse_full_boot(sysroot.bootloader(), &fetched.bootable)?;
+        activate::refuse_full_boot(sysroot.bootloader(), &fetched.bootable)?;
     }
     let recorded = record(sysroot, fetched, known, monitor)?;
     publish(sysroot, recorded, known, monitor).map(Outcome::Staged)
@@ -309,7 +309,7 @@ pub fn fetch(
     }
     if !known.is_empty() {
         // Before bound images are fetched. Of a first deployment the caller asks: an installation has a rule of its own.
-        refuse_full_boot(sysroot.bootloader(), &bootable)?;
+        activate::refuse_full_boot(sysroot.bootloader(), &bootable)?;
     }
     let options = &sysroot.options;
     let wanted = bound::look(&sysroot.store, &tree)?;
@@ -340,11 +340,11 @@ pub fn record(sysroot: &Sysroot, fetched: Fetched, known: &[Known], monitor: &dy
     let built = imported.build(&sysroot.store, &mut tree, Variant::Boot, monitor)?;
     let id = built.id();
     bound.keep(&sysroot.store, &id)?;
-    let image = built.sync(&sysroot.store, &tag(&id), Some(&id.to_hex()), monitor)?;
+    let image = built.sync(&sysroot.store, &activate::tag(&id), Some(&id.to_hex()), monitor)?;
 
     monitor.event(Event::Stage(Stage::Deploy));
     let signed = deploy::sign(sysroot, &image, monitor)?;
-    let generation = next_generation(sysroot, known)?;
+    let generation = activate::next_generation(sysroot, known)?;
     let origin = deploy::origin(&image, &bootable, generation)?;
     let (deployment, conflicts) = deploy::record(sysroot, signed, origin, &tree, sysroot.with_etc(known), monitor)?;
     Ok(Recorded {
@@ -366,8 +366,8 @@ pub fn publish(sysroot: &Sysroot, recorded: Recorded, known: &[Known], monitor: 
         ..
     } = recorded;
     monitor.event(Event::Stage(Stage::Boot));
-    let entry = activate(sysroot, &deployment, &bootable, generation, known)?;
-    let removed = let_go(sysroot, monitor)?;
+    let entry = activate::first(sysroot, &deployment, &bootable, generation, known)?;
+    let removed = activate::let_go(sysroot, monitor)?;
     note(sysroot, &deployment, sysroot.current(known))?;
     forget_failure(sysroot, &deployment.origin().manifest)?;
     Ok(Done {
@@ -379,11 +379,6 @@ pub fn publish(sysroot: &Sysroot, recorded: Recorded, known: &[Known], monitor: 
         conflicts,
         removed,
     })
-}
-
-/// The name that keeps a deployment's manifest, config and layers.
-pub(crate) fn tag(id: &DeploymentId) -> String {
-    format!("cfs-update/{id}")
 }
 
 fn refuse_older(source: &registry::Image, current: Option<&Known>, wishes: Wishes) -> Result<()> {
@@ -399,91 +394,6 @@ fn refuse_older(source: &registry::Image, current: Option<&Known>, wishes: Wishe
         &freshness(source.config.created),
         wishes.allow_downgrade,
     )
-}
-
-fn refuse_full_boot(bootloader: &dyn Bootloader, bootable: &Bootable) -> Result<()> {
-    let room = bootloader.room(&bootable.kernel)?;
-    if room.needed <= room.free {
-        return Ok(());
-    }
-    Err(Error::Space {
-        path: bootloader.boot_dir().to_path_buf(),
-        needed: room.needed,
-        free: room.free,
-        remedy: "nothing was changed; delete a deployment that is no longer wanted".into(),
-    })
-}
-
-/// Above every generation that $BOOT or a record knows.
-pub(crate) fn next_generation(sysroot: &Sysroot, known: &[Known]) -> Result<u64> {
-    let recorded = known.iter().filter_map(|k| k.origin()?.generation).max();
-    sysroot.bootloader().entries()?.next_generation(recorded.unwrap_or(0))
-}
-
-/// Kernel files, sync, entry, sync.
-fn activate(
-    sysroot: &Sysroot,
-    deployment: &Deployment,
-    bootable: &Bootable,
-    generation: u64,
-    known: &[Known],
-) -> Result<String> {
-    let root = root_argument(sysroot, known)?;
-    let host = HostArguments::load(sysroot.layout())?.and(&sysroot.options.kernel_arguments);
-    let new = NewEntry {
-        id: *deployment.id(),
-        generation,
-        title: bootable.title.clone(),
-        version: deployment.origin().version.clone().unwrap_or_default(),
-        options: bootable::command_line(deployment.id(), &root, &bootable.arguments, &host),
-        kernel: bootable.kernel.clone(),
-        tries: sysroot.options.tries,
-    };
-    let staged = sysroot.bootloader().stage(deployment, &new)?;
-    Ok(sysroot.bootloader().publish(staged)?.file)
-}
-
-/// What the settings say, or what the entries had so far, or the file system that SYSROOT is on, or, where it has no
-/// UUID, the root partition by its type (Discoverable Partitions Specification).
-pub(crate) fn root_argument(sysroot: &Sysroot, known: &[Known]) -> Result<String> {
-    let former = || {
-        known
-            .iter()
-            .find_map(|k| bootable::root_of(&k.entry.as_ref()?.options).map(str::to_owned))
-    };
-    if let Some(root) = sysroot.options.root_argument.clone().or_else(former) {
-        return Ok(root);
-    }
-    let uuid = crate::sys::fs::uuid_of(sysroot.layout().root())?;
-    Ok(uuid.map_or_else(|| "gpt-auto".into(), |uuid| format!("UUID={uuid}")))
-}
-
-/// Removes what the new entry made superfluous: entries first, then records, then the names that kept their images.
-pub(crate) fn let_go(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Vec<DeploymentId>> {
-    let known = sysroot.known()?;
-    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
-    let gone = plan::superseded(&standing, sysroot.options.keep);
-    monitor.event(Event::Stage(Stage::Clean));
-    remove(sysroot, &gone)?;
-    let leftovers = sysroot.bootloader().plan_cleanup()?;
-    sysroot.bootloader().remove(&leftovers)?;
-    Ok(gone)
-}
-
-/// Entries and kernels, then records, then names; a power cut between leaves less each time, never a broken entry.
-pub(crate) fn remove(sysroot: &Sysroot, ids: &[DeploymentId]) -> Result<()> {
-    if ids.is_empty() {
-        return Ok(());
-    }
-    let bootloader = sysroot.bootloader();
-    bootloader.remove(&bootloader.plan_removal(ids)?)?;
-    for id in ids {
-        sysroot.deployments.remove(sysroot.fs(), id)?;
-        sysroot.store.untag(&tag(id))?;
-        bound::let_go(&sysroot.store, id)?;
-        sysroot.store.unname_image(&id.to_hex())?;
-    }
-    Ok(())
 }
 
 /// The staged note and the history: for people, after everything that counts is durable.

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use crate::activate::{remove, tag};
 use crate::boot::Removal;
 use crate::bound;
 use crate::error::{Error, Kind, Result};
@@ -17,7 +18,6 @@ use crate::plan;
 use crate::store::{fsck as store_check, gc as collection};
 use crate::sys::space::Space;
 use crate::sysroot::Sysroot;
-use crate::update::{remove, tag};
 
 /// What a collection removes, or would.
 #[derive(Clone, Debug, Default)]

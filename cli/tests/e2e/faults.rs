@@ -205,7 +205,10 @@ fn an_image_without_a_folder_for_etc_or_var_is_taken_with_a_warning() {
             .finish()
             .layout(&dir.path().join("oci"), "os");
         let ran = cfs.run(["switch", &reference]).expect(0);
-        says(&ran, &[&format!("no folder /{missing}"), "to do without; make the folder"]);
+        says(
+            &ran,
+            &[&format!("no folder /{missing}"), "to do without; make the folder"],
+        );
     }
 }
 

@@ -1,0 +1,145 @@
+//! What boots next, and what goes for it: the end that updates, rollbacks and changed kernel arguments share.
+//!
+//! Invariant (promise 1): an entry is published whose kernel files are durable, above all others; then entries go, then the
+//! records and names of what has none left. A power cut between any two steps leaves the old entry or both, and what is
+//! left over means nothing and goes with the next update.
+
+use crate::boot::{Bootloader, HostArguments, NewEntry, Tries};
+use crate::bootable::{self, Bootable};
+use crate::bound;
+use crate::deployment::Deployment;
+use crate::error::{Error, Result};
+use crate::ids::DeploymentId;
+use crate::monitor::{Event, Monitor, Stage};
+use crate::plan;
+use crate::sysroot::{Known, Sysroot};
+
+/// The name that keeps a deployment's manifest, config and layers.
+pub(crate) fn tag(id: &DeploymentId) -> String {
+    format!("cfs-update/{id}")
+}
+
+/// Fails where `$BOOT` has no room for the kernel.
+pub(crate) fn refuse_full_boot(bootloader: &dyn Bootloader, bootable: &Bootable) -> Result<()> {
+    let room = bootloader.room(&bootable.kernel)?;
+    if room.needed <= room.free {
+        return Ok(());
+    }
+    Err(Error::Space {
+        path: bootloader.boot_dir().to_path_buf(),
+        needed: room.needed,
+        free: room.free,
+        remedy: "nothing was changed; delete a deployment that is no longer wanted".into(),
+    })
+}
+
+/// Above every generation that $BOOT or a record knows.
+pub(crate) fn next_generation(sysroot: &Sysroot, known: &[Known]) -> Result<u64> {
+    let recorded = known.iter().filter_map(|k| k.origin()?.generation).max();
+    sysroot.bootloader().entries()?.next_generation(recorded.unwrap_or(0))
+}
+
+/// The first entry of a deployment: kernel files, sync, entry, sync.
+pub(crate) fn first(
+    sysroot: &Sysroot,
+    deployment: &Deployment,
+    bootable: &Bootable,
+    generation: u64,
+    known: &[Known],
+) -> Result<String> {
+    let root = root_argument(sysroot, known)?;
+    let host = HostArguments::load(sysroot.layout())?.and(&sysroot.options.kernel_arguments);
+    let new = NewEntry {
+        id: *deployment.id(),
+        generation,
+        title: bootable.title.clone(),
+        version: deployment.origin().version.clone().unwrap_or_default(),
+        options: bootable::command_line(deployment.id(), &root, &bootable.arguments, &host),
+        kernel: bootable.kernel.clone(),
+        tries: sysroot.options.tries,
+    };
+    let staged = sysroot.bootloader().stage(deployment, &new)?;
+    Ok(sysroot.bootloader().publish(staged)?.file)
+}
+
+/// A new entry, above all others, for a deployment that has one already, with another command line where one is given;
+/// then the older ones of it go.
+pub(crate) fn again(
+    sysroot: &Sysroot,
+    known: &[Known],
+    id: DeploymentId,
+    line: Option<Vec<String>>,
+    event: &str,
+) -> Result<(String, u64)> {
+    let found = known.iter().find(|k| k.id == id);
+    let missing = || Error::Deployment {
+        id: id.short(),
+        why: "has no boot entry".into(),
+    };
+    let old = found.and_then(|k| k.entry.as_ref()).ok_or_else(missing)?;
+    let deployment = verified(found.ok_or_else(missing)?)?;
+    let bootloader = sysroot.bootloader();
+    let generation = next_generation(sysroot, known)?;
+    // One that was marked good stays good; one that never proved itself has to, with all its tries, and so has a new line.
+    let proven = old.tries == Tries::Good && line.is_none();
+    let tries = sysroot.options.tries.filter(|_| !proven);
+    let mut new = NewEntry::again(old, bootloader.boot_dir(), generation, tries)?;
+    new.options = line.unwrap_or(new.options);
+    let entry = bootloader.publish(bootloader.stage(deployment, &new)?)?;
+    sysroot
+        .deployments
+        .update(sysroot.fs(), &id, |origin| origin.generation = Some(generation))?;
+    bootloader.remove(&bootloader.plan_cleanup()?)?;
+    sysroot.remember(event, &id, deployment.origin(), "done")?;
+    Ok((entry.file, generation))
+}
+
+fn verified(known: &Known) -> Result<&Deployment> {
+    known.verified.as_ref().map_err(|e| Error::Trust {
+        what: format!("deployment {}", known.id.short()),
+        why: e.to_string(),
+    })
+}
+
+/// What the settings say, or what the entries had so far, or the file system that SYSROOT is on, or, where it has no
+/// UUID, the root partition by its type (Discoverable Partitions Specification).
+pub(crate) fn root_argument(sysroot: &Sysroot, known: &[Known]) -> Result<String> {
+    let former = || {
+        known
+            .iter()
+            .find_map(|k| bootable::root_of(&k.entry.as_ref()?.options).map(str::to_owned))
+    };
+    if let Some(root) = sysroot.options.root_argument.clone().or_else(former) {
+        return Ok(root);
+    }
+    let uuid = crate::sys::fs::uuid_of(sysroot.layout().root())?;
+    Ok(uuid.map_or_else(|| "gpt-auto".into(), |uuid| format!("UUID={uuid}")))
+}
+
+/// Removes what the new entry made superfluous: entries first, then records, then the names that kept their images.
+pub(crate) fn let_go(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Vec<DeploymentId>> {
+    let known = sysroot.known()?;
+    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let gone = plan::superseded(&standing, sysroot.options.keep);
+    monitor.event(Event::Stage(Stage::Clean));
+    remove(sysroot, &gone)?;
+    let leftovers = sysroot.bootloader().plan_cleanup()?;
+    sysroot.bootloader().remove(&leftovers)?;
+    Ok(gone)
+}
+
+/// Entries and kernels, then records, then names; a power cut between leaves less each time, never a broken entry.
+pub(crate) fn remove(sysroot: &Sysroot, ids: &[DeploymentId]) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let bootloader = sysroot.bootloader();
+    bootloader.remove(&bootloader.plan_removal(ids)?)?;
+    for id in ids {
+        sysroot.deployments.remove(sysroot.fs(), id)?;
+        sysroot.store.untag(&tag(id))?;
+        bound::let_go(&sysroot.store, id)?;
+        sysroot.store.unname_image(&id.to_hex())?;
+    }
+    Ok(())
+}
