@@ -7,28 +7,27 @@
 #[allow(dead_code, reason = "made for the end-to-end tests")]
 #[path = "e2e/common/mod.rs"]
 mod common;
+mod support;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cfs_bootloader::Kind;
 use cfs_bootloader::counter::CountedName;
-use cfs_bootloader::esp::{self, Place};
 use cfs_core::boot::host::Edit;
 use cfs_core::boot::{Tries, cmdline};
 use cfs_core::deployment::{FailedDigests, Staged};
 use cfs_core::finalize::{self, Finalized};
 use cfs_core::health::{self, HealthReport, Outcome as Checked, Ran, Verdict};
-use cfs_core::ids::{Algorithm, DeploymentId, ManifestDigest};
-use cfs_core::manifest::Platform;
+use cfs_core::ids::{DeploymentId, ManifestDigest};
 use cfs_core::monitor::Quiet;
 use cfs_core::sys::fs::RealFs;
-use cfs_core::sysroot::{Options, Sysroot};
+use cfs_core::sysroot::Sysroot;
 use cfs_core::update::{self, Done, Outcome, Wishes};
-use cfs_core::{Error, arguments, deploy, registry, rollback, upkeep};
+use cfs_core::{Error, arguments, deploy, rollback, upkeep};
 
 use common::layout;
 use common::scratch;
+use support::options;
 
 const AUTOMATIC: Wishes = Wishes {
     allow_downgrade: false,
@@ -51,8 +50,16 @@ struct Machine {
 impl Machine {
     /// Installed with version 1, which was booted and found good.
     fn new() -> Self {
+        let mut machine = Self::installed();
+        machine.boot();
+        assert!(matches!(machine.check(None), Verdict::Good { .. }));
+        machine
+    }
+
+    /// Installed with version 1, which was never booted.
+    fn installed() -> Self {
         let keep = scratch();
-        let mut machine = Self {
+        let machine = Self {
             root: keep.path().join("root"),
             images: keep.path().join("images"),
             _keep: keep,
@@ -61,8 +68,6 @@ impl Machine {
         std::fs::create_dir_all(machine.root.join("boot")).unwrap();
         let reference = machine.release(1);
         update::switch(&machine.open(), &reference.parse().unwrap(), Wishes::default(), &Quiet).unwrap();
-        machine.boot();
-        assert!(matches!(machine.check(None), Verdict::Good { .. }));
         machine
     }
 
@@ -74,24 +79,7 @@ impl Machine {
     }
 
     fn open(&self) -> Sysroot {
-        let fs = Arc::new(RealFs);
-        let boot = esp::locate(Place::Given(&self.root.join("boot"))).unwrap();
-        let options = Options {
-            root: self.root.clone(),
-            bootloader: cfs_bootloader::open(Kind::default(), boot, fs.clone()),
-            fs,
-            algorithm: Algorithm::Sha256,
-            threads: 1,
-            keep: 2,
-            tries: Some(3),
-            platform: Platform::host(),
-            booted: self.booted,
-            root_argument: Some("LABEL=root".into()),
-            boot_named: false,
-            kernel_arguments: Vec::new(),
-            trust: Vec::new(),
-            registry: registry::Options::default(),
-        };
+        let options = options(&self.root, Arc::new(RealFs), self.booted);
         Sysroot::open(options, "test").unwrap()
     }
 
@@ -347,16 +335,7 @@ fn a_root_that_was_the_machines_wish_is_that_of_the_file_system_again_when_it_is
 
 #[test]
 fn a_machine_with_one_deployment_stays_and_says_so() {
-    let keep = scratch();
-    let mut machine = Machine {
-        root: keep.path().join("root"),
-        images: keep.path().join("images"),
-        _keep: keep,
-        booted: None,
-    };
-    std::fs::create_dir_all(machine.root.join("boot")).unwrap();
-    let reference = machine.release(1);
-    update::switch(&machine.open(), &reference.parse().unwrap(), Wishes::default(), &Quiet).unwrap();
+    let mut machine = Machine::installed();
     let only = machine.boot();
     for _ in 0..5 {
         assert!(matches!(machine.check(Some("exit code 1")), Verdict::Alone { .. }));

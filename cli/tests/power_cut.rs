@@ -6,18 +6,17 @@
 #[allow(dead_code, reason = "made for the end-to-end tests")]
 #[path = "e2e/common/mod.rs"]
 mod common;
+mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cfs_bootloader::Kind;
-use cfs_bootloader::esp::{self, Place};
 use cfs_core::boot::host::Edit;
 use cfs_core::boot::{HostArguments, Tries};
 use cfs_core::deployment::FailedDigests;
 use cfs_core::health::{self, HealthReport, Ran, Verdict};
-use cfs_core::ids::{Algorithm, DeploymentId};
+use cfs_core::ids::DeploymentId;
 use cfs_core::manifest::Platform;
 use cfs_core::monitor::Quiet;
 use cfs_core::sys::fs::{Fs, RealFs};
@@ -33,23 +32,7 @@ use common::scratch;
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn options(root: &Path, fs: Arc<dyn Fs>) -> Options {
-    let boot = esp::locate(Place::Given(&root.join("boot"))).unwrap();
-    Options {
-        root: root.into(),
-        bootloader: cfs_bootloader::open(Kind::default(), boot, fs.clone()),
-        fs,
-        algorithm: Algorithm::Sha256,
-        threads: 1,
-        keep: 2,
-        tries: Some(3),
-        platform: Platform::host(),
-        booted: None,
-        root_argument: Some("LABEL=root".into()),
-        boot_named: false,
-        kernel_arguments: Vec::new(),
-        trust: Vec::new(),
-        registry: registry::Options::default(),
-    }
+    support::options(root, fs, None)
 }
 
 fn upgrade(root: &Path, fs: Arc<dyn Fs>) -> Result<Outcome> {
@@ -59,10 +42,7 @@ fn upgrade(root: &Path, fs: Arc<dyn Fs>) -> Result<Outcome> {
 
 /// A machine that runs this deployment.
 fn running(root: &Path, fs: Arc<dyn Fs>, booted: DeploymentId) -> Result<Sysroot> {
-    let options = Options {
-        booted: Some(booted),
-        ..options(root, fs)
-    };
+    let options = support::options(root, fs, Some(booted));
     Sysroot::open(options, "test")
 }
 
