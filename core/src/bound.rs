@@ -7,10 +7,11 @@
 //! deployment (`cfs-update/bound/<id, 12 digits>/<reference>`), which goes with it and not before.
 
 use std::collections::BTreeMap;
+use std::iter;
 
 use crate::error::{Error, Result};
 use crate::ids::{DeploymentId, ManifestDigest};
-use crate::manifest::Platform;
+use crate::manifest::{Document, Platform};
 use crate::monitor::{Event, Monitor, Stage};
 use crate::pull::{self, Imported, Variant, read_file};
 use crate::reference::Reference;
@@ -20,6 +21,9 @@ use crate::tree::Tree;
 
 /// Where images keep the links. For files of the same name the later folder's counts.
 pub const FOLDERS: [&str; 2] = ["usr/lib/bootc/bound-images.d", "usr/lib/cfs-update/bound-images.d"];
+
+/// Where podman looks for quadlet files that others name.
+const QUADLETS: [&str; 2] = ["etc/containers/systemd", "usr/share/containers/systemd"];
 
 /// How names of bound images begin.
 const PREFIX: &str = "cfs-update/bound/";
@@ -52,48 +56,72 @@ pub fn look(store: &Store, tree: &Tree) -> Result<BTreeMap<String, Reference>> {
             files.insert(name.clone(), format!("{folder}/{name}"));
         }
     }
-    let mut found = BTreeMap::new();
-    for (name, path) in files {
-        let fail = |why: &str| Error::Settings {
-            path: path.clone().into(),
-            why: why.into(),
-        };
-        let wanted = section(&name).ok_or_else(|| fail("is no .image or .container file"))?;
-        let file = tree.resolve(&path).ok_or_else(|| fail("leads nowhere"))?;
-        let text = String::from_utf8(read_file(store, &path, file)?).map_err(|_| fail("is not UTF-8"))?;
-        let image = image_of(&text, wanted).ok_or_else(|| fail(&format!("has no Image= in [{wanted}]")))?;
-        if image.contains('%') {
-            return Err(fail(&format!(
-                "names {image}: systemd's specifiers are not known when an image is bound"
-            )));
-        }
-        let reference = image.parse::<Reference>().map_err(|e| fail(&e.to_string()))?;
-        if !matches!(reference, Reference::Registry(_)) {
-            return Err(fail(&format!("names {image}, which is in no registry")));
-        }
-        found.insert(path, reference);
-    }
-    Ok(found)
+    files
+        .into_iter()
+        .map(|(name, path)| Ok((path.clone(), reference_of(store, tree, &name, &path)?)))
+        .collect()
 }
 
-/// The last `Image=` of a section.
-fn image_of(text: &str, wanted: &str) -> Option<String> {
-    let mut section = "";
-    let mut image = None;
-    for line in text.lines().map(str::trim) {
-        if line.starts_with(['#', ';']) {
+/// What a quadlet file names, or what the one that it names instead does.
+fn reference_of(store: &Store, tree: &Tree, name: &str, path: &str) -> Result<Reference> {
+    let fail = |why: String| Error::Settings { path: path.into(), why };
+    let wanted = section(name).ok_or_else(|| fail("is no .image or .container file".into()))?;
+    let file = tree.resolve(path).ok_or_else(|| fail("leads nowhere".into()))?;
+    let text = String::from_utf8(read_file(store, path, file)?).map_err(|_| fail("is not UTF-8".into()))?;
+    let image = value_of(&text, wanted, "Image").ok_or_else(|| fail(format!("has no Image= in [{wanted}]")))?;
+    if image.contains('%') {
+        let why = "systemd's specifiers are not known when an image is bound";
+        return Err(fail(format!("names {image}: {why}")));
+    }
+    if value_of(&text, wanted, "AuthFile").is_some() {
+        let why = "has an AuthFile=, which is not read when an image is bound: give the credentials to cfs-update, in \
+                   /etc/ostree/auth.json say";
+        return Err(fail(why.into()));
+    }
+    let quadlet = !image.contains('/');
+    if quadlet && wanted == "Container" && image.ends_with(".image") {
+        let places = FOLDERS.iter().rev().chain(&QUADLETS);
+        let mut others = places.map(|folder| format!("{folder}/{image}"));
+        let other = others.find(|other| tree.resolve(other).is_some());
+        let other = other.ok_or_else(|| fail(format!("names {image}, which is not among the image's quadlets")))?;
+        return reference_of(store, tree, &image, &other);
+    }
+    if quadlet && image.ends_with(".build") {
+        return Err(fail(format!(
+            "names {image}: what is built on the host cannot be fetched"
+        )));
+    }
+    let reference = image.parse::<Reference>().map_err(|e| fail(e.to_string()))?;
+    if !matches!(reference, Reference::Registry(_)) {
+        return Err(fail(format!("names {image}, which is in no registry")));
+    }
+    Ok(reference)
+}
+
+/// The last value of a key in a section. A line that ends with a backslash goes on in the next one.
+fn value_of(text: &str, wanted: &str, wanted_key: &str) -> Option<String> {
+    let mut section = String::new();
+    let mut found = None;
+    let mut begun = String::new();
+    let lines = text.lines().map(str::trim);
+    for line in lines.filter(|line| !line.starts_with(['#', ';'])).chain(iter::once("")) {
+        if let Some(line) = line.strip_suffix('\\') {
+            begun.push_str(line);
+            begun.push(' ');
             continue;
         }
+        let line = std::mem::take(&mut begun) + line;
+        let line = line.trim();
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            section = name;
+            section = name.into();
         } else if let Some((key, value)) = line.split_once('=')
             && section == wanted
-            && key.trim() == "Image"
+            && key.trim() == wanted_key
         {
-            image = Some(value.trim().trim_matches('"').to_owned()).filter(|value| !value.is_empty());
+            found = Some(value.trim().trim_matches('"').to_owned()).filter(|value| !value.is_empty());
         }
     }
-    image
+    found
 }
 
 /// Fetches what is not in the store; nothing refers to it before the next [`Store::publish`]. All of the images are asked for
@@ -116,13 +144,18 @@ pub fn fetch(
         if bound.images.contains_key(&reference.to_string()) {
             continue;
         }
+        // What a digest means never changes.
+        if let Some(digest) = reference.digest()
+            && is_complete(store, &digest).unwrap_or(false)
+        {
+            bound.images.insert(reference.to_string(), digest);
+            continue;
+        }
         monitor.event(Event::Stage(Stage::Resolve));
         let registry = Registry::open(reference, options)?;
         let image = registry.image(platform, monitor)?;
         bound.images.insert(reference.to_string(), image.digest);
-        let stored = store.config(&image.manifest.config.digest)?;
-        let here = stored.is_some_and(|config| config.images.contains_key(IMAGE_V1));
-        if !here || store.manifest(&image.digest)?.is_none() {
+        if !is_complete(store, &image.digest)? {
             missing.push((registry, image));
         }
     }
@@ -137,6 +170,18 @@ pub fn fetch(
         imported.build(store, &mut tree, Variant::Container, monitor)?;
     }
     Ok(bound)
+}
+
+/// Whether an image is in the store, and its composefs image was made.
+fn is_complete(store: &Store, digest: &ManifestDigest) -> Result<bool> {
+    let Some(stored) = store.manifest(digest)? else {
+        return Ok(false);
+    };
+    let Document::Manifest(manifest) = Document::parse(stored.bytes, None, &digest.to_string())? else {
+        return Ok(false);
+    };
+    let config = store.config(&manifest.config.digest)?;
+    Ok(config.is_some_and(|config| config.images.contains_key(IMAGE_V1)))
 }
 
 impl Bound {
@@ -193,9 +238,17 @@ mod tests {
     #[test]
     fn the_image_of_a_quadlet_file_is_the_last_one_of_its_section() {
         let text = "[Unit]\nImage=no\n[Container]\n# Image=no\nImage=quay.io/a/b:1\nImage = \"quay.io/a/b:2\"\n[Install]\nImage=no\n";
+        let image_of = |text, section| value_of(text, section, "Image");
         assert_eq!(image_of(text, "Container").as_deref(), Some("quay.io/a/b:2"));
         assert_eq!(image_of(text, "Image"), None);
         assert_eq!(image_of("[Image]\nImage=\n", "Image"), None);
+        let continued =
+            "[Container]\r\nImage=\\\r\n# not this\r\n  quay.io/a/b:3\r\nExec=a \\\r\nImage=no\r\n[Image]\\\n";
+        assert_eq!(image_of(continued, "Container").as_deref(), Some("quay.io/a/b:3"));
+        assert_eq!(
+            image_of("[Image]\nImage=quay.io/a:1\\", "Image").as_deref(),
+            Some("quay.io/a:1")
+        );
         assert_eq!(
             [
                 section("a.image"),

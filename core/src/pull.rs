@@ -145,14 +145,16 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn run(mut self, store: &Store, threads: usize) -> Result<()> {
+    /// Takes the layers that podman has. Those that are not what they should be are fetched with the others.
+    fn adopt(mut self, store: &Store, threads: usize) -> Result<Self> {
         let monitor = self.monitor;
-        // Of several images, the one before may have brought them.
-        self.fetch.retain(|diff_id| !store.has_layer(diff_id));
-        self.podman.retain(|(diff_id, _)| !store.has_layer(diff_id));
         let mut again = Vec::new();
-        for (diff_id, found) in self.podman {
-            let Err(error) = adopt::layer(store, &found, &diff_id, monitor) else {
+        for (diff_id, found) in std::mem::take(&mut self.podman) {
+            // Of several images, the one before may have brought it.
+            if store.has_layer(&diff_id) {
+                continue;
+            }
+            let Err(error) = adopt_any(store, found, &diff_id, monitor) else {
                 continue;
             };
             let mut layers = self.image.config.diff_ids.iter().zip(&self.image.blobs);
@@ -162,11 +164,50 @@ impl<'a> Plan<'a> {
                     // Not from podman's files once more.
                     again.push(fetched(self.registry, &diff_id, layer, None, monitor));
                 }
-                _ => return Err(error),
+                _ => return Err(with_remedy(error)),
             }
         }
         let again = import::Plan::new(Some(store), again, threads, true, monitor);
-        self.fetch.and(again).run(store, threads, monitor)
+        self.fetch = self.fetch.and(again);
+        Ok(self)
+    }
+
+    fn run(mut self, store: &Store, threads: usize) -> Result<()> {
+        self.fetch.retain(|diff_id| !store.has_layer(diff_id));
+        self.fetch.run(store, threads, self.monitor)
+    }
+}
+
+/// What to do where podman's files are not the layer's any more, and there is no other place to have it from.
+fn with_remedy(error: Error) -> Error {
+    const REMEDY: &str = "pull or build the image again with podman, or follow it in its registry";
+    match error {
+        Error::Layer { layer, entry, why } => Error::Layer {
+            layer,
+            entry,
+            why: format!("{why}; {REMEDY}"),
+        },
+        Error::Mismatch { what, expected, found } => Error::Mismatch {
+            what: format!("{what} of podman's, of which files were changed ({REMEDY})"),
+            expected,
+            found,
+        },
+        error => error,
+    }
+}
+
+/// podman may have the same layer several times, on others: where one is not what it should be, the next may be.
+fn adopt_any(store: &Store, mut found: podman::Layer, diff_id: &DiffId, monitor: &dyn Monitor) -> Result<()> {
+    loop {
+        let error = match adopt::layer(store, &found, diff_id, monitor) {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        match found.next().filter(|_| error.kind() == ErrorKind::Failed) {
+            Some(next) => found = next,
+            None => return Err(error),
+        }
+        monitor.event(Event::Note(format!("{error}; podman has that layer once more")));
     }
 }
 
@@ -220,6 +261,12 @@ pub(crate) fn import_all(
         cached: layers - from_podman - fetched().count(),
         bytes: fetched().map(|layer| layer.parts.unwrap_or(layer.size)).sum(),
     });
+    let plans = plans.into_iter().map(|plan| plan.adopt(store, threads));
+    let plans = plans.collect::<Result<Vec<_>>>()?;
+    // Fetching may take hours, in which containers are started: podman waits only for what is taken from its files.
+    if !plans.iter().any(|plan| plan.fetch.takes_from_podman()) {
+        images.iter().for_each(|(registry, _)| registry.release_local());
+    }
     plans.into_iter().try_for_each(|plan| plan.run(store, threads))?;
     let origins = images.iter().filter_map(|(registry, _)| origin(registry));
     for origin in origins.filter(|_| store.keeps_all() && store.read_only().is_none()) {

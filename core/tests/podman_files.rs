@@ -77,6 +77,7 @@ fn open(registry: &Registry, storage: &Path) -> registry::Registry {
         podman: Places {
             files: Vec::new(),
             usual: Some(storage.to_path_buf()),
+            ..Places::default()
         },
         ..Options::default()
     };

@@ -50,7 +50,12 @@ impl Gc {
         if !self.dry_run {
             super::image::expose::refresh(context, &sysroot);
         }
-        context.show(&Removed::new(self.dry_run, upkeep::gc(&sysroot, self.dry_run)?))
+        let collected = upkeep::gc(&sysroot, self.dry_run)?;
+        // What was bound by deployments that are gone is shown no longer.
+        if !self.dry_run && !collected.names.is_empty() {
+            super::image::expose::refresh(context, &sysroot);
+        }
+        context.show(&Removed::new(self.dry_run, collected))
     }
 }
 

@@ -8,7 +8,7 @@ use cfs_core::registry::{self, Proxy};
 /// Their values; empty ones count as unset.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
-    /// `HOME`, `XDG_RUNTIME_DIR`, `XDG_CONFIG_HOME`, `DOCKER_CONFIG`, `REGISTRY_AUTH_FILE`,
+    /// `HOME`, `XDG_RUNTIME_DIR`, `XDG_CONFIG_HOME`, `XDG_DATA_HOME`, `DOCKER_CONFIG`, `REGISTRY_AUTH_FILE`,
     /// `CONTAINERS_REGISTRIES_CONF` and `CONTAINERS_STORAGE_CONF`: where credentials and registries' settings are.
     pub registry: registry::Environment,
     /// `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, or in lower case (which wins; `HTTP_PROXY` only so, since a web
@@ -41,6 +41,7 @@ impl Environment {
                 home: path("HOME"),
                 runtime: path("XDG_RUNTIME_DIR"),
                 config: path("XDG_CONFIG_HOME"),
+                data: path("XDG_DATA_HOME"),
                 docker_config: path("DOCKER_CONFIG"),
                 auth_file: path("REGISTRY_AUTH_FILE"),
                 registries_conf: path("CONTAINERS_REGISTRIES_CONF"),

@@ -111,6 +111,41 @@ fn bound_images_come_before_the_system_and_go_after_it() {
 }
 
 #[test]
+fn a_quadlet_may_name_another_one_and_what_is_bound_by_digest_is_asked_for_once() {
+    let dir = scratch();
+    let registry = Registry::start();
+    let (one, digest) = app(&registry, "one", 1);
+    let (two, _) = app(&registry, "two", 2);
+    let pinned = format!("{}@{digest}", one.trim_end_matches(":1"));
+    let files = [
+        ("pinned.container", format!("[Container]\nImage=\\\n    {pinned}\n")),
+        ("two.container", "[Container]\nImage=two.image\n".into()),
+        ("two.image", format!("[Image]\nImage={two}\n")),
+    ];
+    let from = os(&registry, 1, &files);
+    let cfs = Cfs::new(dir.path());
+    let told = cfs.run(["switch", &from]).expect(0);
+    for said in [
+        format!("two.container binds {two}"),
+        format!("pinned.container binds {pinned}"),
+    ] {
+        assert!(told.stderr.contains(&said), "{}", told.stderr);
+    }
+    let asked = || {
+        registry
+            .requests()
+            .iter()
+            .filter(|line| line.contains("/v2/one/"))
+            .count()
+    };
+    let before = asked();
+    os(&registry, 2, &files);
+    cfs.run(["upgrade"]).expect(0);
+    assert_eq!(asked(), before, "it is here, and means the same for ever");
+    cfs.fsck();
+}
+
+#[test]
 fn a_system_whose_bound_images_cannot_be_had_is_not_staged() {
     let dir = scratch();
     let registry = Registry::start();
@@ -132,6 +167,24 @@ fn a_system_whose_bound_images_cannot_be_had_is_not_staged() {
         ),
         ("a.image", "[Image]\nImage=oci:/srv/x\n".into(), 1, "in no registry"),
         ("a.volume", "[Volume]\n".into(), 1, "no .image or .container"),
+        (
+            "a.container",
+            "[Container]\nImage=none.image\n".into(),
+            1,
+            "not among the image's quadlets",
+        ),
+        (
+            "a.container",
+            "[Container]\nImage=x.build\n".into(),
+            1,
+            "built on the host",
+        ),
+        (
+            "a.image",
+            "[Image]\nImage=quay.io/a:1\nAuthFile=/x\n".into(),
+            1,
+            "AuthFile",
+        ),
     ] {
         let from = os(&registry, 1, &[(name, text)]);
         let told = cfs.run(["switch", &from]).expect(code);

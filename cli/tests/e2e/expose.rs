@@ -1,6 +1,7 @@
 //! Images of the store in the real podman of Debian 13, which sees them without a copy.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::common::layout::{self, Finished, How, Image, Layer, noise};
@@ -315,6 +316,62 @@ fn two_containers_and_the_host_have_one_copy_of_a_file_in_memory() {
     );
     tool("umount", [at.to_str().unwrap()]);
     machine.podman("podman rm --force one two");
+}
+
+#[test]
+fn a_name_that_two_images_have_is_the_first_ones_and_podman_goes_on_working() {
+    if !is_root("podman") {
+        return;
+    }
+    let dir = scratch();
+    let machine = Machine::new(dir.path());
+    for version in ["1", "22"] {
+        let from = image(dir.path(), version).layout(&dir.path().join(version).join("app"), "stable");
+        machine.cfs(["image", "pull", &from], 0);
+    }
+    let told = machine.expose(0).json();
+    let names: Vec<_> = told["images"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|image| &image["names"])
+        .collect();
+    assert_eq!(names.len(), 2, "{told}");
+    let digest = image(dir.path(), "22").digest();
+    let run = |name: &str| machine.podman(&format!("{RUN} {name} /usr/bin/hello"));
+    assert_eq!(run("localhost/app:stable").trim(), "hello 1");
+    assert_eq!(run(&format!("localhost/app@{digest}")).trim(), "hello 22");
+}
+
+#[test]
+fn settings_are_changed_where_a_link_leads_and_keep_their_permissions() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let os = layout::small(1, "kernel-1", 2, 2000).finish();
+    cfs.run(["image", "pull", &os.layout(&dir.path().join("images"), "stable")])
+        .expect(0);
+    let (real, link) = (dir.path().join("real.conf"), dir.path().join("link.conf"));
+    let before = "[storage]\r\ndriver = \"vfs\"\r\n";
+    fs::write(&real, before).unwrap();
+    fs::set_permissions(&real, fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::symlink("real.conf", &link).unwrap();
+    let link = link.to_str().unwrap();
+    let told = cfs.run(["image", "expose", "--storage-conf", link]).expect(0);
+    assert!(told.stderr.contains("driver \"overlay\" only"), "{}", told.stderr);
+    assert!(fs::symlink_metadata(link).unwrap().is_symlink());
+    assert_eq!(fs::metadata(&real).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(fs::read_to_string(&real).unwrap().starts_with(before));
+    // A new file goes again when nobody changed it; one that cannot be made is an error that says what it needs.
+    let new = dir.path().join("new/storage.conf");
+    for remove in [&[] as &[_], &["--remove"]] {
+        let args = ["image", "expose", "--storage-conf", new.to_str().unwrap()];
+        cfs.run(args.iter().chain(remove)).expect(0);
+        assert_eq!(new.exists(), remove.is_empty());
+    }
+    let told = cfs
+        .run(["image", "expose", "--storage-conf", "/proc/nothing/storage.conf"])
+        .expect(1);
+    assert!(told.stderr.contains("additionalimagestores") && told.stderr.contains("/proc/nothing"));
 }
 
 #[test]

@@ -210,7 +210,7 @@ fn what_podman_has_broken_is_fetched_and_said_and_never_believed() {
                 bytes[5] ^= 1;
                 fs::write(file, bytes).unwrap();
             },
-            "layer: expected sha256:",
+            "expected sha256:",
             1,
         ),
         (
@@ -282,6 +282,12 @@ fn what_podman_has_broken_is_fetched_and_said_and_never_believed() {
         let cfs = Cfs::new(&here.join("only"));
         let told = cfs.run(["switch", &stored.reference("os:1")]).expect(code);
         assert!(told.stderr.contains(why), "{name}: {}", told.stderr);
+        let remedies = ["again with podman", "may mend it", "podman save"];
+        assert!(
+            remedies.iter().any(|remedy| told.stderr.contains(remedy)),
+            "{}",
+            told.stderr
+        );
         assert!(cfs.deployments().is_empty());
     }
 }
@@ -312,10 +318,72 @@ fn while_podman_changes_its_storage_layers_are_fetched_and_its_images_are_waited
         told.stderr
     );
     let mut waiting = Cfs::new(&dir.path().join("b")).spawn(["switch", &stored.reference("os:1")]);
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    std::thread::sleep(std::time::Duration::from_millis(2000));
     assert!(waiting.try_wait().unwrap().is_none(), "it waits");
     drop(lock);
-    assert!(waiting.wait().unwrap().success());
+    let told = Ran::from(waiting.wait_with_output().unwrap()).expect(0);
+    let said = format!("layers.lock, which process {} has locked", std::process::id());
+    assert!(told.stderr.contains(&said), "it says for what: {}", told.stderr);
+}
+
+#[test]
+fn podman_waits_for_what_is_taken_from_it_and_not_for_the_network() {
+    if !is_root("podman's storage") {
+        return;
+    }
+    let dir = scratch();
+    let registry = Registry::start();
+    let stored = Stored::new(dir.path(), &image().layout(&dir.path().join("oci"), "stable"));
+    let below = Layer::default().dirs(&["usr"]).file("usr/large", noise(6, 3_000_000));
+    let above = Layer::default().file("usr/other", noise(7, 600_000));
+    let more = Image::new("1").layer(below, How::Zstd).layer(above, How::Gzip).finish();
+    let from = more.push(&registry, "more", "1");
+    let cfs = Cfs::new(dir.path());
+    let mut command = cfs.command(["image", "pull", "--limit-rate", "100K", &from]);
+    let mut pulling = command.env("CONTAINERS_STORAGE_CONF", &stored.conf).spawn().unwrap();
+    let lock = fs::File::options()
+        .write(true)
+        .open(stored.root.join("overlay-layers/layers.lock"))
+        .unwrap();
+    // The layer is here when its stream is: the other one is being fetched then.
+    while list(&cfs.sysroot().join("composefs/cfs-update/parts")).is_empty() && pulling.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive).expect("podman may change its images");
+    assert!(pulling.try_wait().unwrap().is_none(), "it is still being fetched");
+    assert!(pulling.wait().unwrap().success());
+    cfs.fsck();
+}
+
+#[test]
+fn of_a_layer_that_podman_has_twice_the_one_that_is_whole_is_taken() {
+    if !is_root("podman's storage") {
+        return;
+    }
+    let dir = scratch();
+    let large = || Layer::default().dirs(&["usr"]).file("usr/large", noise(6, 3_000_000));
+    let other = Image::new("2")
+        .layer(base("2", "kernel-2"), How::Gzip)
+        .layer(large(), How::Gzip);
+    Stored::new(dir.path(), &other.finish().layout(&dir.path().join("other"), "stable"));
+    let oci = image().layout(&dir.path().join("oci"), "stable");
+    let stored = Stored::new(dir.path(), &oci);
+    let records: serde_json::Value = serde_json::from_slice(&fs::read(stored.layers()).unwrap()).unwrap();
+    let records = records.as_array().unwrap();
+    let last = &records.last().unwrap()["diff-digest"];
+    let found: Vec<_> = records.iter().filter(|layer| layer["diff-digest"] == *last).collect();
+    assert_eq!(found.len(), 2, "{records:?}");
+    let folder = stored.root.join("overlay").join(found[0]["id"].as_str().unwrap());
+    fs::write(folder.join("diff/usr/large"), noise(8, 3_000_000)).unwrap();
+    let told = Cfs::new(dir.path())
+        .run(["switch", &stored.reference("os:1")])
+        .expect(0);
+    assert!(
+        told.stderr.contains("podman has that layer once more"),
+        "{}",
+        told.stderr
+    );
+    assert_eq!(told.stderr.matches("taken from podman: ").count(), 3, "{}", told.stderr);
 }
 
 #[test]

@@ -12,6 +12,8 @@ pub enum Change {
     Nothing,
     /// This text.
     Text(String),
+    /// No file: it holds nothing but what we have written there.
+    Gone,
     /// It has to be done by hand: why.
     ByHand(String),
 }
@@ -29,15 +31,24 @@ struct File {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(default)]
 struct Storage {
-    #[serde(default)]
+    driver: String,
     options: Options,
 }
 
 #[derive(Default, Deserialize)]
+#[serde(default)]
 struct Options {
-    #[serde(default)]
     additionalimagestores: Option<Vec<String>>,
+    use_composefs: Option<toml::Value>,
+    overlay: Overlay,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Overlay {
+    use_composefs: Option<toml::Value>,
 }
 
 fn stores(text: &str) -> Result<Option<Vec<String>>, String> {
@@ -45,10 +56,42 @@ fn stores(text: &str) -> Result<Option<Vec<String>>, String> {
     Ok(file.storage.options.additionalimagestores)
 }
 
-/// With `store` among the additional stores. `text`: the file, if there is one.
-pub fn add(text: Option<&str>, store: &str) -> Change {
+/// What a new file begins with. podman reads one file only, so a new one has to say what the vendor's says.
+fn new(vendor: Option<&str>) -> String {
+    match vendor {
+        Some(vendor) => format!("# Made by `cfs-update image expose` of the vendor's.\n{vendor}"),
+        None => NEW.into(),
+    }
+}
+
+/// What in a file keeps podman from showing a store of this kind.
+pub fn doubts(text: &str) -> Vec<String> {
+    let Ok(File { storage }) = toml::from_str(text) else {
+        return Vec::new();
+    };
+    let mut doubts = Vec::new();
+    if !["", "overlay", "overlay2"].contains(&storage.driver.as_str()) {
+        doubts.push(format!(
+            "the driver is {:?}: podman shows the images with the driver \"overlay\" only",
+            storage.driver
+        ));
+    }
+    let set = [&storage.options.use_composefs, &storage.options.overlay.use_composefs];
+    let set = set.into_iter().flatten();
+    if set
+        .map(|value| value.as_str().map_or_else(|| value.to_string(), String::from))
+        .any(|value| value == "true")
+    {
+        doubts.push("`use_composefs` is set: podman starts no container of such a store then".into());
+    }
+    doubts
+}
+
+/// With `store` among the additional stores. `text`: the file, if there is one; else it becomes one like the `vendor`'s.
+pub fn add(text: Option<&str>, vendor: Option<&str>, store: &str) -> Change {
     let quoted = toml::Value::String(store.into()).to_string();
-    let text = text.unwrap_or(NEW);
+    let made = new(vendor);
+    let text = text.unwrap_or(&made);
     let there = match stores(text) {
         Ok(there) => there,
         Err(why) => return Change::ByHand(why),
@@ -67,10 +110,13 @@ pub fn add(text: Option<&str>, store: &str) -> Change {
 }
 
 /// Without `store` among the additional stores.
-pub fn remove(text: Option<&str>, store: &str) -> Change {
+pub fn remove(text: Option<&str>, vendor: Option<&str>, store: &str) -> Change {
     let Some(text) = text else {
         return Change::Nothing;
     };
+    if add(None, vendor, store) == Change::Text(text.into()) {
+        return Change::Gone;
+    }
     let there = match stores(text) {
         Ok(there) => there.unwrap_or_default(),
         Err(why) => return Change::ByHand(why),
@@ -104,9 +150,11 @@ fn checked(changed: Option<String>, expected: Option<Vec<String>>) -> Change {
 fn with_key(text: &str, line: &str) -> String {
     let mut out = String::new();
     let mut done = false;
-    for old in text.lines() {
+    for old in text.split_inclusive('\n') {
         out.push_str(old);
-        out.push('\n');
+        if !old.ends_with('\n') {
+            out.push('\n');
+        }
         if !done && old.split('#').next().unwrap_or_default().trim() == "[storage.options]" {
             out.push_str(line);
             out.push('\n');
@@ -160,20 +208,61 @@ mod tests {
             "[storage.options]\nadditionalimagestores = [\n  \"/a\",  # one\n]\n",
             "[storage.options]\n# additionalimagestores = [ ]\nadditionalimagestores = []\n",
         ] {
-            let after = text(add(Some(before), "/x y\"z"));
+            let after = text(add(Some(before), None, "/x y\"z"));
             for line in before.lines().filter(|line| !line.contains("additional")) {
                 assert!(after.contains(line), "{line}: {after}");
             }
-            assert_eq!(add(Some(&after), "/x y\"z"), Change::Nothing);
-            let back = text(remove(Some(&after), "/x y\"z"));
+            assert_eq!(add(Some(&after), None, "/x y\"z"), Change::Nothing);
+            let back = text(remove(Some(&after), None, "/x y\"z"));
             assert_eq!(
                 stores(&back).map(Option::unwrap_or_default),
                 stores(before).map(Option::unwrap_or_default)
             );
-            assert_eq!(remove(Some(&back), "/x y\"z"), Change::Nothing);
+            assert_eq!(remove(Some(&back), None, "/x y\"z"), Change::Nothing);
         }
-        assert!(text(add(None, "/x")).contains("graphroot"));
-        assert_eq!(remove(None, "/x"), Change::Nothing);
+        assert!(text(add(None, None, "/x")).contains("graphroot"));
+        assert_eq!(remove(None, None, "/x"), Change::Nothing);
+    }
+
+    #[test]
+    fn a_new_file_says_what_the_vendors_says_and_goes_when_nobody_changed_it() {
+        let vendor =
+            "[storage]\ngraphroot = \"/srv/c\"\n[storage.options]\nadditionalimagestores = [\n  \"/usr/lib/x\",\n]\n";
+        for vendor in [None, Some(vendor)] {
+            let made = text(add(None, vendor, "/x"));
+            assert!(
+                vendor.is_none_or(|vendor| made.contains("graphroot = \"/srv/c\"") && vendor.contains("/usr/lib/x"))
+            );
+            assert_eq!(remove(Some(&made), vendor, "/x"), Change::Gone);
+            let more = format!("{made}# the administrator's\n");
+            assert!(text(remove(Some(&more), vendor, "/x")).contains("the administrator's"));
+        }
+    }
+
+    #[test]
+    fn what_keeps_podman_from_showing_the_store_is_found() {
+        for (text, count) in [
+            ("", 0),
+            (
+                "[storage]\ndriver = \"overlay\"\n[storage.options.overlay]\nuse_composefs = \"false\"\n",
+                0,
+            ),
+            ("[storage]\ndriver = \"vfs\"\n", 1),
+            ("[storage.options.overlay]\nuse_composefs = \"true\"\n", 1),
+            ("[storage.options]\nuse_composefs = true\n", 1),
+        ] {
+            assert_eq!(doubts(text).len(), count, "{text}");
+        }
+    }
+
+    #[test]
+    fn line_ends_stay_as_they_are() {
+        let after = text(add(
+            Some("[storage]\r\n[storage.options]\r\nsize = \"\"\r\n"),
+            None,
+            "/x",
+        ));
+        assert_eq!(after.matches("\r\n").count(), 3, "{after:?}");
     }
 
     #[test]
@@ -183,7 +272,7 @@ mod tests {
             "[storage]\noptions = {additionalimagestores = [\"/a\"]}\n",
             "storage.options.size = \"\"\n[storage.options]\n",
         ] {
-            assert!(matches!(add(Some(odd), "/x"), Change::ByHand(_)), "{odd}");
+            assert!(matches!(add(Some(odd), None, "/x"), Change::ByHand(_)), "{odd}");
         }
     }
 }

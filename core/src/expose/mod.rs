@@ -27,16 +27,17 @@ use crate::error::{Error, Result};
 use crate::ids::{ManifestDigest, ObjectId};
 use crate::image::{Versions, writer};
 use crate::manifest::{Config, Document, Manifest};
-use crate::podman::{Places, Storage};
+use crate::podman::{Place, Places, Storage};
 use crate::pull::{self, Variant};
-use crate::reference::Reference;
 use crate::store::{Store, WHOLE_IMAGE_V1};
 use crate::sys::fs::{self, Fs};
 use crate::sys::lock::RecordLock;
 
 mod conf;
+mod names;
 
-pub use conf::{Change, add, remove};
+pub use conf::{Change, add, doubts, remove};
+pub use names::name_for_podman;
 
 const RECORDS_LIMIT: u64 = 256 << 20;
 /// How names of images begin that are kept for podman.
@@ -111,6 +112,18 @@ struct Ready {
     config: Config,
 }
 
+/// podman's containers, of which none is made meanwhile.
+enum Containers {
+    None,
+    Of {
+        /// What they stand on.
+        layers: BTreeSet<String>,
+        _storage: Box<Storage>,
+    },
+    /// Any layer may have one on it: why that is not known.
+    Unknown(String),
+}
+
 impl<'a> Shelf<'a> {
     /// The shelf at `root`, which may not be there yet. `podman`: whose containers may stand on it.
     pub fn new(fs: &'a dyn Fs, store: &'a Store, root: &Path, podman: &'a Places) -> Self {
@@ -176,25 +189,15 @@ impl<'a> Shelf<'a> {
     /// [`Error::Busy`] while podman reads for longer than a minute; what writing gives. What podman sees is complete then,
     /// old or new.
     pub fn show(&self, wanted: &[Wanted]) -> Result<Vec<Shown>> {
-        let mut ready: BTreeMap<String, Ready> = BTreeMap::new();
-        for wanted in wanted {
-            let new = self.ready(wanted)?;
-            let image = ready.entry(new.shown.id.clone()).or_insert(new);
-            image.shown.names.extend(wanted.name.clone());
-        }
-        for image in ready.values_mut() {
-            image.shown.names.sort();
-            image.shown.names.dedup();
-        }
-        let before: Vec<ShownLayer> = self.records("overlay-layers/layers.json")?;
+        let ready = self.all_ready(wanted)?;
         let mut layers: BTreeMap<String, ShownLayer> = ready
             .values()
             .map(|image| (image.layer.id.clone(), image.layer.clone()))
             .collect();
-        let used = self.used()?;
-        for layer in before {
-            let stays = used.as_ref().is_none_or(|used| used.contains(&layer.id));
-            if stays && layer.image.parse().is_ok_and(|id| self.store.has_object(&id)) {
+        // Until all is done podman makes no container: it might stand on what goes.
+        let containers = self.containers()?;
+        for layer in self.listed()? {
+            if containers.may_use(&layer.id) && layer.image.parse().is_ok_and(|id| self.store.has_object(&id)) {
                 layers.entry(layer.id.clone()).or_insert(layer);
             }
         }
@@ -206,7 +209,38 @@ impl<'a> Shelf<'a> {
         let shown: Vec<Shown> = ready.into_values().map(|image| image.shown).collect();
         self.list(&shown, &layers.values().collect::<Vec<_>>())?;
         self.clear(&shown, &layers)?;
+        drop(containers);
         Ok(shown)
+    }
+
+    /// All that is needed of these images, by image id. A name is one image's, the first one's: podman does not work at all
+    /// with a store where it is that of two.
+    fn all_ready(&self, wanted: &[Wanted]) -> Result<BTreeMap<String, Ready>> {
+        let mut ready: BTreeMap<String, Ready> = BTreeMap::new();
+        let mut taken: BTreeMap<String, String> = BTreeMap::new();
+        for wanted in wanted {
+            let new = self.ready(wanted)?;
+            let image = ready.entry(new.shown.id.clone()).or_insert(new);
+            let of_digest = |name: &String| Some(format!("{}@{}", names::repository(name)?, wanted.manifest));
+            let names = [wanted.name.clone(), wanted.name.as_ref().and_then(of_digest)];
+            let free = |name: &String| taken.get(name).is_none_or(|id| *id == image.shown.id);
+            if let Some(name) = names.into_iter().flatten().find(free) {
+                taken.insert(name.clone(), image.shown.id.clone());
+                image.shown.names.push(name);
+            }
+        }
+        for image in ready.values_mut() {
+            image.shown.names.sort();
+            image.shown.names.dedup();
+        }
+        Ok(ready)
+    }
+
+    /// The layers that podman sees: those whose records are what we write.
+    fn listed(&self) -> Result<Vec<ShownLayer>> {
+        let mut layers: Vec<ShownLayer> = self.records("overlay-layers/layers.json")?;
+        layers.retain(|layer| layer.id.len() == 64 && layer.id.bytes().all(|b| b.is_ascii_hexdigit()));
+        Ok(layers)
     }
 
     /// Takes the shelf away.
@@ -214,9 +248,9 @@ impl<'a> Shelf<'a> {
     /// # Errors
     /// [`Error::Busy`] while a container stands on it; what removing gives.
     pub fn remove(&self) -> Result<()> {
-        let layers: Vec<ShownLayer> = self.records("overlay-layers/layers.json")?;
-        for layer in &layers {
-            self.refuse_used(layer)?;
+        let containers = self.containers()?;
+        for layer in &self.listed()? {
+            self.refuse_used(layer, &containers)?;
         }
         self.fs.remove_dir_all(&self.root)?;
         self.fs.sync_dir(fs::parent(&self.root)?)?;
@@ -232,39 +266,52 @@ impl<'a> Shelf<'a> {
     /// [`Error::Busy`].
     pub fn refuse_removal(&self, manifest: &ManifestDigest) -> Result<()> {
         let digest = manifest.to_string();
-        let layers: Vec<ShownLayer> = self.records("overlay-layers/layers.json")?;
-        for image in self.images()?.iter().filter(|image| image.digest == digest) {
-            for layer in layers.iter().filter(|layer| layer.id == image.layer) {
-                self.refuse_used(layer)?;
-            }
+        let layers = self.listed()?;
+        let images = self.images()?;
+        let of_image = |layer: &&ShownLayer| {
+            let mut images = images.iter().filter(|image| image.digest == digest);
+            images.any(|image| image.layer == layer.id)
+        };
+        let layers: Vec<_> = layers.iter().filter(of_image).collect();
+        if layers.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let containers = self.containers()?;
+        layers
+            .into_iter()
+            .try_for_each(|layer| self.refuse_used(layer, &containers))
     }
 
-    fn refuse_used(&self, layer: &ShownLayer) -> Result<()> {
+    fn refuse_used(&self, layer: &ShownLayer, containers: &Containers) -> Result<()> {
         let busy = |holder: &str| Error::Busy {
             path: self.root.join("overlay").join(&layer.id),
             holder: holder.into(),
         };
-        match self.used()? {
-            None => Err(busy("podman, whose storage cannot be read now")),
-            Some(used) if used.contains(&layer.id) => Err(busy(
+        match containers {
+            Containers::Unknown(why) => Err(busy(&format!("podman, perhaps: its storage cannot be read ({why})"))),
+            _ if containers.may_use(&layer.id) => Err(busy(
                 "a container of podman's (`podman ps -a` lists them, `podman rm` removes one)",
             )),
-            Some(_) => Ok(()),
+            _ => Ok(()),
         }
     }
 
-    /// Layers that something in podman's own storage stands on; `None` where that cannot be read: then it may be any.
-    fn used(&self) -> Result<Option<BTreeSet<String>>> {
-        let Some(root) = self.podman.root()? else {
-            return Ok(Some(BTreeSet::new()));
+    /// What in podman's own storage may stand on a layer; podman changes nothing there as long as this is held.
+    fn containers(&self) -> Result<Containers> {
+        let Some(place) = self.podman.place()? else {
+            return Ok(Containers::None);
         };
-        match Storage::open(&root, PATIENCE) {
-            Ok(None) => Ok(Some(BTreeSet::new())),
-            Ok(Some(storage)) => Ok(Some(storage.parents().map(String::from).collect())),
-            Err(_) => Ok(None),
-        }
+        // Not the additional stores, of which this is one.
+        let additional = Vec::new();
+        let opened = Storage::open(&Place { additional, ..place }, PATIENCE);
+        Ok(match opened {
+            Ok(None) => Containers::None,
+            Ok(Some(storage)) => Containers::Of {
+                layers: storage.parents().map(String::from).collect(),
+                _storage: Box::new(storage),
+            },
+            Err(error) => Containers::Unknown(error.to_string()),
+        })
     }
 
     fn ready(&self, wanted: &Wanted) -> Result<Ready> {
@@ -439,59 +486,16 @@ impl<'a> Shelf<'a> {
     }
 }
 
+impl Containers {
+    fn may_use(&self, layer: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::Of { layers, .. } => layers.contains(layer),
+            Self::Unknown(_) => true,
+        }
+    }
+}
+
 fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
-}
-
-/// What podman calls an image that the store has under this name. Names of registries are podman's own; those of folders
-/// and archives become `localhost/FILE:NAME`.
-pub fn name_for_podman(name: &str) -> Option<String> {
-    let layout = match name.parse::<Reference>().ok()? {
-        Reference::Registry(_) => return Some(name.into()),
-        Reference::ContainersStorage(text) => {
-            let (_, image) = crate::podman::split(&text).ok()?;
-            let plain = image.contains('/') && !image.contains('@');
-            return plain.then(|| image.to_owned());
-        }
-        Reference::Layout(layout) | Reference::OciArchive(layout) | Reference::DockerArchive(layout) => layout,
-    };
-    let stem = layout.path().file_stem()?.to_str()?;
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let clean = |text: &str| -> String {
-        let lower = text.to_lowercase();
-        let plain: String = lower.chars().map(|c| if allowed(c) { c } else { '-' }).collect();
-        plain.trim_matches('-').into()
-    };
-    let tag = match layout.choice() {
-        crate::reference::Choice::Named(name) => clean(name),
-        _ => "latest".into(),
-    };
-    let text = format!("localhost/{}:{tag}", clean(stem));
-    text.parse::<Reference>().is_ok().then_some(text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_name_is_one_that_podman_takes() {
-        let name = |text| name_for_podman(text);
-        assert_eq!(name("quay.io/org/app:1").as_deref(), Some("quay.io/org/app:1"));
-        assert_eq!(
-            name("oci:/srv/My_Images:stable").as_deref(),
-            Some("localhost/my-images:stable")
-        );
-        assert_eq!(name("oci-archive:/srv/os.tar").as_deref(), Some("localhost/os:latest"));
-        assert_eq!(
-            name("containers-storage:localhost/os:1").as_deref(),
-            Some("localhost/os:1")
-        );
-        assert_eq!(
-            name("containers-storage:[/srv]localhost/os:1").as_deref(),
-            Some("localhost/os:1")
-        );
-        assert_eq!(name("containers-storage:os"), None);
-        assert_eq!(name("oci:/srv/..."), None);
-    }
 }

@@ -12,10 +12,40 @@ const FILE_LIMIT: u64 = 1 << 20;
 /// The places of one user. The default has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
-    /// The first that exists says where the storage is (`graphroot`).
+    /// The first that exists says where the storage is (`graphroot`), and of what kind.
     pub files: Vec<PathBuf>,
     /// Where it is if none says so.
     pub usual: Option<PathBuf>,
+    /// Where what does not outlive a boot is, if none says so (`runroot`).
+    pub run: Option<PathBuf>,
+    /// For who is not root: what the system's settings say about him.
+    pub rootless: Option<Rootless>,
+}
+
+/// The system's word on users' storage: `rootless_storage_path` counts where the user has no settings of his own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rootless {
+    /// The first that exists counts.
+    pub files: Vec<PathBuf>,
+    /// `$HOME`
+    pub home: Option<PathBuf>,
+    /// `$UID`
+    pub uid: u32,
+}
+
+/// A storage: its folders.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// `graphroot`
+    pub root: PathBuf,
+    /// `imagestore`: images' records and layers' files, where they are apart from all else.
+    pub images: Option<PathBuf>,
+    /// `runroot`: containers' layers of a transient storage.
+    pub run: Option<PathBuf>,
+    /// `driver`, if it is said.
+    pub driver: Option<String>,
+    /// `additionalimagestores`: storages that podman only reads.
+    pub additional: Vec<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
@@ -25,47 +55,120 @@ struct File {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(default)]
 struct Section {
-    #[serde(default)]
+    driver: String,
     graphroot: String,
+    imagestore: String,
+    runroot: String,
+    rootless_storage_path: String,
+    options: Options,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Options {
+    additionalimagestores: Vec<String>,
+    imagestore: String,
 }
 
 impl Places {
-    /// The storage's folder; `None` where nobody has one.
+    /// The storage; `None` where nobody has one.
     ///
     /// # Errors
     /// [`Error::Settings`] for a file that is no TOML.
-    pub fn root(&self) -> Result<Option<PathBuf>> {
-        for path in &self.files {
-            let Some(text) = fs::read_text(path, FILE_LIMIT)? else {
-                continue;
-            };
-            let file: File = toml::from_str(&text).map_err(|e| Error::Settings {
-                path: path.clone(),
-                why: e.to_string().trim_end().into(),
-            })?;
-            if !file.storage.graphroot.is_empty() {
-                return Ok(Some(file.storage.graphroot.into()));
-            }
-            break;
-        }
-        Ok(self.usual.clone())
+    pub fn place(&self) -> Result<Option<Place>> {
+        let found = first(&self.files)?;
+        let given = |text: &str| Some(PathBuf::from(text)).filter(|_| !text.is_empty());
+        let Section {
+            driver,
+            graphroot,
+            imagestore,
+            runroot,
+            options,
+            ..
+        } = found.unwrap_or_default();
+        let root = match given(&graphroot) {
+            Some(root) => Some(root),
+            None => self.of_user()?.or_else(|| self.usual.clone()),
+        };
+        Ok(root.map(|root| Place {
+            root,
+            images: given(&imagestore).or_else(|| given(&options.imagestore)),
+            run: given(&runroot).or_else(|| self.run.clone()),
+            driver: Some(driver).filter(|driver| !driver.is_empty()),
+            additional: options.additionalimagestores.iter().filter_map(|p| given(p)).collect(),
+        }))
+    }
+
+    fn of_user(&self) -> Result<Option<PathBuf>> {
+        let Some(rootless) = &self.rootless else {
+            return Ok(None);
+        };
+        let text = first(&rootless.files)?.unwrap_or_default().rootless_storage_path;
+        let home = rootless.home.as_deref().unwrap_or(Path::new("")).to_string_lossy();
+        let text = text.replace("$HOME", &home).replace("$UID", &rootless.uid.to_string());
+        Ok(Some(PathBuf::from(text)).filter(|path| path.is_absolute()))
     }
 }
 
-/// `[DRIVER@ROOT+RUNROOT:OPTIONS]NAME`: the root, if one is given, and the name.
-pub(crate) fn split(text: &str) -> Result<(Option<&Path>, &str), String> {
+/// What the first of these that exists says.
+fn first(files: &[PathBuf]) -> Result<Option<Section>> {
+    for path in files {
+        if let Some(text) = fs::read_text(path, FILE_LIMIT)? {
+            let file = toml::from_str::<File>(&text).map_err(|e| Error::Settings {
+                path: path.clone(),
+                why: e.to_string().trim_end().into(),
+            })?;
+            return Ok(Some(file.storage));
+        }
+    }
+    Ok(None)
+}
+
+impl From<&Path> for Place {
+    fn from(root: &Path) -> Self {
+        Self {
+            root: root.to_path_buf(),
+            ..Self::default()
+        }
+    }
+}
+
+/// `[DRIVER@ROOT+RUNROOT:OPTIONS]NAME`: the storage, if one is given, and the name.
+pub(crate) fn split(text: &str) -> Result<(Option<Place>, &str), String> {
     let Some(rest) = text.strip_prefix('[') else {
         return Ok((None, text));
     };
     let (place, name) = rest.split_once(']').ok_or("has no ] behind its [")?;
-    let place = place.split_once('@').map_or(place, |(_, place)| place);
-    let root = place.split(['+', ':']).next().unwrap_or_default();
+    let (driver, place) = place
+        .split_once('@')
+        .map_or((None, place), |(driver, place)| (Some(driver), place));
+    let (place, options) = place.split_once(':').unwrap_or((place, ""));
+    let (root, run) = place
+        .split_once('+')
+        .map_or((place, None), |(root, run)| (root, Some(run)));
     match (root.starts_with('/'), name.is_empty()) {
-        (_, true) => Err("names no image behind the ]".into()),
-        (true, false) => Ok((Some(Path::new(root)), name)),
-        (false, false) => Err("names no absolute folder between [ and ]".into()),
+        (_, true) => return Err("names no image behind the ]".into()),
+        (false, false) => return Err("names no absolute folder between [ and ]".into()),
+        (true, false) => {}
     }
+    let option = |wanted: &str| {
+        let wanted = wanted.to_owned();
+        options
+            .split(',')
+            .filter_map(|option| option.split_once('='))
+            .filter(move |(key, _)| key.rsplit('.').next() == Some(&wanted))
+            .map(|(_, value)| PathBuf::from(value))
+    };
+    let place = Place {
+        root: root.into(),
+        images: option("imagestore").next(),
+        run: run.map(PathBuf::from),
+        driver: driver.filter(|driver| !driver.is_empty()).map(String::from),
+        additional: option("additionalimagestore").collect(),
+    };
+    Ok((Some(place), name))
 }
 
 #[cfg(test)]
@@ -75,32 +178,77 @@ mod tests {
 
     #[test]
     fn a_root_is_read_as_podman_writes_it() {
-        let root = |text| split(text).map(|(root, name)| (root.map(|r| r.to_str().unwrap()), name));
-        assert_eq!(root("localhost/os:1"), Ok((None, "localhost/os:1")));
-        assert_eq!(
-            root("[overlay@/var/lib/x+/run/x:overlay.y=z]localhost/os:1"),
-            Ok((Some("/var/lib/x"), "localhost/os:1"))
-        );
-        assert_eq!(root("[/srv/c]os"), Ok((Some("/srv/c"), "os")));
+        let place = |text| split(text).unwrap();
+        assert_eq!(place("localhost/os:1"), (None, "localhost/os:1"));
+        let (full, name) =
+            place("[vfs@/var/lib/x+/run/x:vfs.imagestore=/srv/i,.additionalimagestore=/srv/a]localhost/os:1");
+        let expected = Place {
+            root: "/var/lib/x".into(),
+            images: Some("/srv/i".into()),
+            run: Some("/run/x".into()),
+            driver: Some("vfs".into()),
+            additional: vec!["/srv/a".into()],
+        };
+        assert_eq!((full, name), (Some(expected), "localhost/os:1"));
+        assert_eq!(place("[/srv/c]os"), (Some(Path::new("/srv/c").into()), "os"));
         for bad in ["[/srv/c", "[/srv/c]", "[overlay]os", "[]os"] {
-            assert!(root(bad).is_err(), "{bad}");
+            assert!(split(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn graphroot_of_the_first_file_counts() {
+    fn what_the_first_file_says_counts() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("storage.conf");
         let places = Places {
             files: vec![dir.path().join("gone"), file.clone()],
             usual: Some("/usual".into()),
+            run: Some("/run/usual".into()),
+            ..Places::default()
         };
-        assert_eq!(places.root().unwrap(), Some("/usual".into()));
+        let place = || places.place().unwrap().unwrap();
+        assert_eq!(place().root, Path::new("/usual"));
         std::fs::write(&file, "[storage]\ndriver = \"overlay\"\n").unwrap();
-        assert_eq!(places.root().unwrap(), Some("/usual".into()));
-        std::fs::write(&file, "[storage]\ngraphroot = \"/srv/c\"\n").unwrap();
-        assert_eq!(places.root().unwrap(), Some("/srv/c".into()));
+        assert_eq!(
+            (place().root, place().driver.as_deref()),
+            ("/usual".into(), Some("overlay"))
+        );
+        let text = "[storage]\ngraphroot = \"/srv/c\"\nimagestore = \"/srv/i\"\nrunroot = \"\"\n\
+                    [storage.options]\nadditionalimagestores = [\"/a\", \"/b\"]\n";
+        std::fs::write(&file, text).unwrap();
+        assert_eq!(
+            place(),
+            Place {
+                root: "/srv/c".into(),
+                images: Some("/srv/i".into()),
+                run: Some("/run/usual".into()),
+                driver: None,
+                additional: vec!["/a".into(), "/b".into()],
+            }
+        );
         std::fs::write(&file, "nonsense").unwrap();
-        assert!(places.root().is_err());
+        assert!(places.place().is_err());
+    }
+
+    #[test]
+    fn the_system_says_where_users_storage_is_unless_they_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let [system, own] = ["system.conf", "own.conf"].map(|name| dir.path().join(name));
+        let places = Places {
+            files: vec![own.clone()],
+            usual: Some("/home/u/.local/share/containers/storage".into()),
+            run: None,
+            rootless: Some(Rootless {
+                files: vec![system.clone()],
+                home: Some("/home/u".into()),
+                uid: 1000,
+            }),
+        };
+        let root = || places.place().unwrap().unwrap().root;
+        assert!(root().starts_with("/home/u/.local"));
+        std::fs::write(&system, "[storage]\nrootless_storage_path = \"/data/$UID$HOME/c\"\n").unwrap();
+        assert_eq!(root(), Path::new("/data/1000/home/u/c"));
+        std::fs::write(&own, "[storage]\ngraphroot = \"/mine\"\n").unwrap();
+        assert_eq!(root(), Path::new("/mine"));
     }
 }

@@ -3,8 +3,11 @@
 //! ```text
 //! overlay-images/images.json, images.lock, <id>/manifest, <id>/=<base64 of "sha256:<id>">   image records, their JSON
 //! overlay-layers/layers.json, layers.lock, <id>.tar-split.gz                                layer records, how to rebuild
-//! overlay/<id>/diff/…   (vfs/dir/<id>/… with that driver)                                   a layer's files
+//! overlay/<id>/diff/…   (vfs/dir/<id>/…, btrfs/subvolumes/<id>/… with these drivers)        a layer's files
 //! ```
+//!
+//! With `imagestore` the image records and the layers' files are there, the layer records are not. Additional image stores
+//! are storages of their own, which an image of the first one may have its layers in.
 //!
 //! Invariant: nothing here is changed, and nothing of it is trusted: whoever takes a layer's tar from here checks it
 //! against its diff_id, a manifest or config against its digest. While a [`Storage`] is open, podman's own locks on the
@@ -12,13 +15,13 @@
 //! Record locks belong to the process and go with the first descriptor of the file that it closes: a process opens one
 //! storage once.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
+use std::iter;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -28,50 +31,76 @@ use crate::sys::fs;
 use crate::sys::lock::RecordLock;
 
 mod config;
+mod image;
 mod tar_split;
 
-pub use config::Places;
 pub(crate) use config::split;
+pub use config::{Place, Places, Rootless};
 pub use tar_split::{Folders, Part, Parts, Tar};
 
 /// Drivers whose layers are plain files in a folder each.
-const DRIVERS: [&str; 2] = ["overlay", "vfs"];
+const DRIVERS: [&str; 3] = ["overlay", "vfs", "btrfs"];
 /// Records of a hundred thousand layers.
 const RECORDS_LIMIT: u64 = 256 << 20;
 /// Manifests and configs.
 const DATA_LIMIT: u64 = 8 << 20;
+/// What podman takes for the beginning of an id.
+const SHORTEST_ID: usize = 3;
+/// No image has more layers.
+const DEEPEST: usize = 1000;
 
-/// An opened storage.
+/// An opened storage, with the additional ones that podman reads beside it.
 #[derive(Debug)]
 pub struct Storage {
-    root: PathBuf,
-    driver: &'static str,
+    /// The storage itself first.
+    stores: Vec<Folder>,
     layers: Vec<LayerRecord>,
+    by_id: HashMap<String, usize>,
     images: Vec<ImageRecord>,
-    _locks: Vec<RecordLock>,
+    /// Additional storages that could not be read, and why.
+    passed_over: Vec<String>,
+    locks: Mutex<Vec<RecordLock>>,
+}
+
+/// One storage of a driver.
+#[derive(Clone, Debug)]
+struct Folder {
+    root: PathBuf,
+    /// Where images' records and layers' files are, if not there.
+    images: Option<PathBuf>,
+    driver: &'static str,
 }
 
 #[derive(Debug, Deserialize)]
 struct LayerRecord {
     id: String,
     #[serde(default)]
-    parent: String,
+    parent: Option<String>,
     /// The diff_id; of partial pulls there may be none.
     #[serde(default, rename = "diff-digest")]
-    diff_digest: String,
+    diff_digest: Option<String>,
     #[serde(default, rename = "diff-size")]
-    diff_size: i64,
+    diff_size: Option<i64>,
     #[serde(default)]
-    flags: serde_json::Map<String, serde_json::Value>,
+    flags: Option<serde_json::Map<String, serde_json::Value>>,
+    /// It is none of podman's, but of our own making for it.
+    #[serde(default, rename = "cfs-update-image")]
+    ours: Option<String>,
+    #[serde(skip)]
+    store: usize,
 }
 
 #[derive(Debug, Deserialize)]
 struct ImageRecord {
     id: String,
     #[serde(default)]
-    digest: String,
+    digest: Option<String>,
     #[serde(default)]
     names: Option<Vec<String>>,
+    #[serde(default, rename = "big-data-digests")]
+    data_digests: Option<BTreeMap<String, String>>,
+    #[serde(skip)]
+    store: usize,
 }
 
 /// A layer that can be rebuilt.
@@ -84,76 +113,135 @@ pub struct Layer {
 /// An image: what its manifest and config are.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// The manifest's bytes.
+    /// The manifest's bytes, or an index.
     pub manifest: Vec<u8>,
     /// The image id: the config's SHA-256 in hex, for all but very old images.
     pub id: String,
 }
 
 impl Storage {
-    /// Opens the storage at `root` and takes its locks, waiting for them for `patience`; `None` where there is none.
+    /// Opens a storage and takes its locks, waiting for them for `patience`; `None` where there is none.
     ///
     /// # Errors
     /// [`Error::Busy`] while podman changes it; [`Error::Network`] where it is damaged; [`Error::Io`] where it may not be
-    /// read.
-    pub fn open(root: &Path, patience: Duration) -> Result<Option<Self>> {
-        let Some(driver) = driver_of(root)? else {
-            return Ok(None);
+    /// read. An additional one that cannot be read is passed over.
+    pub fn open(place: &Place, patience: Duration) -> Result<Option<Self>> {
+        let mut storage = Self {
+            stores: Vec::new(),
+            layers: Vec::new(),
+            by_id: HashMap::new(),
+            images: Vec::new(),
+            passed_over: Vec::new(),
+            locks: Mutex::default(),
         };
-        let folder = |kind: &str| root.join(format!("{driver}-{kind}"));
-        let mut locks = Vec::new();
-        // In podman's own order.
-        for path in [
-            folder("layers").join("layers.lock"),
-            folder("images").join("images.lock"),
-        ] {
-            locks.extend(RecordLock::shared(&path, patience)?);
+        for driver in drivers_of(place)? {
+            let folder = Folder {
+                root: place.root.clone(),
+                images: place.images.clone(),
+                driver,
+            };
+            storage.take(folder, place.run.as_deref(), patience)?;
         }
-        let mut layers: Vec<LayerRecord> = records(&folder("layers").join("layers.json"))?;
-        layers.extend(records::<LayerRecord>(&folder("layers").join("volatile-layers.json"))?);
-        Ok(Some(Self {
-            images: records(&folder("images").join("images.json"))?,
-            root: root.to_path_buf(),
-            driver,
-            layers,
-            _locks: locks,
-        }))
+        for root in &place.additional {
+            storage.add(root, patience);
+        }
+        if storage.stores.is_empty() && storage.passed_over.is_empty() {
+            return Ok(None);
+        }
+        for (at, layer) in storage.layers.iter().enumerate() {
+            storage.by_id.entry(layer.id.clone()).or_insert(at);
+        }
+        Ok(Some(storage))
     }
 
-    /// Its folder.
-    pub fn root(&self) -> &Path {
-        &self.root
+    /// Adds what a driver has in a storage.
+    fn take(&mut self, folder: Folder, run: Option<&Path>, patience: Duration) -> Result<()> {
+        let layers = folder.of("layers");
+        let images = folder.of("images");
+        let mut locks = Vec::new();
+        // In podman's own order.
+        for path in [layers.join("layers.lock"), images.join("images.lock")] {
+            locks.extend(RecordLock::shared(&path, patience)?);
+        }
+        let volatile = run.map(|run| run.join(format!("{}-layers", folder.driver)));
+        let mut found: Vec<LayerRecord> = records(&layers.join("layers.json"))?;
+        for folder in iter::once(layers).chain(volatile) {
+            found.extend(records::<LayerRecord>(&folder.join("volatile-layers.json"))?);
+        }
+        let mut of_images: Vec<ImageRecord> = records(&images.join("images.json"))?;
+        if found.iter().any(|layer| layer.ours.is_some()) {
+            return Ok(());
+        }
+        let store = self.stores.len();
+        found.iter_mut().for_each(|layer| layer.store = store);
+        of_images.iter_mut().for_each(|image| image.store = store);
+        self.layers.extend(found);
+        self.images.extend(of_images);
+        self.locks().extend(locks);
+        self.stores.push(folder);
+        Ok(())
+    }
+
+    fn add(&mut self, root: &Path, patience: Duration) {
+        let place = Place::from(root);
+        let taken = drivers_of(&place).and_then(|drivers| {
+            drivers.into_iter().try_for_each(|driver| {
+                let folder = Folder {
+                    root: root.to_path_buf(),
+                    images: None,
+                    driver,
+                };
+                self.take(folder, None, patience)
+            })
+        });
+        if let Err(error) = taken {
+            tracing::debug!("an additional image store is passed over: {error}");
+            self.passed_over.push(error.to_string());
+        }
+    }
+
+    fn locks(&self) -> MutexGuard<'_, Vec<RecordLock>> {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets podman change it again. What is read afterwards may have gone, which is an error then.
+    pub fn release(&self) {
+        self.locks().clear();
     }
 
     /// Ids of layers that another one stands on: of images, and of containers.
     pub fn parents(&self) -> impl Iterator<Item = &str> {
-        let parents = self.layers.iter().map(|layer| layer.parent.as_str());
+        let parents = self.layers.iter().filter_map(|layer| layer.parent.as_deref());
         parents.filter(|parent| !parent.is_empty())
     }
 
     /// A complete layer with this diff_id, as its record has it.
     pub fn layer(self: &Arc<Self>, diff_id: &DiffId) -> Option<Layer> {
-        let wanted = diff_id.to_string();
-        let fits = |layer: &LayerRecord| {
-            layer.diff_digest == wanted
-                && !layer.flags.contains_key("incomplete")
-                && is_id(&layer.id)
-                && fs::exists(&self.tar_split(&layer.id))
-        };
-        let at = self.layers.iter().position(fits)?;
-        Some(Layer {
+        self.layer_from(0, &diff_id.to_string())
+    }
+
+    /// The first such layer from this index on.
+    fn layer_from(self: &Arc<Self>, from: usize, wanted: &str) -> Option<Layer> {
+        let fits = |at: &usize| self.layers[*at].diff_digest.as_deref() == Some(wanted) && self.is_complete(*at);
+        (from..self.layers.len()).find(fits).map(|at| Layer {
             storage: self.clone(),
             at,
         })
     }
 
+    fn is_complete(&self, at: usize) -> bool {
+        let layer = &self.layers[at];
+        let incomplete = layer
+            .flags
+            .as_ref()
+            .is_some_and(|flags| flags.contains_key("incomplete"));
+        !incomplete && is_id(&layer.id) && fs::exists(&self.tar_split(layer))
+    }
+
     /// All complete layers whose files are known, those without a diff_id (of partial pulls), too.
     pub fn layers(self: &Arc<Self>) -> impl DoubleEndedIterator<Item = Layer> {
-        let usable = |layer: &LayerRecord| {
-            is_id(&layer.id) && !layer.flags.contains_key("incomplete") && fs::exists(&self.tar_split(&layer.id))
-        };
         (0..self.layers.len())
-            .filter(move |at| usable(&self.layers[*at]))
+            .filter(move |at| self.is_complete(*at))
             .map(|at| Layer {
                 storage: self.clone(),
                 at,
@@ -169,112 +257,45 @@ impl Storage {
         })
     }
 
-    /// The image that podman calls so: a name with or without its tag, an id or its beginning, `NAME@sha256:…`.
-    ///
-    /// # Errors
-    /// [`Error::Network`] where there is none, or more than one, or its manifest is missing.
-    pub fn image(&self, name: &str) -> Result<Image> {
-        let record = self.find(name)?;
-        let manifest = self.data(record, "manifest")?;
-        Ok(Image {
-            manifest: manifest.ok_or_else(|| self.error(format!("image {name} has no manifest; pull it again")))?,
-            id: record.id.clone(),
-        })
+    fn tar_split(&self, layer: &LayerRecord) -> PathBuf {
+        let folder = self.stores[layer.store].of("layers");
+        folder.join(format!("{}.tar-split.gz", layer.id))
     }
 
-    /// The config of an image, by its digest in hex; `None` where there is none.
-    ///
-    /// # Errors
-    /// What reading gives.
-    pub fn config(&self, id: &str, digest_hex: &str) -> Result<Option<Vec<u8>>> {
-        match self.images.iter().find(|image| image.id == id) {
-            Some(record) => self.data(record, &format!("sha256:{digest_hex}")),
-            None => Ok(None),
-        }
-    }
-
-    fn find(&self, name: &str) -> Result<&ImageRecord> {
-        let is_hex = name.len() >= 6 && name.bytes().all(|b| b.is_ascii_hexdigit());
-        let (base, digest) = name
-            .split_once('@')
-            .map_or((name, None), |(base, digest)| (base, Some(digest)));
-        let tagged = match base.rsplit('/').next().is_some_and(|last| last.contains(':')) {
-            true => base.to_owned(),
-            false => format!("{base}:latest"),
+    fn files(&self, layer: &LayerRecord) -> impl Iterator<Item = PathBuf> {
+        let Folder { root, images, driver } = &self.stores[layer.store];
+        let inside = match *driver {
+            "vfs" => Path::new("vfs/dir").join(&layer.id),
+            "btrfs" => Path::new("btrfs/subvolumes").join(&layer.id),
+            driver => Path::new(driver).join(&layer.id).join("diff"),
         };
-        let candidates = [
-            tagged.clone(),
-            format!("localhost/{tagged}"),
-            format!("docker.io/{tagged}"),
-            format!("docker.io/library/{tagged}"),
-        ];
-        let named = |image: &&ImageRecord, wanted: &str| image.names.iter().flatten().any(|name| name == wanted);
-        let found = match digest {
-            Some(digest) => self.images.iter().find(|image| image.digest == digest),
-            None => candidates
-                .iter()
-                .find_map(|wanted| self.images.iter().find(|image| named(image, wanted))),
+        let roots = images.iter().chain(iter::once(root));
+        roots.map(move |root| root.join(&inside))
+    }
+}
+
+impl Folder {
+    /// `overlay-layers`, `overlay-images`
+    fn of(&self, kind: &str) -> PathBuf {
+        let root = match (kind, &self.images) {
+            ("images", Some(images)) => images,
+            _ => &self.root,
         };
-        if let Some(found) = found.filter(|image| is_id(&image.id)) {
-            return Ok(found);
-        }
-        let mut by_id = self
-            .images
-            .iter()
-            .filter(|image| is_hex && is_id(&image.id) && image.id.starts_with(name));
-        match (by_id.next(), by_id.next()) {
-            (Some(only), None) => Ok(only),
-            (Some(_), Some(_)) => Err(self.error(format!("has several images whose id begins with {name}"))),
-            _ => Err(self.error(format!("has no image {name:?}; `podman images` lists what is there"))),
-        }
-    }
-
-    fn data(&self, image: &ImageRecord, key: &str) -> Result<Option<Vec<u8>>> {
-        let name = match key
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-')
-        {
-            true => key.to_owned(),
-            false => format!("={}", STANDARD.encode(key)),
-        };
-        let path = self
-            .root
-            .join(format!("{}-images", self.driver))
-            .join(&image.id)
-            .join(name);
-        fs::read(&path, DATA_LIMIT)
-    }
-
-    fn error(&self, why: String) -> Error {
-        Error::Network {
-            url: format!("containers-storage:[{}@{}]", self.driver, self.root.display()),
-            why,
-        }
-    }
-
-    fn tar_split(&self, id: &str) -> PathBuf {
-        self.root
-            .join(format!("{}-layers", self.driver))
-            .join(format!("{id}.tar-split.gz"))
-    }
-
-    fn files(&self, id: &str) -> PathBuf {
-        match self.driver {
-            "vfs" => self.root.join("vfs/dir").join(id),
-            driver => self.root.join(driver).join(id).join("diff"),
-        }
+        root.join(format!("{}-{kind}", self.driver))
     }
 }
 
 impl Layer {
     /// For messages.
     pub fn name(&self) -> String {
-        format!("layer {} of {}", self.record().id, self.storage.root.display())
+        let record = self.record();
+        let root = &self.storage.stores[record.store].root;
+        format!("{} of podman's storage {}", record.id, root.display())
     }
 
     /// The tar's size in bytes as podman has noted it; `None` where it has not.
     pub fn size(&self) -> Option<u64> {
-        u64::try_from(self.record().diff_size).ok().filter(|size| *size > 0)
+        u64::try_from(self.record().diff_size?).ok().filter(|size| *size > 0)
     }
 
     /// The parts of its tar, in order.
@@ -282,7 +303,7 @@ impl Layer {
     /// # Errors
     /// What opening gives.
     pub fn parts(&self) -> Result<Parts> {
-        let list = self.storage.tar_split(&self.record().id);
+        let list = self.storage.tar_split(self.record());
         Parts::open(&list, self.places(), self.name())
     }
 
@@ -291,12 +312,12 @@ impl Layer {
     /// # Errors
     /// What opening gives.
     pub fn list(&self) -> Result<Parts> {
-        Parts::open(&self.storage.tar_split(&self.record().id), Vec::new(), self.name())
+        Parts::open(&self.storage.tar_split(self.record()), Vec::new(), self.name())
     }
 
     /// Bytes of that list, as it is on disk.
     pub fn list_bytes(&self) -> u64 {
-        fs::metadata(&self.storage.tar_split(&self.record().id)).map_or(0, |list| list.len())
+        fs::metadata(&self.storage.tar_split(self.record())).map_or(0, |list| list.len())
     }
 
     /// Where its files are.
@@ -309,22 +330,24 @@ impl Layer {
         self.at
     }
 
+    /// Another complete layer with the same diff_id, further on.
+    pub fn next(&self) -> Option<Self> {
+        let wanted = self.record().diff_digest.as_deref()?;
+        self.storage.layer_from(self.at + 1, wanted)
+    }
+
     fn places(&self) -> Vec<PathBuf> {
-        let record = self.record();
-        let mut folders = vec![self.storage.files(&record.id)];
+        let storage = &self.storage;
+        let mut record = self.record();
+        let mut folders: Vec<PathBuf> = storage.files(record).collect();
         // What a layer does not hold itself, one below it may; records that lead in a circle end somewhere.
-        let mut parent = &record.parent;
-        for _ in 0..self.storage.layers.len() {
-            let Some(below) = self
-                .storage
-                .layers
-                .iter()
-                .find(|layer| layer.id == *parent && is_id(&layer.id))
-            else {
+        for _ in 0..storage.layers.len().min(DEEPEST) {
+            let below = record.parent.as_ref().and_then(|parent| storage.by_id.get(parent));
+            let Some(below) = below.map(|at| &storage.layers[*at]).filter(|layer| is_id(&layer.id)) else {
                 break;
             };
-            folders.push(self.storage.files(&below.id));
-            parent = &below.parent;
+            folders.extend(storage.files(below));
+            record = below;
         }
         folders
     }
@@ -334,18 +357,27 @@ impl Layer {
     }
 }
 
-/// One that may not be looked into is not taken for none.
-fn driver_of(root: &Path) -> Result<Option<&'static str>> {
+/// The drivers that have something there: the one that is asked for where it has. One that may not be looked into is not
+/// taken for none.
+fn drivers_of(place: &Place) -> Result<Vec<&'static str>> {
+    let mut found = Vec::new();
     for driver in DRIVERS {
-        let path = root.join(format!("{driver}-layers"));
+        let path = place.root.join(format!("{driver}-layers"));
         match std::fs::metadata(&path) {
-            Ok(found) if found.is_dir() => return Ok(Some(driver)),
+            Ok(folder) if folder.is_dir() => found.push(driver),
             Ok(_) => {}
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
             Err(e) => return Err(Error::io("read", &path, e)),
         }
     }
-    Ok(None)
+    let asked = place.driver.as_deref().map(|driver| match driver {
+        "overlay2" => "overlay",
+        driver => driver,
+    });
+    if let Some(driver) = found.iter().copied().find(|driver| Some(*driver) == asked) {
+        return Ok(vec![driver]);
+    }
+    Ok(found)
 }
 
 /// Ids become parts of paths.
@@ -353,12 +385,28 @@ fn is_id(id: &str) -> bool {
     !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
+/// podman takes an empty file, and `null`, for no records.
 fn records<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    let Some(text) = fs::read(path, RECORDS_LIMIT)? else {
-        return Ok(Vec::new());
+    let text = match fs::read(path, RECORDS_LIMIT)? {
+        Some(text) if std::fs::metadata(path).is_ok_and(|found| found.is_file()) => text,
+        Some(_) => return Err(damaged(path, "is no file")),
+        None => return Ok(Vec::new()),
     };
-    serde_json::from_slice(&text).map_err(|e| Error::Network {
-        url: path.display().to_string(),
-        why: format!("is damaged ({e}); `podman system check --repair` may mend it"),
-    })
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let records: Option<Vec<T>> =
+        serde_json::from_slice(&text).map_err(|e| damaged(path, &format!("is damaged ({e})")))?;
+    Ok(records.unwrap_or_default())
 }
+
+fn damaged(path: &Path, why: &str) -> Error {
+    Error::Network {
+        url: path.display().to_string(),
+        why: format!("{why}; `podman system check --repair` may mend it"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -62,7 +62,7 @@ struct Line {
 
 impl Parts {
     pub(super) fn open(path: &Path, folders: Vec<PathBuf>, layer: String) -> Result<Self> {
-        let decoder = flate2::read::MultiGzDecoder::new(BufReader::new(fs::open(path)?));
+        let decoder = flate2::read::MultiGzDecoder::new(BufReader::new(fs::open_file(path)?));
         Ok(Self {
             lines: BufReader::with_capacity(64 << 10, decoder).take(LINE_LIMIT),
             folders: Folders::new(folders),

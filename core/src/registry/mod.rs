@@ -207,15 +207,16 @@ impl Registry {
                     reference: reference.to_string(),
                     why,
                 };
-                let (root, image) = storage::split(text).map_err(name)?;
-                let root = match root {
-                    Some(root) => Some(root.to_path_buf()),
-                    None => options.podman.root()?,
+                let (place, image) = storage::split(text).map_err(name)?;
+                let place = match place {
+                    Some(place) => Some(place),
+                    None => options.podman.place()?,
                 };
-                let storage = match &root {
-                    Some(root) => Storage::open(root, PATIENCE)?,
+                let storage = match &place {
+                    Some(place) => Storage::open(place, PATIENCE)?,
                     None => None,
                 };
+                let root = place.map(|place| place.root);
                 let storage = Arc::new(storage.ok_or_else(|| podman::no_storage(&reference.to_string(), root))?);
                 let _ = local.set(Some(storage.clone()));
                 vec![Box::new(podman::Podman::open(reference.to_string(), storage, image)?) as _]
@@ -248,8 +249,8 @@ impl Registry {
     /// them, that is a note: layers are fetched then.
     pub fn local(&self, monitor: &dyn Monitor) -> Option<Arc<Storage>> {
         let open = || {
-            let root = self.inner.podman.root()?;
-            root.map_or(Ok(None), |root| Storage::open(&root, Duration::ZERO))
+            let place = self.inner.podman.place()?;
+            place.map_or(Ok(None), |place| Storage::open(&place, Duration::ZERO))
         };
         let opened = self.inner.local.get_or_init(|| match open() {
             Ok(storage) => storage.map(Arc::new),
@@ -259,6 +260,15 @@ impl Registry {
             }
         });
         opened.clone()
+    }
+
+    /// Lets podman change its images again, where they were looked at; but not those that are to be had from nowhere else.
+    pub(crate) fn release_local(&self) {
+        if let Some(Some(storage)) = self.inner.local.get()
+            && !self.is_podman()
+        {
+            storage.release();
+        }
     }
 
     /// Whether its layers are to be had from podman alone.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::limit::Limit;
 use super::retry::Retry;
-use crate::podman::Places;
+use crate::podman::{Places, Rootless};
 
 /// Everything a [`super::Registry`] has to know beside the reference.
 ///
@@ -104,6 +104,8 @@ pub struct Environment {
     pub runtime: Option<PathBuf>,
     /// `XDG_CONFIG_HOME`
     pub config: Option<PathBuf>,
+    /// `XDG_DATA_HOME`
+    pub data: Option<PathBuf>,
     /// `DOCKER_CONFIG`: a folder.
     pub docker_config: Option<PathBuf>,
     /// `REGISTRY_AUTH_FILE`: the only file of credentials if given.
@@ -163,26 +165,32 @@ fn podman(env: &Environment, config: Option<&Path>) -> Places {
     if let Some(only) = &env.storage_conf {
         return Places {
             files: vec![only.clone()],
-            usual: None,
+            ..Places::default()
         };
     }
+    let system: Vec<PathBuf> = ["/etc", "/usr/share"]
+        .map(|top| Path::new(top).join("containers/storage.conf"))
+        .into();
     if env.uid == 0 {
         return Places {
-            files: ["/etc", "/usr/share"]
-                .map(|top| Path::new(top).join("containers/storage.conf"))
-                .into(),
+            files: system,
             usual: Some("/var/lib/containers/storage".into()),
+            run: Some("/run/containers/storage".into()),
+            rootless: None,
         };
     }
+    let home = env.home.as_ref();
+    let data = env.data.clone().or_else(|| Some(home?.join(".local/share")));
+    let config = config.iter().map(|config| config.join("containers/storage.conf"));
     Places {
-        files: config
-            .iter()
-            .map(|config| config.join("containers/storage.conf"))
-            .collect(),
-        usual: env
-            .home
-            .as_ref()
-            .map(|home| home.join(".local/share/containers/storage")),
+        files: config.collect(),
+        usual: data.map(|data| data.join("containers/storage")),
+        run: env.runtime.as_ref().map(|runtime| runtime.join("containers")),
+        rootless: Some(Rootless {
+            files: system,
+            home: env.home.clone(),
+            uid: env.uid,
+        }),
     }
 }
 

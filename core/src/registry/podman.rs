@@ -55,9 +55,16 @@ impl Transport for Podman {
         Ok(Some(super::digest_of(&self.image.manifest)))
     }
 
-    fn manifest(&self, _: Wanted, _: &dyn Monitor) -> Result<Fetched, Failure> {
+    fn manifest(&self, wanted: Wanted, _: &dyn Monitor) -> Result<Fetched, Failure> {
+        let bytes = match wanted {
+            Wanted::Top => self.image.manifest.clone(),
+            Wanted::Digest(digest) => {
+                let found = self.storage.manifest(&self.image, &digest)?;
+                found.ok_or_else(|| missing(self.url(wanted)))?
+            }
+        };
         Ok(Fetched {
-            bytes: self.image.manifest.clone(),
+            bytes,
             content_type: None,
         })
     }

@@ -172,6 +172,12 @@ impl<'a> Plan<'a> {
         )
     }
 
+    /// Whether files of podman's are used.
+    pub(crate) fn takes_from_podman(&self) -> bool {
+        let parts = |job: &Job<'_>| matches!(&job.decision, Decision::Parts(plan, _) if plan.takes_from_podman());
+        self.jobs.iter().any(parts)
+    }
+
     /// Leaves out layers that came here in the meantime.
     pub fn retain(&mut self, wanted: impl Fn(&DiffId) -> bool) {
         self.jobs.retain(|job| wanted(&job.source.diff_id));

@@ -92,6 +92,13 @@ pub(super) struct Plan {
     pub(super) bytes: u64,
 }
 
+impl Plan {
+    /// Whether a file of podman's is used.
+    pub(super) fn takes_from_podman(&self) -> bool {
+        self.found.values().any(|hit| matches!(hit, Hit::Podman(_)))
+    }
+}
+
 /// Fetches the table and decides. `remember`: the index may be written.
 pub(super) fn decide(
     store: &Store,

@@ -286,6 +286,18 @@ pub fn open(path: &Path) -> Result<std::fs::File> {
     std::fs::File::open(path).map_err(|e| Error::io("open", path, e))
 }
 
+/// Opens a regular file for reading; never waits, as a pipe in its place would have it.
+pub fn open_file(path: &Path) -> Result<std::fs::File> {
+    let fail = |e| Error::io("open", path, e);
+    let never_wait = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let opened = std::fs::File::options().read(true).custom_flags(never_wait).open(path);
+    let file = opened.map_err(fail)?;
+    match file.metadata().map_err(fail)?.is_file() {
+        true => Ok(file),
+        false => Err(fail(io::Error::other("is no file"))),
+    }
+}
+
 /// The names in a folder, sorted by bytes; empty where there is none.
 pub fn names(path: &Path) -> Result<Vec<OsString>> {
     let fail = |e| Error::io("list", path, e);

@@ -61,6 +61,9 @@ impl Lock {
     }
 }
 
+/// Whoever is waited for longer is named.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// A lock on another program's file, as fcntl has it: the kernel drops it with the process, and with the first
 /// descriptor of that file that the process closes.
 #[derive(Debug)]
@@ -76,7 +79,8 @@ impl RecordLock {
     /// # Errors
     /// [`Error::Busy`] with the holder's process id after that time.
     pub fn shared(path: &Path, patience: Duration) -> Result<Option<Self>> {
-        match File::open(path) {
+        let never_wait = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        match File::options().read(true).custom_flags(never_wait).open(path) {
             Ok(file) => Self::take(file, path, FlockOperation::NonBlockingLockShared, patience).map(Some),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("lock", path, e)),
@@ -107,6 +111,7 @@ impl RecordLock {
 
     fn take(file: File, path: &Path, operation: FlockOperation, patience: Duration) -> Result<Self> {
         let start = Instant::now();
+        let mut said = false;
         loop {
             match rustix::fs::fcntl_lock(&file, operation) {
                 Ok(()) => {
@@ -119,7 +124,14 @@ impl RecordLock {
                         holder: record_holder(&file),
                     });
                 }
-                Err(Errno::AGAIN | Errno::ACCESS) => std::thread::sleep(Duration::from_millis(20)),
+                Err(Errno::AGAIN | Errno::ACCESS) => {
+                    if !said && start.elapsed() >= SILENCE {
+                        said = true;
+                        let holder = record_holder(&file);
+                        tracing::warn!("waiting for {}, which {holder} has locked", path.display());
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(Error::io("lock", path, e)),
             }

@@ -1,11 +1,13 @@
 //! `image expose`: images of the store in podman, without copying them.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use cfs_core::error::Kind as ErrorKind;
 use cfs_core::expose::{self, Change, Shelf, Shown, Wanted};
 use cfs_core::monitor::{Event, Monitor};
-use cfs_core::sys::fs::{self, RealFs};
+use cfs_core::sys::fs::{self, Fs, RealFs};
 use cfs_core::sysroot::Sysroot;
 use cfs_core::{Error, Result as CoreResult};
 use serde::Serialize;
@@ -15,6 +17,8 @@ use crate::cmd::Context;
 use crate::output::Report;
 
 const CONF: &str = "/etc/containers/storage.conf";
+/// podman reads it where the other is not there.
+const VENDOR: &str = "/usr/share/containers/storage.conf";
 const CONF_LIMIT: u64 = 1 << 20;
 
 /// Show the store's images and the running system to podman, without copying them
@@ -92,7 +96,7 @@ impl Expose {
         let conf = self.conf(context);
         let (mut changed, mut by_hand) = (false, None);
         match &conf {
-            Some(path) => changed = change(path, &store, self.remove)?,
+            Some(path) => changed = self.change(context, path, &store)?,
             None => by_hand = (!self.remove).then(|| format!("additionalimagestores = [{store:?}]")),
         }
         if self.remove && shelf.is_there() {
@@ -112,7 +116,50 @@ impl Expose {
         match &self.storage_conf {
             _ if self.no_storage_conf => None,
             Some(file) => Some(file.clone()),
-            None => context.is_host().then(|| CONF.into()),
+            None if !context.is_host() => None,
+            // What podman reads, too.
+            None => Some(context.environment.registry.storage_conf.clone().unwrap_or(CONF.into())),
+        }
+    }
+
+    /// Whether the file was changed.
+    fn change(&self, context: &Context, path: &Path, store: &str) -> CoreResult<bool> {
+        let text = fs::read_text(path, CONF_LIMIT)?;
+        let vendor = match path == Path::new(CONF) {
+            true => fs::read_text(Path::new(VENDOR), CONF_LIMIT)?,
+            false => None,
+        };
+        let change = match self.remove {
+            true => expose::remove(text.as_deref(), vendor.as_deref(), store),
+            false => expose::add(text.as_deref(), vendor.as_deref(), store),
+        };
+        let written = match &change {
+            Change::Text(text) => Some(text),
+            _ => text.as_ref(),
+        };
+        for doubt in written
+            .filter(|_| !self.remove)
+            .into_iter()
+            .flat_map(|text| expose::doubts(text))
+        {
+            context.ui.event(Event::Warning(format!("{}: {doubt}", path.display())));
+        }
+        let by_hand = |why: String| Error::Settings {
+            path: path.to_path_buf(),
+            why: format!(
+                "{why}; change `additionalimagestores` in [storage.options] by hand: it {} {store:?}",
+                if self.remove { "has" } else { "needs" }
+            ),
+        };
+        let done = match change {
+            Change::Nothing => return Ok(false),
+            Change::ByHand(why) => return Err(by_hand(why)),
+            Change::Gone => remove(path),
+            Change::Text(text) => write(path, &text),
+        };
+        match done {
+            Err(error) if error.kind() == ErrorKind::Failed => Err(by_hand(error.to_string())),
+            done => done.map(|()| true),
         }
     }
 }
@@ -127,35 +174,25 @@ impl Image {
     }
 }
 
-/// Whether the file was changed.
-fn change(path: &Path, store: &str, remove: bool) -> CoreResult<bool> {
-    let text = fs::read_text(path, CONF_LIMIT)?;
-    let change = match remove {
-        true => expose::remove(text.as_deref(), store),
-        false => expose::add(text.as_deref(), store),
-    };
-    match change {
-        Change::Nothing => Ok(false),
-        Change::Text(text) => {
-            fs::create_dir_all(&RealFs, fs::parent(path)?, 0o755)?;
-            fs::replace(&RealFs, path, 0o644, text.as_bytes())?;
-            Ok(true)
-        }
-        Change::ByHand(why) => Err(Error::Settings {
-            path: path.to_path_buf(),
-            why: format!(
-                "{why}; change `additionalimagestores` in [storage.options] by hand: it {} {store:?}",
-                if remove { "has" } else { "needs" }
-            ),
-        }),
-    }
+fn remove(path: &Path) -> CoreResult<()> {
+    RealFs.remove_file(path)?;
+    RealFs.sync_dir(fs::parent(path)?)
+}
+
+/// Through a link to the file that it means, with the permissions that it has.
+fn write(path: &Path, text: &str) -> CoreResult<()> {
+    let found = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let mode = fs::metadata(&found).map_or(0o644, |file| file.mode() & 0o7777);
+    fs::create_dir_all(&RealFs, fs::parent(&found)?, 0o755)?;
+    fs::replace(&RealFs, &found, mode, text.as_bytes())
 }
 
 fn root(sysroot: &Sysroot) -> PathBuf {
     sysroot.layout().state().join("podman")
 }
 
-/// All pulled images, and the system that runs (or runs next).
+/// All pulled images, and the system that runs (or runs next), and what is bound: of two that have one name, the one that
+/// keeps it comes first.
 fn wanted(sysroot: &Sysroot, shelf: &Shelf<'_>, context: &Context) -> CoreResult<Vec<Wanted>> {
     let mut wanted = Vec::new();
     for (name, manifest) in sysroot.store().tags()? {
@@ -186,13 +223,8 @@ fn wanted(sysroot: &Sysroot, shelf: &Shelf<'_>, context: &Context) -> CoreResult
     }
     bound.sort();
     for (_, reference, manifest) in bound {
-        let taken = wanted
-            .iter()
-            .any(|other| other.name.as_ref() == Some(&reference) && other.manifest != manifest);
-        wanted.push(Wanted {
-            name: Some(reference).filter(|_| !taken),
-            manifest,
-        });
+        let name = expose::name_for_podman(&reference);
+        wanted.push(Wanted { name, manifest });
     }
     // One that is broken, or that another tool has put there, is no reason to hide the others.
     wanted.retain(|wanted| match shelf.make(&wanted.manifest) {
