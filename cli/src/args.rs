@@ -211,6 +211,7 @@ impl Command {
             Self::Switch(command) => command.network,
             Self::Upgrade(command) => command.network,
             Self::Auto(command) => command.network(),
+            Self::Fsck(command) => command.network,
             Self::Install(command) => command.network(),
             Self::Image(command) => command.network(),
             _ => Network::default(),

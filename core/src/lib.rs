@@ -81,6 +81,8 @@ pub mod rollback;
 pub mod arguments;
 #[cfg(feature = "update")]
 pub mod upkeep;
+#[cfg(feature = "update")]
+pub mod repair;
 pub mod testing;
 
 pub use error::{Error, Kind, Result};

@@ -58,6 +58,8 @@ pub struct Finding {
     pub why: String,
     /// Damage; otherwise only worth knowing.
     pub damage: bool,
+    /// The object whose content is proven to be wrong, or lost: what [`crate::repair`] removes.
+    pub broken: Option<ObjectId>,
 }
 
 /// Removes what no deployment needs and nothing else; with `dry_run` only says what that is.
@@ -276,9 +278,13 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
         name,
         why,
         damage: true,
+        broken: None,
     };
     let store = store_check::check(&sysroot.store, &objects_of, &mut |f| {
-        report(damage("repository", f.path, f.why))
+        report(Finding {
+            broken: f.broken,
+            ..damage("repository", f.path, f.why)
+        })
     })?;
     let known = sysroot.known()?;
     let lost = sysroot.check_boot(&known);
@@ -299,6 +305,7 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
                 name: deployment.id.to_hex(),
                 why: "has no boot entry; `cfs-update gc` removes it".into(),
                 damage: false,
+                broken: None,
             });
         }
     }
@@ -315,6 +322,7 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
             name: finding.what,
             why: finding.why,
             damage: finding.damage,
+            broken: None,
         });
     }
     checked.store = store;

@@ -2,18 +2,30 @@
 
 use anyhow::Result;
 use cfs_core::Error;
+use cfs_core::ids::ObjectId;
+use cfs_core::monitor::{Event, Monitor};
+use cfs_core::repair::{self, Repaired};
+use cfs_core::sysroot::Sysroot;
 use cfs_core::upkeep::{self, Checked};
 use serde::Serialize;
 
 use super::Context;
-use crate::args::BootDir;
+use crate::args::{BootDir, Network, SpaceArgs};
 use crate::output::{self, Report};
 
 /// Check every object, image, stream, record and boot entry
 ///
-/// Exit code 1 if something is broken. Nothing is changed.
+/// Exit code 1 if something is broken. Nothing is changed without --repair.
 #[derive(Debug, clap::Args)]
 pub struct Fsck {
+    /// Remove objects whose content is wrong, fetch what deployments and pulled images need from where they came from, and
+    /// check once more
+    #[arg(long)]
+    repair: bool,
+    #[command(flatten)]
+    pub network: Network,
+    #[command(flatten)]
+    space: SpaceArgs,
     #[command(flatten)]
     boot: BootDir,
 }
@@ -28,6 +40,16 @@ struct Summary {
     boot_entries: usize,
     problems: usize,
     findings: Vec<Finding>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired: Option<Mended>,
+}
+
+/// What a repair did, before the check that the summary is of.
+#[derive(Debug, Serialize)]
+struct Mended {
+    removed: Vec<String>,
+    mended: Vec<String>,
+    failed: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -41,44 +63,77 @@ struct Finding {
 
 impl Fsck {
     pub fn run(self, context: &Context) -> Result<()> {
-        let sysroot = context.look(&self.boot)?;
-        let human = context.output.is_human();
-        let mut findings = Vec::new();
-        let checked = upkeep::fsck(&sysroot, &mut |finding| {
-            let upkeep::Finding {
-                what,
-                name,
-                why,
-                damage,
-            } = finding;
-            let finding = Finding {
-                what,
-                name,
-                why,
-                damage,
-            };
-            if human {
-                // A check may take long: each finding is shown when it is found. A closed pipe is seen at the end.
-                let _ = output::write(output::printable(&finding.line()).as_bytes());
-            }
-            findings.push(finding);
-        })?;
-        let Checked {
-            store,
-            deployments,
-            entries,
-            damaged,
-        } = checked;
-        context.show(&Summary {
-            objects: store.objects,
-            images: store.images,
-            streams: store.streams,
-            deployments,
-            boot_entries: entries,
-            problems: damaged,
-            findings,
-        })?;
-        match damaged {
+        if !self.repair {
+            let (summary, _) = check(context, &context.look(&self.boot)?)?;
+            return summary.show(context);
+        }
+        let sysroot = context.open(&self.boot, "fsck --repair")?;
+        let (summary, broken) = check(context, &sysroot)?;
+        if summary.problems == 0 {
+            return summary.show(context);
+        }
+        let work = |sysroot: &Sysroot| repair::repair(sysroot, &broken, &context.ui);
+        let repaired = context.fetching(&sysroot, self.space, work)?;
+        super::image::expose::refresh(context, &sysroot);
+        let failed = repaired.failed.iter().map(|(image, error)| format!("{image}: {error}"));
+        let failed: Vec<_> = failed.collect();
+        for why in &failed {
+            context.ui.event(Event::Warning(format!("not mended: {why}")));
+        }
+        let Repaired { removed, mended, .. } = repaired;
+        context.ui.finish(true);
+        let (mut summary, _) = check(context, &sysroot)?;
+        summary.repaired = Some(Mended {
+            removed: removed.iter().map(ToString::to_string).collect(),
+            mended,
+            failed,
+        });
+        summary.show(context)
+    }
+}
+
+/// Looks at everything; with the objects whose content is wrong. A check may take long: to people each finding is shown
+/// when it is found. A closed pipe is seen at the end.
+fn check(context: &Context, sysroot: &Sysroot) -> Result<(Summary, Vec<ObjectId>)> {
+    let mut findings = Vec::new();
+    let mut broken = Vec::new();
+    let checked = upkeep::fsck(sysroot, &mut |found| {
+        broken.extend(found.broken);
+        let finding = Finding {
+            what: found.what,
+            name: found.name,
+            why: found.why,
+            damage: found.damage,
+        };
+        if context.is_human() {
+            let _ = output::write(output::printable(&finding.line()).as_bytes());
+        }
+        findings.push(finding);
+    })?;
+    let Checked {
+        store,
+        deployments,
+        entries,
+        damaged,
+    } = checked;
+    let summary = Summary {
+        objects: store.objects,
+        images: store.images,
+        streams: store.streams,
+        deployments,
+        boot_entries: entries,
+        problems: damaged,
+        findings,
+        repaired: None,
+    };
+    Ok((summary, broken))
+}
+
+impl Summary {
+    /// Prints it; fails where something is broken.
+    fn show(self, context: &Context) -> Result<()> {
+        context.show(&self)?;
+        match self.problems {
             0 => Ok(()),
             count => Err(Error::Damaged { count }.into()),
         }
@@ -102,7 +157,14 @@ impl Report for Summary {
             boot_entries,
             ..
         } = self;
-        format!(
+        let mut text = String::new();
+        if let Some(Mended { removed, mended, .. }) = &self.repaired {
+            let mut list =
+                |what: &str, names: &[String]| names.iter().for_each(|name| text.push_str(&format!("{what} {name}\n")));
+            list("Removed object", removed);
+            list("Mended", mended);
+        }
+        text + &format!(
             "Checked {objects} objects, {images} images, {streams} streams, {deployments} deployments and \
              {boot_entries} boot entries\n"
         )

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::common::layout::{self, How, Layer, small};
-use crate::common::{Cfs, Entry, is_root, list, scratch, tool};
+use crate::common::{Cfs, Entry, is_root, list, name, scratch, tool};
 
 /// Version `version` under the tag `stable` of a layout in `dir`.
 fn publish(dir: &std::path::Path, version: u32) -> String {
@@ -194,6 +194,68 @@ fn fsck_names_a_broken_object_and_exits_1() {
         "{json}"
     );
     cfs.status();
+}
+
+/// Another content of the same size.
+fn damage(object: &std::path::Path) {
+    let mut content = fs::read(object).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    fs::remove_file(object).unwrap();
+    fs::write(object, content).unwrap();
+}
+
+#[test]
+fn whatever_object_is_damaged_or_gone_fsck_repair_mends_it() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    cfs.run(["image", "pull", &publish(dir.path(), 3)]).expect(0);
+    let objects = objects(&cfs);
+    assert!(objects.len() > 15, "{objects:?}");
+    for object in &objects {
+        let id = format!("{}{}", name(object.parent().unwrap()), name(object));
+        damage(object);
+        let found = cfs.run(["fsck"]).expect(1).stdout;
+        assert!(found.contains("fsck --repair"), "{found}");
+        let repaired = cfs.run(["fsck", "--repair", "--json"]).expect(0).json()["repaired"].clone();
+        assert_eq!(repaired["removed"], json!([id]));
+        assert_eq!(repaired["failed"], json!([]));
+        cfs.fsck();
+        fs::remove_file(object).unwrap();
+        cfs.run(["fsck"]).expect(1);
+        let repaired = cfs.run(["fsck", "--repair", "--json"]).expect(0).json()["repaired"].clone();
+        assert_eq!(repaired["removed"], json!([]));
+        cfs.fsck();
+    }
+    assert_eq!(self::objects(&cfs), objects);
+    assert_eq!(
+        cfs.run(["fsck", "--repair", "--json"]).expect(0).json()["repaired"],
+        Value::Null
+    );
+}
+
+#[test]
+fn what_cannot_be_fetched_is_named_and_mended_when_it_can() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let largest = objects(&cfs)
+        .into_iter()
+        .max_by_key(|path| fs::metadata(path).unwrap().len())
+        .unwrap();
+    damage(&largest);
+    let (layout, away) = (dir.path().join("oci"), dir.path().join("away"));
+    fs::rename(&layout, &away).unwrap();
+    let ran = cfs.run(["fsck", "--repair"]).expect(1);
+    assert!(
+        ran.stderr.contains("not mended: oci:") && ran.stdout.contains("Removed object"),
+        "{ran:?}"
+    );
+    assert!(!largest.exists(), "nothing reads what is broken");
+    fs::rename(&away, &layout).unwrap();
+    let ran = cfs.run(["fsck", "--repair"]).expect(0);
+    assert!(ran.stdout.contains("Mended oci:"), "{ran:?}");
+    assert!(largest.exists());
+    cfs.fsck();
 }
 
 #[test]

@@ -17,6 +17,8 @@ use crate::store::streams::object_of_link;
 use crate::sys::objects::Verity;
 use crate::sys::{fs, verity};
 
+/// What to do about it.
+const REPAIR: &str = "`cfs-update fsck --repair` fetches it again";
 /// Threads that hash at most.
 const MAX_THREADS: usize = 8;
 
@@ -27,6 +29,8 @@ pub struct Finding {
     pub path: String,
     /// What is wrong, and what to do.
     pub why: String,
+    /// The object whose content is proven to be wrong, or lost.
+    pub broken: Option<ObjectId>,
 }
 
 /// What was looked at.
@@ -69,6 +73,7 @@ fn finding(path: impl Into<String>, why: impl Into<String>) -> Finding {
     Finding {
         path: path.into(),
         why: why.into(),
+        broken: None,
     }
 }
 
@@ -99,10 +104,14 @@ fn object_folder(store: &Store, folder: u8, sender: &Sender<Finding>) -> u64 {
         count += 1;
         let wrong = match id {
             Some(id) => object(store, &id),
-            None => Some("its name is no digest of this repository; remove it".into()),
+            None => Some((false, "its name is no digest of this repository; remove it".into())),
         };
-        if let Some(why) = wrong {
-            let _ = sender.send(finding(format!("objects/{name}"), why));
+        if let Some((broken, why)) = wrong {
+            let _ = sender.send(Finding {
+                path: format!("objects/{name}"),
+                why,
+                broken: id.filter(|_| broken),
+            });
         }
         Ok(())
     });
@@ -112,27 +121,32 @@ fn object_folder(store: &Store, folder: u8, sender: &Sender<Finding>) -> u64 {
     count
 }
 
-/// What is wrong with an object.
-fn object(store: &Store, id: &ObjectId) -> Option<String> {
+/// What is wrong with an object, and whether that is its content.
+fn object(store: &Store, id: &ObjectId) -> Option<(bool, String)> {
     let checked = store.open_object(id).and_then(|mut file| {
         let sealed = verity::measure(&file)?;
         if let Some(other) = sealed.filter(|sealed| sealed != id) {
-            return Ok(Some(format!(
-                "its content is that of {other}; remove it and fetch the image again"
-            )));
+            return Ok(Some(format!("its content is that of {other}; {REPAIR}")));
         }
         // Sealed content is read as well: the kernel checks each block, and a lost one is an error.
         let (found, _) =
             verity::hash_reader(id.algorithm(), &mut file).map_err(|e| Error::io("read", store.object_path(id), e))?;
         if found != *id {
-            return Ok(Some(format!(
-                "its content is that of {found}; remove it and fetch the image again"
-            )));
+            return Ok(Some(format!("its content is that of {found}; {REPAIR}")));
         }
         let unsealed = sealed.is_none() && store.objects.verity() == Verity::Required;
-        Ok(unsealed.then(|| "it has no fs-verity, which this repository demands; remove it and fetch again".into()))
+        Ok(unsealed.then(|| format!("it has no fs-verity, which this repository demands; {REPAIR}")))
     });
-    checked.unwrap_or_else(|error| Some(error.to_string()))
+    match checked {
+        Ok(wrong) => wrong.map(|why| (true, why)),
+        Err(error) => Some((is_lost(&error), format!("{error}; {REPAIR}"))),
+    }
+}
+
+/// Whether the kernel, which checks what is sealed, or the disk cannot give the content any more.
+fn is_lost(error: &Error) -> bool {
+    let errno = |source: &std::io::Error| source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+    matches!(error, Error::Io { source, .. } if errno(source))
 }
 
 /// Names in `streams/` or `images/`, without the folder of references; `each` gets those that lead to an object.
@@ -158,7 +172,7 @@ fn linked(
             (Some(id), Some(_)) if !store.has_object(&id) => {
                 report(finding(
                     shown,
-                    format!("it leads to object {id}, which is missing; fetch the image again"),
+                    format!("it leads to object {id}, which is missing; {REPAIR}"),
                 ));
             }
             (Some(id), Some(name)) => each(name, id, report),
@@ -178,11 +192,11 @@ fn streams(store: &Store, report: Report<'_>) -> Result<u64> {
         for object in reader.object_refs().iter().filter(|id| !store.has_object(id)) {
             report(finding(
                 path.clone(),
-                format!("it needs object {object}, which is missing; fetch the image again"),
+                format!("it needs object {object}, which is missing; {REPAIR}"),
             ));
         }
         for (key, object) in reader.names().iter().filter(|(_, id)| !store.has_object(id)) {
-            let why = format!("it needs {key}, object {object}, which is missing; fetch the image again");
+            let why = format!("it needs {key}, object {object}, which is missing; {REPAIR}");
             report(finding(path.clone(), why));
         }
         if let Err(error) = content(store, name, reader.content_type()) {
@@ -219,7 +233,7 @@ fn images(store: &Store, objects_of: ObjectsOf<'_>, report: Report<'_>) -> Resul
             Err(error) => report(finding(path, error.to_string())),
             Ok(objects) => {
                 for object in objects.iter().filter(|id| !store.has_object(id)) {
-                    let why = format!("it needs object {object}, which is missing; fetch the image again");
+                    let why = format!("it needs object {object}, which is missing; {REPAIR}");
                     report(finding(path.clone(), why));
                 }
             }
@@ -242,7 +256,7 @@ fn references(store: &Store, folder: &str, report: Report<'_>) -> Result<()> {
             } else if fs::open(&path).is_err() {
                 report(finding(
                     shown,
-                    "it leads to nothing; remove it or fetch the image again",
+                    "it leads to nothing; remove it or run `cfs-update fsck --repair`",
                 ));
             }
         }

@@ -360,6 +360,14 @@ impl Store {
         matches!(self.objects.size(id), Ok(Some(_)))
     }
 
+    /// Removes an object whose content is wrong; a missing one is success.
+    ///
+    /// # Errors
+    /// What removing gives.
+    pub(crate) fn remove_broken(&self, id: &ObjectId) -> Result<()> {
+        self.objects.remove(id)
+    }
+
     /// Where the object is or would be.
     pub fn object_path(&self, id: &ObjectId) -> PathBuf {
         self.objects.path(id)
@@ -388,7 +396,7 @@ impl Store {
         }
         if verity::hash(id.algorithm(), &content) != *id {
             return Err(broken(
-                "its content is not what its name says; run `fsck`, then fetch the image again".into(),
+                "its content is not what its name says; `cfs-update fsck --repair` fetches it again".into(),
             ));
         }
         Ok(content)

@@ -108,8 +108,10 @@ impl Store {
         let digest = BlobDigest::from_hash(Sha256::digest(bytes).into());
         let name = config_name(&digest);
         let mut refs = BTreeMap::new();
-        if let Some(here) = self.stream(&name)? {
-            let known = self.open_stream(&name, &here)?;
+        // A broken one is replaced.
+        if let Some(here) = self.stream(&name)?
+            && let Ok(known) = self.open_stream(&name, &here)
+        {
             refs.extend(
                 known
                     .names()
@@ -140,7 +142,8 @@ impl Store {
         Ok(digest)
     }
 
-    /// The manifest of this digest, checked against it; `None` where it is neither published nor put by this run.
+    /// The manifest of this digest, checked against it; `None` where it is neither published nor put by this run, or lacks an
+    /// object: fetching it again mends it.
     ///
     /// # Errors
     /// [`Error::Stream`], [`Error::Mismatch`] where it is broken.
@@ -157,7 +160,8 @@ impl Store {
         Ok(Some(StoredManifest { bytes, config }))
     }
 
-    /// The config of this digest, checked against it; `None` where it is neither published nor put by this run.
+    /// The config of this digest, checked against it; `None` where it is neither published nor put by this run, or lacks an
+    /// object: fetching it again mends it.
     ///
     /// # Errors
     /// [`Error::Stream`], [`Error::Mismatch`] where it is broken.
@@ -272,7 +276,7 @@ impl Store {
             if found != *id {
                 return Err(Error::Stream {
                     name: name.into(),
-                    why: format!("object {id} is not what its name says; run `fsck`, then fetch the image again"),
+                    why: format!("object {id} is not what its name says; `cfs-update fsck --repair` fetches it again"),
                 });
             }
             file.seek(SeekFrom::Start(0))
@@ -323,11 +327,14 @@ impl Store {
         content_type: ContentType,
         hash: &[u8; 32],
     ) -> Result<Option<(Vec<u8>, BTreeMap<String, ObjectId>)>> {
-        let Some(id) = self.stream(name)? else {
+        let Some(id) = self.stream(name)?.filter(|id| self.has_object(id)) else {
             return Ok(None);
         };
         let broken = |why: String| Error::Stream { name: name.into(), why };
         let mut reader = self.open_stream(name, &id)?;
+        if !reader.object_refs().iter().all(|id| self.has_object(id)) {
+            return Ok(None);
+        }
         if reader.content_type() != content_type || reader.size() > JSON_LIMIT {
             return Err(broken("it is a stream of something else".into()));
         }

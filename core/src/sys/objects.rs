@@ -117,7 +117,7 @@ impl Objects {
             Ok(fd) => Ok(File::from(fd)),
             Err(Errno::NOENT) => Err(Error::Object {
                 id: id.to_hex(),
-                why: "missing; fetch the image again".into(),
+                why: "missing; `cfs-update fsck --repair` fetches it again".into(),
             }),
             Err(e) => Err(Error::io("open", self.path(id), e)),
         }

@@ -1,0 +1,178 @@
+//! Mending the repository: what is broken goes, and what deployments and named images need is fetched again.
+//!
+//! Invariant: only an object whose content is proven not to be what its name says is removed, and nothing can use such a
+//! one: with fs-verity reading it is an error. What comes in its place is checked as in every import and made durable by one
+//! `syncfs`, and a deployment's image is made of it anew, which must give the digest that is its name. A power cut leaves
+//! objects that are missing; the same command again, or any import that needs them, fetches those.
+
+use std::collections::BTreeSet;
+
+use crate::activate;
+use crate::bound;
+use crate::error::{Error, Result};
+use crate::ids::{DeploymentId, ManifestDigest, ObjectId};
+use crate::image::reader;
+use crate::monitor::{Event, Monitor, Stage};
+use crate::pull::{self, IMAGE_LIMIT, Imported, Variant};
+use crate::reference::Reference;
+use crate::registry::Registry;
+use crate::store::{Store, StoredConfig};
+use crate::sysroot::{Known, Sysroot};
+
+/// What was done.
+#[derive(Debug, Default)]
+pub struct Repaired {
+    /// Broken objects that were removed.
+    pub removed: Vec<ObjectId>,
+    /// Images of which something was fetched or made anew, by reference and manifest.
+    pub mended: Vec<String>,
+    /// Images that could not be mended, and why.
+    pub failed: Vec<(String, Error)>,
+}
+
+/// An image that has to be whole.
+struct Wanted {
+    /// The name that keeps it.
+    tag: String,
+    reference: Reference,
+    manifest: ManifestDigest,
+    /// The deployment that it is.
+    deployment: Option<DeploymentId>,
+}
+
+/// Removes the `broken` objects, as `fsck` found them, and fetches what is missing from where it came from.
+///
+/// # Errors
+/// What removing and listing give. An image that cannot be fetched is no failure of the others.
+pub fn repair(sysroot: &Sysroot, broken: &[ObjectId], monitor: &dyn Monitor) -> Result<Repaired> {
+    let store = sysroot.store();
+    let mut done = Repaired::default();
+    for id in broken.iter().collect::<BTreeSet<_>>() {
+        store.remove_broken(id)?;
+        done.removed.push(*id);
+    }
+    for wanted in all(sysroot)? {
+        if wanted.is_whole(store) {
+            continue;
+        }
+        let name = format!("{}@{}", wanted.reference, wanted.manifest);
+        match wanted.mend(sysroot, monitor) {
+            Ok(()) => done.mended.push(name),
+            Err(error) => done.failed.push((name, error)),
+        }
+    }
+    Ok(done)
+}
+
+/// Deployments, what they bind, and pulled images.
+fn all(sysroot: &Sysroot) -> Result<Vec<Wanted>> {
+    let deployed = |known: &Known| {
+        let origin = known.origin()?;
+        Some(Wanted {
+            tag: activate::tag(&known.id),
+            reference: origin.reference.parse().ok()?,
+            manifest: origin.manifest,
+            deployment: Some(known.id),
+        })
+    };
+    let named = |(tag, manifest): (String, ManifestDigest)| {
+        let reference = bound::name(&tag).map_or(tag.as_str(), |(_, reference)| reference);
+        Some(Wanted {
+            reference: reference.parse().ok()?,
+            manifest,
+            deployment: None,
+            tag,
+        })
+    };
+    let known = sysroot.known()?;
+    let deployed: Vec<_> = known.iter().filter_map(deployed).collect();
+    let own: BTreeSet<_> = known.iter().map(|k| activate::tag(&k.id)).collect();
+    let tags = sysroot
+        .store()
+        .tags()?
+        .into_iter()
+        .filter(|(tag, _)| !own.contains(tag));
+    Ok(deployed.into_iter().chain(tags.filter_map(named)).collect())
+}
+
+impl Wanted {
+    /// Whether its manifest, config and layers are here with all objects, and the images that were made of it.
+    fn is_whole(&self, store: &Store) -> bool {
+        let Some(config) = self.config(store) else {
+            return false;
+        };
+        let made: Vec<_> = self
+            .variants(Some(&config))
+            .map(|v| config.images.get(v.reference()))
+            .collect();
+        config.layers.iter().all(|layer| store.has_layer(layer))
+            && made
+                .into_iter()
+                .all(|id| id.is_some_and(|id| image_is_whole(store, id)))
+    }
+
+    fn config(&self, store: &Store) -> Option<StoredConfig> {
+        let manifest = store.manifest(&self.manifest).ok().flatten()?;
+        store.config(&manifest.config).ok().flatten()
+    }
+
+    /// What is made of it: what it is kept for, and what else its config, where that can be read, leads to.
+    fn variants(&self, config: Option<&StoredConfig>) -> impl Iterator<Item = Variant> {
+        let purpose = match self.deployment {
+            Some(_) => Variant::Boot,
+            None => Variant::Container,
+        };
+        let is_made = move |variant: &Variant| {
+            *variant == purpose || config.is_some_and(|config| config.images.contains_key(variant.reference()))
+        };
+        [Variant::Whole, Variant::Container, Variant::Boot]
+            .into_iter()
+            .filter(is_made)
+    }
+
+    fn mend(&self, sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<()> {
+        let (store, options) = (sysroot.store(), &sysroot.options);
+        let before = self.config(store);
+        monitor.event(Event::Stage(Stage::Resolve));
+        let registry = Registry::open(&self.reference.pinned(self.manifest), &options.registry)?;
+        let source = registry.image(&options.platform, monitor)?;
+        if source.digest != self.manifest {
+            return Err(Error::Manifest {
+                reference: self.reference.to_string(),
+                why: format!(
+                    "leads to {} now; the image that is broken here cannot be had there any more",
+                    source.digest
+                ),
+            });
+        }
+        let imported = pull::import(store, &registry, source, options.threads, monitor)?;
+        // The one that a deployment is comes last, and is the one that gets its name.
+        let mut last = None;
+        for variant in self.variants(before.as_ref()) {
+            let imported = Imported::complete(imported.source().clone());
+            let mut tree = imported.tree(store)?;
+            let built = imported.build(store, &mut tree, variant, monitor)?;
+            if let (Variant::Boot, Some(id)) = (variant, self.deployment)
+                && built.id() != id
+            {
+                return Err(Error::Deployment {
+                    id: id.short(),
+                    why: format!("its layers give image {} now; deploy it again", built.id()),
+                });
+            }
+            last = Some(built);
+        }
+        let image_name = self.deployment.map(|id| id.to_hex());
+        match last {
+            Some(built) => built.sync(store, &self.tag, image_name.as_deref(), monitor).map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+fn image_is_whole(store: &Store, id: &ObjectId) -> bool {
+    let objects = store
+        .read_object(id, IMAGE_LIMIT)
+        .and_then(|image| Ok(reader::read(&image)?.objects().collect::<Vec<_>>()));
+    objects.is_ok_and(|objects| objects.iter().all(|id| store.has_object(id)))
+}
