@@ -9,7 +9,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # What the tests need beyond Rust: a C compiler for crates, the real registry and the tools that make a real image,
 # a user to be when we are root, extended attributes, and an oracle for fs-verity digests.
-TEST_PACKAGES := gcc libc6-dev make pkg-config mmdebstrap docker-registry skopeo zstd gzip attr libcap2-bin \
+TEST_PACKAGES := gcc libc6-dev make pkg-config mmdebstrap docker-registry skopeo zstd gzip xz-utils bzip2 attr libcap2-bin \
     debian-archive-keyring util-linux mount fdisk dosfstools e2fsprogs btrfs-progs fsverity strace systemd shellcheck \
     dpkg-dev binutils dbus-daemon python3-dbus python3-gi
 FUZZ_PACKAGES := g++

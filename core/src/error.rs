@@ -262,6 +262,17 @@ impl Error {
         }
     }
 
+    /// What failed on the way through a temporary file in `folder`: where that is full, what to do about it.
+    pub fn temporary(folder: &Path, error: Self) -> Self {
+        match error {
+            Self::Io { source, .. } if is_space(&source) => {
+                let why = format!("{source}; make room there, or name a folder with more of it in TMPDIR");
+                Self::io("write a temporary file in", folder, io::Error::new(source.kind(), why))
+            }
+            other => other,
+        }
+    }
+
     /// Which exit code it deserves.
     pub fn kind(&self) -> Kind {
         match self {

@@ -145,6 +145,7 @@ fn whatever_a_registry_makes_of_ranges_the_layer_comes() {
         (Ranges::Other, true),
         (Ranges::Shifted, true),
         (Ranges::Broken, true),
+        (Ranges::FailsSeveral, false),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let registry = Registry::start(&[&v1]);

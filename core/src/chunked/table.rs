@@ -12,6 +12,9 @@ use super::{BEST_RATIO, digest, invalid};
 /// The most files and chunks of a table. Each takes some 60 bytes of memory.
 pub const ENTRIES: usize = 1 << 20;
 
+/// The kind of a chunk whose bytes are all zero.
+const ZEROS: &str = "zeros";
+
 /// A part of a file, which is a frame of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
@@ -75,14 +78,28 @@ pub(super) fn read(unpacked: impl Read, end: u64) -> io::Result<Table> {
 struct Entry {
     #[serde(rename = "type")]
     kind: String,
+    #[serde(deserialize_with = "or_null")]
     size: u64,
+    #[serde(deserialize_with = "or_null")]
     digest: String,
+    #[serde(deserialize_with = "or_null")]
     offset: u64,
+    #[serde(deserialize_with = "or_null")]
     end_offset: u64,
+    /// 0: all that is left of the file, as in stargz.
+    #[serde(deserialize_with = "or_null")]
     chunk_size: u64,
+    #[serde(deserialize_with = "or_null")]
     chunk_offset: u64,
+    #[serde(deserialize_with = "or_null")]
     chunk_digest: String,
+    #[serde(deserialize_with = "or_null")]
     chunk_type: String,
+}
+
+/// What is null is not there, as for the programs in Go that write such tables.
+fn or_null<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// Puts entries together and sees that they can be true.
@@ -144,29 +161,34 @@ impl Builder {
         self.covered = 0;
         match (entry.chunk_size, entry.chunk_digest.as_str()) {
             (0, "") => self.push(digest, entry.offset, entry.size, entry),
-            (0, _) => Err("a chunk has no bytes".into()),
             _ => self.chunk(entry),
         }
     }
 
     fn chunk(&mut self, entry: &Entry) -> Result<(), String> {
         let file = self.table.files.last().ok_or("a chunk belongs to no file")?;
-        let covered = self.covered.checked_add(entry.chunk_size);
-        let fits = entry.chunk_size > 0 && covered.is_some_and(|covered| covered <= file.size);
+        let size = match entry.chunk_size {
+            0 => file.size - self.covered,
+            size => size,
+        };
+        let covered = self.covered.checked_add(size);
+        let fits = size > 0 && covered.is_some_and(|covered| covered <= file.size);
         if entry.chunk_offset != self.covered || !fits {
             return Err(format!(
-                "a chunk of {} bytes at {} does not fit into its file",
-                entry.chunk_size, entry.chunk_offset
+                "a chunk of {size} bytes at {} does not fit into its file",
+                entry.chunk_offset
             ));
         }
-        let digest = digest(&entry.chunk_digest).ok_or("a chunk has no SHA-256")?;
-        self.push(digest, entry.offset, entry.chunk_size, entry)
+        // Zeros are not fetched, so nothing has to be compared.
+        let known = digest(&entry.chunk_digest).or((entry.chunk_type == ZEROS).then_some([0; 32]));
+        let digest = known.ok_or("a chunk has no SHA-256")?;
+        self.push(digest, entry.offset, size, entry)
     }
 
     fn push(&mut self, digest: [u8; 32], start: u64, size: u64, entry: &Entry) -> Result<(), String> {
         let zeros = match entry.chunk_type.as_str() {
             "" => false,
-            "zeros" => true,
+            ZEROS => true,
             other => return Err(format!("a chunk is of the unknown kind {other:?}")),
         };
         let Some(file) = self.table.files.last_mut() else {
@@ -305,6 +327,20 @@ mod tests {
     }
 
     #[test]
+    fn what_go_leaves_out_may_be_null_and_the_last_chunk_may_be_what_is_left() {
+        let table = table(
+            "{'type':'dir','name':'./','size':null,'digest':null,'chunkType':null},
+             {'type':'reg','size':30,'digest':'A','offset':20,'endOffset':50,'chunkSize':10,'chunkDigest':'A','chunkType':null},
+             {'type':'chunk','offset':30,'chunkSize':5,'chunkOffset':10,'chunkDigest':'','chunkType':'zeros'},
+             {'type':'chunk','offset':40,'chunkSize':0,'chunkOffset':15,'chunkDigest':'A'},
+             {'type':'reg','size':7,'digest':'A','offset':50,'endOffset':60,'chunkSize':0,'chunkOffset':0,'chunkDigest':'A'}",
+        )
+        .unwrap();
+        let sizes: Vec<_> = table.chunks.iter().map(|c| (c.size, c.zeros)).collect();
+        assert_eq!(sizes, [(10, false), (5, true), (15, false), (7, false)]);
+    }
+
+    #[test]
     fn tables_that_cannot_be_true_are_refused() {
         let chunked = |first: &str, second: &str| {
             format!(
@@ -377,7 +413,11 @@ mod tests {
                 chunked("'chunkSize':10", "'offset':20,'chunkSize':20,'chunkOffset':10"),
             ),
             ("unknown kind", chunked("'chunkSize':10,'chunkType':'x'", "'offset':30")),
-            ("no bytes", chunked("'chunkSize':0", "'offset':30")),
+            ("does not fit", chunked("'chunkSize':0", "'offset':30")),
+            (
+                "does not fit",
+                chunked("'chunkSize':10", "'offset':30,'chunkSize':0,'chunkOffset':9"),
+            ),
         ];
         for (why, entries) in bad {
             let error = table(&entries).unwrap_err();

@@ -28,13 +28,19 @@ pub(super) struct Archive {
 impl Archive {
     /// Makes the file under a temporary name; a leftover of an interrupted run is overwritten.
     pub(super) fn open(layout: &Layout, reference: &Reference) -> Result<Self> {
-        let path = layout.path().to_path_buf();
+        let mut path = layout.path().to_path_buf();
         let name = name(layout, reference)?;
-        if fs::leads_to_dir(&path) {
-            return Err(Error::Reference {
-                reference: reference.to_string(),
-                why: "is a folder; give a file, or write oci:DIR".into(),
-            });
+        let refuse = |why: &str| Error::Reference {
+            reference: reference.to_string(),
+            why: why.into(),
+        };
+        match std::fs::metadata(&path) {
+            Ok(there) if there.is_dir() => return Err(refuse("is a folder; give a file, or write oci:DIR")),
+            // It would be replaced: /dev/stdout by a file.
+            Ok(there) if !there.is_file() => return Err(refuse("is a device or a pipe; give a file")),
+            // Where a link leads to.
+            Ok(_) => path = std::fs::canonicalize(&path).map_err(|e| Error::io("look at", &path, e))?,
+            Err(_) => {}
         }
         let file = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = fs::parent(&path)?.join(format!(".#{file}"));

@@ -4,7 +4,8 @@
 //! "Export"). So the manifest that an image came with goes along unchanged where all its blobs can be had: they are at the
 //! destination already, were never compressed, or are fetched once more from where the image came from. Otherwise the
 //! layers go as they are in the store, with a manifest that says so, and the same config: the image is the same to all who
-//! go by diff_ids, and in a layout the original manifest lies beside it, for us to go on with.
+//! go by diff_ids, and in a layout the original manifest lies beside it, for us to go on with. So does one of Docker's
+//! kind, which no other tool reads in a layout.
 //!
 //! Invariant: no manifest goes out before all its blobs are complete there, each checked: a rebuilt tar against its
 //! diff_id, a fetched blob against its digest. A run that ends before leaves the destination's names as they were.
@@ -106,6 +107,10 @@ trait Target: std::fmt::Debug {
     fn put(&mut self, blob: &Descriptor, content: Content<'_>, monitor: &dyn Monitor) -> Result<()>;
     /// Makes everything durable and visible.
     fn finish(&mut self, manifest: &Outgoing<'_>, monitor: &dyn Monitor) -> Result<()>;
+    /// It is in OCI image layout, where other tools read no manifests of Docker's kind.
+    fn is_layout(&self) -> bool {
+        true
+    }
     /// The folder whose file system has to have room; `None` where that is not ours to know.
     fn folder(&self) -> Option<PathBuf> {
         None
@@ -174,7 +179,8 @@ impl Export<'_> {
         copy.check_room(&manifest, &config)?;
         let layers = copy.layers(&manifest, &config)?;
         copy.put_bytes(&manifest.config, &config.bytes)?;
-        if layers == manifest.layers {
+        let fits = manifest.media_type == OCI_MANIFEST || !copy.target.is_layout();
+        if layers == manifest.layers && fits {
             let outgoing = Outgoing {
                 bytes: &manifest.bytes,
                 media_type: &manifest.media_type,
@@ -292,7 +298,8 @@ impl Copy<'_> {
                 .collect(),
         };
         if self.export.compression != Compression::None {
-            let (compressed, mut file) = self.compressed(&plain, diff_id)?;
+            let made = self.compressed(&plain, diff_id);
+            let (compressed, mut file) = made.map_err(|e| Error::temporary(self.export.temporary, e))?;
             if !self.target.has(&compressed, self.monitor)? {
                 self.put_file(&compressed, &mut file)?;
             }
@@ -325,7 +332,7 @@ impl Copy<'_> {
                 file.rewind().map_err(|e| Error::io("read", &what, e))?;
                 Ok(Some(file))
             }
-            Err(error) if error.kind() == crate::Kind::Space => Err(error),
+            Err(error) if error.kind() == crate::Kind::Space => Err(Error::temporary(self.export.temporary, error)),
             Err(error) => {
                 let why = format!("{error}; layers go out of the store instead, with a new manifest");
                 self.monitor.event(Event::Warning(why));

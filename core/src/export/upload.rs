@@ -30,6 +30,10 @@ impl Target for Upload {
         Ok(self.push.current(monitor)? == Some(*manifest))
     }
 
+    fn is_layout(&self) -> bool {
+        false
+    }
+
     fn has(&mut self, blob: &Descriptor, monitor: &dyn Monitor) -> Result<bool> {
         if self.push.has(blob, monitor)? {
             return Ok(true);

@@ -1,20 +1,24 @@
 //! A tar file of blobs, read by name: where each member is, is found out once, then any of them can be read at any time
 //! and by several threads.
 //!
-//! A compressed archive is unpacked into an unnamed file first; it vanishes with the process. Nothing of the archive is
+//! A compressed archive, or one that comes through a pipe, is copied into an unnamed file first; it vanishes with the process. Nothing of the archive is
 //! trusted: members are looked up by exact names, nothing is written anywhere under a name of theirs.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::sys::fs;
 
 const BUFFER: usize = 256 << 10;
+/// The most memory that unpacking xz may take, in KiB: `xz -9` needs 65 MiB.
+const XZ_MEMORY: u32 = 256 << 10;
 /// An archive of more members is none that an image tool writes.
 const MAX_MEMBERS: usize = 1 << 16;
 
@@ -24,6 +28,27 @@ pub(super) struct Archive {
     path: PathBuf,
     file: Arc<File>,
     members: HashMap<String, Member>,
+}
+
+/// How a file is compressed, by its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packing {
+    Gzip,
+    Zstd,
+    Xz,
+    Bzip2,
+}
+
+impl Packing {
+    pub(super) fn of(first: &[u8]) -> Option<Self> {
+        match first {
+            [0x1f, 0x8b, ..] => Some(Self::Gzip),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Self::Zstd),
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => Some(Self::Xz),
+            [b'B', b'Z', b'h', b'1'..=b'9', b'1', b'A'] => Some(Self::Bzip2),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -41,20 +66,34 @@ impl Archive {
     pub(super) fn open(path: &Path, temporary: &Path) -> Result<Self> {
         let fail = |e| Error::io("read", path, e);
         let mut file = File::open(path).map_err(fail)?;
-        let mut first = [0; 4];
+        if !file.metadata().map_err(fail)?.is_file() {
+            // A pipe, such as /dev/stdin, is read once.
+            file = unpack(path, file, temporary)?;
+        }
+        let mut first = [0; 6];
         let read = file.read_at(&mut first, 0).map_err(fail)?;
-        match &first[..read] {
-            [0x1f, 0x8b, ..] => file = unpack(path, flate2::read::MultiGzDecoder::new(file), temporary)?,
-            [0x28, 0xb5, 0x2f, 0xfd] => {
+        match Packing::of(&first[..read]) {
+            None => {}
+            Some(Packing::Gzip) => file = unpack(path, flate2::read::MultiGzDecoder::new(file), temporary)?,
+            Some(Packing::Zstd) => {
                 let mut decoder = zstd::Decoder::new(file).map_err(fail)?;
                 decoder.window_log_max(27).map_err(fail)?;
                 file = unpack(path, decoder, temporary)?;
             }
-            _ => {}
+            Some(Packing::Xz) => {
+                file = unpack(
+                    path,
+                    lzma_rust2::XzReader::new_mem_limit(buffered(file), true, XZ_MEMORY),
+                    temporary,
+                )?
+            }
+            Some(Packing::Bzip2) => {
+                file = unpack(path, bzip2::bufread::MultiBzDecoder::new(buffered(file)), temporary)?
+            }
         }
-        let members = list(&file).map_err(|e| Error::Network {
+        let members = list(&file).map_err(|why| Error::Network {
             url: path.display().to_string(),
-            why: format!("is no tar archive, or a damaged one: {e}"),
+            why,
         })?;
         Ok(Self {
             path: path.to_path_buf(),
@@ -87,6 +126,36 @@ impl Archive {
         Ok(Some(content))
     }
 
+    /// How a member is compressed.
+    pub(super) fn packing(&self, name: &str) -> Result<Option<Packing>> {
+        let mut first = [0; 6];
+        let read = match self.reader(name, 0) {
+            Some(mut reader) => {
+                read_some(&mut reader, &mut first).map_err(|e| Error::io("read", self.name(name), e))?
+            }
+            None => 0,
+        };
+        Ok(Packing::of(&first[..read]))
+    }
+
+    /// The SHA-256 of a member.
+    pub(super) fn hash(&self, name: &str) -> Result<[u8; 32]> {
+        let mut hash = Sha256::new();
+        if let Some(mut reader) = self.reader(name, 0) {
+            let fail = |e| Error::io("read", self.name(name), e);
+            loop {
+                let bytes = reader.fill_buf().map_err(fail)?;
+                let read = bytes.len();
+                if read == 0 {
+                    break;
+                }
+                hash.update(bytes);
+                reader.consume(read);
+            }
+        }
+        Ok(hash.finalize().into())
+    }
+
     /// A member from byte `from` on; `None` where there is none.
     pub(super) fn reader(&self, name: &str, from: u64) -> Option<BufReader<impl Read + Send + use<>>> {
         let (at, size) = self.find(name)?;
@@ -113,18 +182,49 @@ impl Archive {
 
 /// The bytes of a compressed archive, in a file without a name.
 fn unpack(path: &Path, mut decoder: impl Read, temporary: &Path) -> Result<File> {
-    let fail = |e| Error::io("unpack", path, e);
+    let fail = |e| Error::temporary(temporary, Error::io("unpack", path, e));
     let mut file = fs::unnamed(temporary)?;
     io::copy(&mut decoder, &mut file).map_err(fail)?;
     file.rewind().map_err(fail)?;
     Ok(file)
 }
 
-fn list(file: &File) -> io::Result<HashMap<String, Member>> {
+fn buffered(file: File) -> BufReader<File> {
+    BufReader::with_capacity(BUFFER, file)
+}
+
+/// As many bytes as there are, up to the buffer's.
+fn read_some(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut read = 0;
+    while read < buffer.len() {
+        match from.read(&mut buffer[read..])? {
+            0 => break,
+            n => read += n,
+        }
+    }
+    Ok(read)
+}
+
+/// What is in it; or what is wrong with it.
+fn list(file: &File) -> Result<HashMap<String, Member>, String> {
+    let length = file.metadata().map_err(|e| e.to_string())?.len();
     let mut members = HashMap::new();
+    let mut last = String::new();
+    // What the reader says of a bad header is its bytes.
+    let damaged = |last: &str| match last {
+        "" => "is no tar archive, nor one in gzip, zstd, xz or bzip2".to_owned(),
+        last => format!("is damaged or incomplete behind {last:?}; copy it again"),
+    };
     let mut archive = tar::Archive::new(BufReader::new(file));
-    for entry in archive.entries_with_seek()? {
-        let entry = entry?;
+    for entry in archive.entries_with_seek().map_err(|_| damaged(""))? {
+        let entry = entry.map_err(|_| damaged(&last))?;
+        let end = entry.raw_file_position().checked_add(entry.size());
+        last = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        if end.is_none_or(|end| end > length) {
+            return Err(format!(
+                "ends in the middle of {last:?}: it is incomplete; copy it again"
+            ));
+        }
         let Ok(name) = String::from_utf8(entry.path_bytes().into_owned()) else {
             continue;
         };
@@ -147,7 +247,7 @@ fn list(file: &File) -> io::Result<HashMap<String, Member>> {
         };
         members.insert(name, member);
         if members.len() > MAX_MEMBERS {
-            return Err(io::Error::other(format!("it has more than {MAX_MEMBERS} members")));
+            return Err(format!("has more than {MAX_MEMBERS} members; refused"));
         }
     }
     Ok(members)

@@ -88,18 +88,57 @@ impl Registry {
             .unwrap_or(&self.location)
     }
 
-    /// The part of `image` (`host/path`) that the prefix covers.
-    fn covers<'i>(&self, image: &'i str) -> Option<&'i str> {
+    /// How many bytes of `image` (`host/path`) the prefix covers; more than it has where the prefix names one of `versions`
+    /// (`:tag`, `@digest`).
+    fn covers(&self, image: &str, versions: &[String]) -> Option<usize> {
         let prefix = self.prefix();
-        if let Some(domain) = prefix.strip_prefix('*') {
-            let host = &image[..image.find('/').unwrap_or(image.len())];
-            let name = host.split(':').next().unwrap_or(host);
-            return (domain.len() > 1 && (host.ends_with(domain) || name.ends_with(domain))).then_some(host);
+        let whole = |rest: &str| rest.is_empty() || rest.starts_with(['/', ':']);
+        if let Some(domain) = prefix.strip_prefix('*').filter(|domain| domain.len() > 1) {
+            let mut found = image
+                .match_indices(domain)
+                .take_while(|(at, _)| !image[..*at].contains('/'));
+            let end = |(at, _): (usize, &str)| at + domain.len();
+            return found.find(|hit| whole(&image[end(*hit)..])).map(end);
         }
-        let rest = image.strip_prefix(prefix)?;
-        let whole = rest.is_empty() || rest.starts_with(['/', ':']);
-        (whole && !prefix.is_empty()).then(|| &image[..prefix.len()])
+        let rest = match image.strip_prefix(prefix) {
+            Some(rest) => whole(rest).then_some(prefix.len()),
+            None => {
+                let version = prefix.strip_prefix(image)?;
+                versions.iter().any(|one| one == version).then_some(prefix.len())
+            }
+        };
+        rest.filter(|_| !prefix.is_empty())
     }
+
+    /// Brings names into the form in which they are compared.
+    fn normalize(&mut self) -> Result<(), String> {
+        if let Some(prefix) = &mut self.prefix {
+            *prefix = normal(prefix)?;
+        }
+        self.location = normal(&self.location)?;
+        for mirror in &mut self.mirror {
+            mirror.location = normal(&mirror.location)?;
+            if mirror.location.is_empty() {
+                return Err("a [[registry.mirror]] needs a location".into());
+            }
+        }
+        match self.prefix().is_empty() {
+            true => Err("a [[registry]] needs a prefix or a location".into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Without slashes at the end, the host in lower case, as references have it.
+fn normal(name: &str) -> Result<String, String> {
+    if name.contains("://") {
+        return Err(format!(
+            "{name:?} is an address; write host and path only (`insecure = true` allows to go without TLS)"
+        ));
+    }
+    let name = name.trim_end_matches('/');
+    let host = name.find('/').unwrap_or(name.len());
+    Ok(name[..host].to_lowercase() + &name[host..])
 }
 
 impl Config {
@@ -134,10 +173,8 @@ impl Config {
                 "is of version 1, which is no longer supported; write [[registry]] tables as containers-registries.conf(5) says".into(),
             ));
         }
-        for registry in file.registry {
-            if registry.prefix().is_empty() {
-                return Err(fail("a [[registry]] needs a prefix or a location".into()));
-            }
+        for mut registry in file.registry {
+            registry.normalize().map_err(fail)?;
             if registry.location.is_empty() && !registry.prefix().starts_with("*.") && !registry.mirror.is_empty() {
                 tracing::debug!("{}: {} has mirrors, but no location", path.display(), registry.prefix());
             }
@@ -150,19 +187,19 @@ impl Config {
         Ok(())
     }
 
-    fn find(&self, image: &str) -> Option<(&Registry, usize)> {
+    fn find(&self, image: &str, versions: &[String]) -> Option<(&Registry, usize)> {
         let covering = self
             .registries
             .iter()
-            .filter_map(|registry| Some((registry, registry.covers(image)?.len())));
-        // A wildcard covers the host only, so that any prefix that names the host exactly is longer or as long.
+            .filter_map(|registry| Some((registry, registry.covers(image, versions)?)));
+        // Of a wildcard and a name that cover the same, the name counts.
         covering.max_by_key(|(registry, length)| (*length, !registry.prefix().starts_with('*')))
     }
 
     /// Whether `host[:port]` may be asked without TLS, as far as the files say.
     pub(super) fn insecure(&self, host: &str) -> bool {
         let location_is = |location: &str| location == host || location.split('/').next() == Some(host);
-        self.find(host).is_some_and(|(registry, _)| registry.insecure)
+        self.find(host, &[]).is_some_and(|(registry, _)| registry.insecure)
             || self.registries.iter().any(|registry| {
                 (registry.insecure && location_is(&registry.location))
                     || registry
@@ -175,16 +212,31 @@ impl Config {
     /// Where to ask for `name`: mirrors in order, the registry itself last.
     pub(super) fn places(&self, name: &Name) -> Result<Vec<Place>> {
         let image = format!("{}/{}", name.host(), name.repository());
-        let Some((registry, covered)) = self.find(&image) else {
+        let tag = name.tag().map(|tag| format!(":{tag}"));
+        let digest = name.digest().map(|digest| format!("@{digest}"));
+        let versions: Vec<_> = tag.into_iter().chain(digest).collect();
+        let Some((registry, covered)) = self.find(&image, &versions) else {
             return Ok(vec![place(&image, false)]);
         };
+        let blocked = |registry: &Registry| Error::Reference {
+            reference: name.to_string(),
+            why: format!("registries.conf blocks {}", registry.prefix()),
+        };
         if registry.blocked {
-            return Err(Error::Reference {
-                reference: name.to_string(),
-                why: format!("registries.conf blocks {}", registry.prefix()),
-            });
+            return Err(blocked(registry));
         }
-        let rest = &image[covered..];
+        // The version that the prefix named goes without saying.
+        let version = image
+            .get(covered..)
+            .is_none()
+            .then(|| &registry.prefix()[image.len()..]);
+        let rest = image.get(covered..).unwrap_or_default();
+        let moved = |location: &str| {
+            let location = version
+                .and_then(|version| location.strip_suffix(version))
+                .unwrap_or(location);
+            location.to_owned() + rest
+        };
         let by_digest = name.digest().is_some();
         let wanted = |mirror: &&Mirror| match mirror.pull_from_mirror {
             Pull::All => by_digest || !registry.mirror_by_digest_only,
@@ -195,14 +247,25 @@ impl Config {
         let mut places: Vec<_> = mirrors
             .map(|mirror| Place {
                 mirror_of: Some(name.host().into()),
-                ..place(&(mirror.location.clone() + rest), mirror.insecure)
+                ..place(&moved(&mirror.location), mirror.insecure)
             })
             .collect();
         places.push(match registry.location.as_str() {
             "" => place(&image, registry.insecure),
-            location => place(&(location.to_owned() + rest), registry.insecure),
+            location => place(&moved(location), registry.insecure),
         });
-        Ok(places)
+        // Where a mirror or another location leads to may be blocked by itself.
+        let mut refused = None;
+        places.retain(|place| {
+            let there = format!("{}/{}", place.host, place.repository);
+            let found = self.find(&there, &versions).filter(|(registry, _)| registry.blocked);
+            refused = found.map(|(registry, _)| registry).or(refused);
+            found.is_none()
+        });
+        match refused {
+            Some(registry) if places.is_empty() => Err(blocked(registry)),
+            _ => Ok(places),
+        }
     }
 }
 
@@ -323,6 +386,101 @@ mod tests {
                 .to_string()
                 .contains("blocks *.blocked.example")
         );
+    }
+
+    #[test]
+    fn a_prefix_may_name_a_tag_a_digest_or_a_path_below_a_wildcard() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let config = config(&format!(
+            r#"
+            [[registry]]
+            prefix = "h.example/os:bad"
+            blocked = true
+            [[registry]]
+            prefix = "h.example/os@{digest}"
+            blocked = true
+            [[registry]]
+            prefix = "h.example/os:moved"
+            location = "new.example/other:moved"
+            [[registry]]
+            prefix = "h.example"
+            location = "m.example/h"
+            [[registry]]
+            prefix = "*.wild.example/org"
+            location = "w.example/w"
+            [[registry]]
+            prefix = "*.wild.example"
+            blocked = true
+            "#
+        ));
+        let blocked = |image: &str| {
+            let Reference::Registry(name) = image.parse().unwrap() else {
+                panic!("{image}");
+            };
+            config.places(&name).is_err()
+        };
+        for image in [
+            "h.example/os:bad".to_owned(),
+            format!("h.example/os@{digest}"),
+            format!("h.example/os:good@{digest}"),
+            "a.wild.example/other/os:1".into(),
+            "a.b.wild.example/organ:1".into(),
+            "a.wild.example:5000/os:1".into(),
+        ] {
+            assert!(blocked(&image), "{image}");
+        }
+        for (image, place) in [
+            ("h.example/os:badly", "m.example/h/os"),
+            ("h.example/os/bad:1", "m.example/h/os/bad"),
+            ("h.example/os:moved", "new.example/other"),
+            ("a.wild.example/org/os:1", "w.example/w/os"),
+            ("x.example/a.wild.example/org/os:1", "x.example/a.wild.example/org/os"),
+        ] {
+            assert_eq!(places(&config, image), [place], "{image}");
+        }
+    }
+
+    #[test]
+    fn names_are_compared_without_case_of_the_host_and_slashes_at_the_end() {
+        let config = config(
+            r#"
+            [[registry]]
+            prefix = "Block.Example/"
+            blocked = true
+            [[registry]]
+            prefix = "h.example/org/"
+            location = "M.example/mirror//"
+            [[registry.mirror]]
+            location = "block.example/cache"
+            "#,
+        );
+        // The mirror is blocked by itself.
+        assert_eq!(places(&config, "h.example/org/os:1"), ["m.example/mirror/os"]);
+        let error = |text: &str, image: &str| {
+            let mut config = Config::default();
+            let Reference::Registry(name) = image.parse().unwrap() else {
+                panic!("{image}");
+            };
+            let added = config.add(Path::new("registries.conf"), text.as_bytes());
+            added.and_then(|()| config.places(&name)).unwrap_err().to_string()
+        };
+        let registry = "[[registry]]\nprefix = \"h.example\"\n";
+        for (more, image, why) in [
+            ("location = \"http://h.example\"", "h.example/os", "is an address"),
+            (
+                "[[registry.mirror]]\nlocation = \"\"",
+                "h.example/os",
+                "needs a location",
+            ),
+            (
+                "location = \"x.example\"\n[[registry]]\nprefix = \"x.example/os\"\nblocked = true",
+                "h.example/os",
+                "blocks x.example/os",
+            ),
+        ] {
+            let text = format!("{registry}{more}\n");
+            assert!(error(&text, image).contains(why), "{more}: {}", error(&text, image));
+        }
     }
 
     #[test]

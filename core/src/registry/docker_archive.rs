@@ -1,7 +1,8 @@
-//! What `docker save` and `podman save` write: configs and uncompressed layers, listed by `manifest.json`.
+//! What `docker save` and `podman save` write: configs and layers, listed by `manifest.json`.
 //!
 //! It has no manifest of the kind that registries have; one is made here, always the same for the same archive: layers are
-//! named by their diff_ids, which the config lists, so that they are checked like any other.
+//! named by their diff_ids, which the config lists, so that they are checked like any other. Where Docker keeps its images
+//! in containerd, it saves layers as they are in registries, compressed: these are named by their own digests.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -10,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::archive::Archive;
+use super::archive::{Archive, Packing};
 use super::oci_dir::{missing, wrong_size};
 use super::{Body, Failure, Fetched, Transport, Wanted};
 use crate::error::{Error, Result};
@@ -39,7 +40,8 @@ struct Saved {
     config: String,
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
-    layers: Vec<String>,
+    #[serde(default)]
+    layers: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -49,7 +51,8 @@ struct Config {
 
 #[derive(Deserialize)]
 struct RootFs {
-    diff_ids: Vec<BlobDigest>,
+    #[serde(default)]
+    diff_ids: Option<Vec<BlobDigest>>,
 }
 
 impl DockerArchive {
@@ -69,18 +72,30 @@ impl DockerArchive {
         let diff_ids = serde_json::from_slice::<Config>(&config)
             .map_err(|e| refuse(format!("the config {} is malformed: {e}", image.config)))?
             .rootfs
-            .diff_ids;
-        if diff_ids.len() != image.layers.len() {
-            let (layers, ids) = (image.layers.len(), diff_ids.len());
+            .diff_ids
+            .unwrap_or_default();
+        let members = image.layers.as_deref().unwrap_or_default();
+        if diff_ids.len() != members.len() {
+            let (layers, ids) = (members.len(), diff_ids.len());
             return Err(refuse(format!("it lists {layers} layers, its config {ids}")));
         }
         let config_digest = BlobDigest::from_hash(Sha256::digest(&config).into());
         let mut blobs = HashMap::from([(config_digest, image.config.clone())]);
         let mut layers = Vec::new();
-        for (member, diff_id) in image.layers.iter().zip(diff_ids) {
+        for (member, diff_id) in members.iter().zip(diff_ids) {
             let size = archive.size(member).ok_or_else(|| missing(archive.name(member)))?;
-            layers.push(json!({"mediaType": LAYER_TYPE, "digest": diff_id.to_string(), "size": size}));
-            blobs.insert(diff_id, member.clone());
+            let (digest, suffix) = match archive.packing(member)? {
+                None => (diff_id, ""),
+                Some(Packing::Gzip) => (packed(&archive, member)?, "+gzip"),
+                Some(Packing::Zstd) => (packed(&archive, member)?, "+zstd"),
+                Some(Packing::Xz | Packing::Bzip2) => {
+                    let why = "is in a compression that layers do not have (there are none, gzip and zstd)";
+                    return Err(refuse(format!("the layer {member} {why}")));
+                }
+            };
+            let media_type = format!("{LAYER_TYPE}{suffix}");
+            layers.push(json!({"mediaType": media_type, "digest": digest.to_string(), "size": size}));
+            blobs.insert(digest, member.clone());
         }
         let manifest = json!({
             "schemaVersion": 2,
@@ -95,6 +110,14 @@ impl DockerArchive {
             blobs,
         })
     }
+}
+
+/// The digest of a compressed layer. What its name says is checked when it is read.
+fn packed(archive: &Archive, member: &str) -> Result<BlobDigest> {
+    let named = member
+        .strip_prefix("blobs/sha256/")
+        .and_then(|hex| format!("sha256:{hex}").parse().ok());
+    named.map_or_else(|| archive.hash(member).map(BlobDigest::from_hash), Ok)
 }
 
 /// The image that is meant.

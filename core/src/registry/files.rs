@@ -1,8 +1,8 @@
 //! The files of an OCI image layout, in a folder or in an archive.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use super::archive::Archive;
 use crate::error::{Error, Result};
@@ -29,7 +29,11 @@ impl Files {
     /// A whole small file; `None` where there is none.
     pub(super) fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         match self {
-            Self::Folder(folder) => fs::read(&folder.join(name), limit),
+            Self::Folder(folder) => {
+                let path = folder.join(name);
+                is_there(&path)?;
+                fs::read(&path, limit)
+            }
             Self::Archive(archive) => archive.read(name, limit),
         }
     }
@@ -37,14 +41,7 @@ impl Files {
     /// A file's size; `None` where there is none.
     pub(super) fn size(&self, name: &str) -> Result<Option<u64>> {
         match self {
-            Self::Folder(folder) => {
-                let path = folder.join(name);
-                match std::fs::metadata(&path) {
-                    Ok(found) => Ok(Some(found.len())),
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-                    Err(e) => Err(Error::io("look at", path, e)),
-                }
-            }
+            Self::Folder(folder) => is_there(&folder.join(name)),
             Self::Archive(archive) => Ok(archive.size(name)),
         }
     }
@@ -55,9 +52,10 @@ impl Files {
             Self::Folder(folder) => {
                 let path = folder.join(name);
                 let fail = |e| Error::io("read", &path, e);
+                is_there(&path)?;
                 let mut file = match File::open(&path) {
                     Ok(file) => file,
-                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
                     Err(e) => return Err(fail(e)),
                 };
                 let size = file.metadata().map_err(fail)?.len();
@@ -69,5 +67,15 @@ impl Files {
                 Ok(found.map(|(size, reader)| (size, Box::new(reader) as _)))
             }
         }
+    }
+}
+
+/// The size of a file; `None` where there is none. A pipe or a folder is an error: reading it may never end.
+fn is_there(path: &Path) -> Result<Option<u64>> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => Ok(Some(found.len())),
+        Ok(_) => Err(Error::io("read", path, io::Error::other("it is not a regular file"))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("look at", path, e)),
     }
 }

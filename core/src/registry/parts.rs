@@ -267,7 +267,11 @@ impl<'m> Parts<'m> {
         let Some(flight) = self.flights.pop_front() else {
             return Err(self.cut());
         };
-        let answered = flight.answer.recv().map_err(|_| self.cut())??;
+        let answered = match flight.answer.recv().map_err(|_| self.cut())? {
+            // Some proxies fail on what they do not know.
+            Err(failure) if flight.several && failure.refused => Answered::Not,
+            answered => answered?,
+        };
         let (body, segment) = match answered {
             Answered::Several(reader, boundary) => (Body::Several(Multipart::new(reader, &boundary)), 0..0),
             Answered::One(reader, segment) if segment.start == want => {

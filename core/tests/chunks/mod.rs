@@ -169,6 +169,8 @@ pub enum Ranges {
     Cut(usize),
     /// An error, as some proxies have it.
     Broken,
+    /// The same, but only where it is asked for several.
+    FailsSeveral,
     /// Other bytes, for single ranges, too.
     Lies,
 }
@@ -303,6 +305,7 @@ fn answer(image: &Image, ways: Ranges, seen: &Seen) -> Reply {
             partial(lie, &ranges[0], blob.len())
         }
         Ranges::Single if ranges.len() > 1 => whole(),
+        Ranges::FailsSeveral if ranges.len() > 1 => Reply::new(500),
         Ranges::First => one(&ranges[0]),
         Ranges::Other if ranges.len() > 1 => {
             multipart(blob, &ranges, |range| part(range).iter().map(|b| b ^ 1).collect())

@@ -88,7 +88,9 @@ impl Report for Copied {
         } = self;
         let manifest = match self.original {
             true => "the manifest that the image came with",
-            false => "a manifest of its own: its layers are compressed in another way",
+            false => {
+                "a manifest of its own: its layers are compressed in another way, or the original is of Docker's kind"
+            }
         };
         match self.unchanged {
             true => format!(
