@@ -274,6 +274,7 @@ impl Common {
         };
         let work = |sysroot: &_| install::install(sysroot, &place, request, &context.ui);
         let installed = context.fetching(&sysroot, self.space, work)?;
+        super::image::expose::prepare(context, &sysroot);
         drop(sysroot);
         let done = Done::new(&place, installed, followed);
         place.finish()?;

@@ -177,6 +177,12 @@ fn podman_runs_what_was_pulled_without_copying_it_and_follows_what_becomes_of_it
     let out = machine.podman("podman start --attach kept 2>&1 || :; cat $(podman mount kept)/etc/version");
     assert!(out.ends_with('1'), "{out}");
     machine.podman("podman rm --force kept");
+    // So does an image of podman's own on the same layer.
+    machine.podman(&format!("podman tag {from} localhost/mine:1"));
+    let told = machine.cfs(["image", "rm", &from], 6);
+    assert!(told.stderr.contains("podman rmi"), "{}", told.stderr);
+    machine.podman("podman rmi localhost/mine:1");
+    machine.podman(&format!("podman rmi {from} || :"));
     let told = machine.cfs(["gc", "--json"], 0).json();
     assert!(!told["objects"].as_array().unwrap().is_empty());
     assert_eq!(machine.layers(), 1);

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::common::layout::{How, Image, Layer, base, noise, small};
+use crate::common::registry::Registry;
 use crate::common::{Cfs, Ran, is_root, list, name, scratch, tool};
 
 const LOADER: &str = "MZ #### LoaderInfo: systemd-boot 257 ####";
@@ -236,6 +237,46 @@ fn what_is_installed_from_a_folder_can_follow_a_registry() {
     let (cfs, boot) = root.cfs();
     let status = cfs.run(["status", "--json", "--boot", &boot]).expect(0).json();
     assert_eq!(status["spec"]["image"]["image"], "quay.io/org/os:41");
+    cfs.run(["fsck", "--boot", &boot]).expect(0);
+}
+
+#[test]
+fn what_an_installed_system_binds_is_there_for_podman_at_its_first_boot() {
+    if !is_root("mounting a file system to install to") {
+        return;
+    }
+    let root = Root::new("ext4");
+    let registry = Registry::start();
+    let app = Layer::default().dirs(&["usr"]).file("usr/app", noise(1, 9000));
+    let app = Image::new("1")
+        .layer(app, How::Gzip)
+        .finish()
+        .push(&registry, "app", "1");
+    let binds = loader(Layer::default().dirs(&["usr", "usr/lib"]))
+        .dirs(&[
+            "usr/lib/bootc",
+            "usr/lib/bootc/bound-images.d",
+            "etc",
+            "var",
+            "var/roothome",
+        ])
+        .file(
+            "usr/lib/bootc/bound-images.d/app.image",
+            format!("[Image]\nImage={app}\n"),
+        )
+        .symlink("root", "var/roothome");
+    let os = small(1, "k1", 3, 5000).layer(binds, How::Gzip).finish();
+    let os = os.layout(&root.path("oci"), "os");
+    root.install(&os, ["--allow-missing-verity"]).expect(0);
+    let shelf = root.mount().join("state/cfs-update/podman");
+    let images = fs::read_to_string(shelf.join("overlay-images/images.json")).unwrap();
+    assert!(images.contains(&app), "{images}");
+    let layers = list(&shelf.join("overlay"));
+    let links = layers.iter().filter_map(|layer| fs::read_link(layer.join("diff")).ok());
+    let links: Vec<_> = links.collect();
+    // As the system has it that runs, not where it was installed to.
+    assert_eq!(links, [Path::new("/sysroot/composefs/objects"); 2]);
+    let (cfs, boot) = root.cfs();
     cfs.run(["fsck", "--boot", &boot]).expect(0);
 }
 

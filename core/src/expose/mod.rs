@@ -12,7 +12,7 @@
 //!
 //! Invariant: what is listed here is kept in the store by a name of its own (`podman-…` below `images/refs/cfs-update`),
 //! which is there before it is listed and goes after it is not; and a layer that a container of podman's stands on is
-//! neither unlisted nor let go of, whatever became of its image. All of it is derived and can be made again.
+//! neither unlisted nor let go of, whatever became of its image, nor is one that podman has given a name of its own. All of it is derived and can be made again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -57,6 +57,8 @@ pub struct Shelf<'a> {
     store: &'a Store,
     root: PathBuf,
     podman: &'a Places,
+    /// Where podman finds the objects; it takes absolute links only.
+    objects: PathBuf,
 }
 
 /// An image to be shown to podman.
@@ -132,7 +134,14 @@ impl<'a> Shelf<'a> {
             store,
             root: root.to_path_buf(),
             podman,
+            objects: store.objects(),
         }
+    }
+
+    /// For a podman that has the objects there: on a system that is yet to boot.
+    pub fn with_objects(mut self, objects: PathBuf) -> Self {
+        self.objects = objects;
+        self
     }
 
     /// Whether images are shown to podman at all.
@@ -290,7 +299,8 @@ impl<'a> Shelf<'a> {
         match containers {
             Containers::Unknown(why) => Err(busy(&format!("podman, perhaps: its storage cannot be read ({why})"))),
             _ if containers.may_use(&layer.id) => Err(busy(
-                "a container of podman's (`podman ps -a` lists them, `podman rm` removes one)",
+                "a container or an image of podman's (`podman ps -a` and `podman images` list them, `podman rm` and \
+                 `podman rmi` remove them)",
             )),
             _ => Ok(()),
         }
@@ -307,7 +317,7 @@ impl<'a> Shelf<'a> {
         Ok(match opened {
             Ok(None) => Containers::None,
             Ok(Some(storage)) => Containers::Of {
-                layers: storage.parents().map(String::from).collect(),
+                layers: storage.needed().map(String::from).collect(),
                 _storage: Box::new(storage),
             },
             Err(error) => Containers::Unknown(error.to_string()),
@@ -393,7 +403,7 @@ impl<'a> Shelf<'a> {
     fn write_layer(&self, layer: &ShownLayer) -> Result<()> {
         let overlay = self.root.join("overlay");
         let folder = overlay.join(&layer.id);
-        let objects = self.store.objects();
+        let objects = self.objects.clone();
         let Ok(image) = layer.image.parse::<ObjectId>() else {
             return Ok(());
         };

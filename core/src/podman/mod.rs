@@ -97,6 +97,11 @@ struct ImageRecord {
     digest: Option<String>,
     #[serde(default)]
     names: Option<Vec<String>>,
+    /// The highest of its layers, and the same for other owners.
+    #[serde(default)]
+    layer: Option<String>,
+    #[serde(default, rename = "mapped-layers")]
+    mapped: Option<Vec<String>>,
     #[serde(default, rename = "big-data-digests")]
     data_digests: Option<BTreeMap<String, String>>,
     #[serde(skip)]
@@ -209,10 +214,16 @@ impl Storage {
         self.locks().clear();
     }
 
-    /// Ids of layers that another one stands on: of images, and of containers.
-    pub fn parents(&self) -> impl Iterator<Item = &str> {
+    /// Ids of layers that something stands on: another layer (of an image, of a container), or an image, as one that was
+    /// given a name with `podman tag`.
+    pub fn needed(&self) -> impl Iterator<Item = &str> {
         let parents = self.layers.iter().filter_map(|layer| layer.parent.as_deref());
-        parents.filter(|parent| !parent.is_empty())
+        let tops = self.images.iter().filter_map(|image| image.layer.as_deref());
+        let mapped = self.images.iter().flat_map(|image| image.mapped.iter().flatten());
+        parents
+            .chain(tops)
+            .chain(mapped.map(String::as_str))
+            .filter(|id| !id.is_empty())
     }
 
     /// A complete layer with this diff_id, as its record has it.

@@ -138,11 +138,10 @@ fn images_apart_additional_ones_and_containers_that_do_not_outlive_a_boot_belong
         ["root", "images", "run", "more", "shelf", "gone"].map(|name| dir.path().join(name));
     let diff = |n: u8| DiffId::from_hash([n; 32]);
     records(&root, "layers", &json!([layer(&root, "aa", &diff(1).to_string(), "")]));
-    records(
-        &images,
-        "images",
-        &json!([image(&images, &"0a".repeat(32), &["localhost/a:1"], &["a"])]),
-    );
+    let mut tagged = image(&images, &"0a".repeat(32), &["localhost/a:1"], &["a"]);
+    tagged["layer"] = "ee".into();
+    tagged["mapped-layers"] = json!(["ff"]);
+    records(&images, "images", &json!([tagged]));
     records(&more, "layers", &json!([layer(&more, "bb", &diff(2).to_string(), "")]));
     records(
         &more,
@@ -181,7 +180,7 @@ fn images_apart_additional_ones_and_containers_that_do_not_outlive_a_boot_belong
         error.contains(gone.to_str().unwrap()),
         "what was passed over is said: {error}"
     );
-    assert_eq!(storage.parents().collect::<Vec<_>>(), ["aa"]);
+    assert_eq!(storage.needed().collect::<Vec<_>>(), ["aa", "ee", "ff"]);
     let places = |n| storage.layer(&diff(n)).map(|layer| layer.places());
     assert_eq!(places(1).unwrap()[0], images.join("overlay/aa/diff"));
     assert_eq!(places(2).unwrap()[0], more.join("overlay/bb/diff"));

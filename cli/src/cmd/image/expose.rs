@@ -7,6 +7,7 @@ use anyhow::Result;
 use cfs_core::error::Kind as ErrorKind;
 use cfs_core::expose::{self, Change, Shelf, Shown, Wanted};
 use cfs_core::monitor::{Event, Monitor};
+use cfs_core::podman::Places;
 use cfs_core::sys::fs::{self, Fs, RealFs};
 use cfs_core::sysroot::Sysroot;
 use cfs_core::{Error, Result as CoreResult};
@@ -19,6 +20,8 @@ use crate::output::Report;
 const CONF: &str = "/etc/containers/storage.conf";
 /// podman reads it where the other is not there.
 const VENDOR: &str = "/usr/share/containers/storage.conf";
+/// Where a system that runs has its objects.
+const INSTALLED: &str = "/sysroot/composefs/objects";
 const CONF_LIMIT: u64 = 1 << 20;
 
 /// Show the store's images and the running system to podman, without copying them
@@ -102,6 +105,9 @@ impl Expose {
         if self.remove && shelf.is_there() {
             shelf.remove()?;
         }
+        if self.remove {
+            warn_of_settings(context, &podman, &store);
+        }
         context.show(&Exposed {
             store,
             images: shown.into_iter().map(Image::of).collect(),
@@ -179,6 +185,19 @@ fn remove(path: &Path) -> CoreResult<()> {
     RealFs.sync_dir(fs::parent(path)?)
 }
 
+/// podman does not work at all with settings that name a store that is not there.
+fn warn_of_settings(context: &Context, podman: &Places, store: &str) {
+    let text = |path: &&PathBuf| fs::read_text(path, CONF_LIMIT).ok().flatten();
+    let found = podman.files.iter().find_map(|path| Some((path, text(&path)?)));
+    if let Some((path, text)) = found
+        && expose::remove(Some(&text), None, store) != Change::Nothing
+        && text.contains(store)
+    {
+        let why = format!("{} still names {store}; podman fails until it does not", path.display());
+        context.ui.event(Event::Warning(why));
+    }
+}
+
 /// Through a link to the file that it means, with the permissions that it has.
 fn write(path: &Path, text: &str) -> CoreResult<()> {
     let found = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
@@ -243,7 +262,17 @@ fn wanted(sysroot: &Sysroot, shelf: &Shelf<'_>, context: &Context) -> CoreResult
 pub fn refresh(context: &Context, sysroot: &Sysroot) {
     let podman = context.registry().podman;
     let root = root(sysroot);
+    refresh_shelf(context, sysroot, &Shelf::new(&RealFs, sysroot.store(), &root, &podman));
+}
+
+/// The same for a system that was installed: what it binds is needed at its first boot. No podman uses anything there yet.
+pub fn prepare(context: &Context, sysroot: &Sysroot) {
+    let (podman, root) = (Places::default(), root(sysroot));
     let shelf = Shelf::new(&RealFs, sysroot.store(), &root, &podman);
+    refresh_shelf(context, sysroot, &shelf.with_objects(INSTALLED.into()));
+}
+
+fn refresh_shelf(context: &Context, sysroot: &Sysroot, shelf: &Shelf<'_>) {
     let binds = || {
         let tags = sysroot.store().tags().unwrap_or_default();
         tags.keys().any(|tag| cfs_core::bound::name(tag).is_some())
@@ -251,7 +280,7 @@ pub fn refresh(context: &Context, sysroot: &Sysroot) {
     if !shelf.is_there() && !binds() {
         return;
     }
-    let shown = wanted(sysroot, &shelf, context).and_then(|wanted| shelf.show(&wanted));
+    let shown = wanted(sysroot, shelf, context).and_then(|wanted| shelf.show(&wanted));
     if let Err(error) = shown {
         let why = format!("podman still sees the images of before: {error}; `cfs-update image expose` tries again");
         context.ui.event(Event::Warning(why));
