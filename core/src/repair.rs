@@ -16,17 +16,20 @@ use crate::monitor::{Event, Monitor, Stage};
 use crate::pull::{self, IMAGE_LIMIT, Imported, Variant};
 use crate::reference::Reference;
 use crate::registry::Registry;
+use crate::store::fsck::Mend;
 use crate::store::{Store, StoredConfig};
 use crate::sysroot::{Known, Sysroot};
 
 /// What was done.
 #[derive(Debug, Default)]
 pub struct Repaired {
-    /// Broken objects that were removed.
+    /// Objects with another content than their name says, which were removed.
     pub removed: Vec<ObjectId>,
+    /// Objects that were given the fs-verity that they lacked.
+    pub sealed: Vec<ObjectId>,
     /// Images of which something was fetched or made anew, by reference and manifest.
     pub mended: Vec<String>,
-    /// Images that could not be mended, and why.
+    /// Images and objects that could not be mended, and why.
     pub failed: Vec<(String, Error)>,
 }
 
@@ -40,16 +43,24 @@ struct Wanted {
     deployment: Option<DeploymentId>,
 }
 
-/// Removes the `broken` objects, as `fsck` found them, and fetches what is missing from where it came from.
+/// Does what `fsck` found to be needed, and fetches what is missing from where it came from.
 ///
 /// # Errors
 /// What removing and listing give. An image that cannot be fetched is no failure of the others.
-pub fn repair(sysroot: &Sysroot, broken: &[ObjectId], monitor: &dyn Monitor) -> Result<Repaired> {
+pub fn repair(sysroot: &Sysroot, needed: &[Mend], monitor: &dyn Monitor) -> Result<Repaired> {
     let store = sysroot.store();
     let mut done = Repaired::default();
-    for id in broken.iter().collect::<BTreeSet<_>>() {
-        store.remove_broken(id)?;
-        done.removed.push(*id);
+    for mend in needed.iter().collect::<BTreeSet<_>>() {
+        match mend {
+            Mend::Content(id) => {
+                store.remove_broken(id)?;
+                done.removed.push(*id);
+            }
+            Mend::Seal(id) => match store.seal(id) {
+                Ok(()) => done.sealed.push(*id),
+                Err(error) => done.failed.push((format!("object {id}"), error)),
+            },
+        }
     }
     for wanted in all(sysroot)? {
         if wanted.is_whole(store) {

@@ -58,8 +58,8 @@ pub struct Finding {
     pub why: String,
     /// Damage; otherwise only worth knowing.
     pub damage: bool,
-    /// The object whose content is proven to be wrong, or lost: what [`crate::repair`] removes.
-    pub broken: Option<ObjectId>,
+    /// What [`crate::repair`] would do about it.
+    pub mend: Option<store_check::Mend>,
 }
 
 /// Removes what no deployment needs and nothing else; with `dry_run` only says what that is.
@@ -278,11 +278,11 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
         name,
         why,
         damage: true,
-        broken: None,
+        mend: None,
     };
     let store = store_check::check(&sysroot.store, &objects_of, &mut |f| {
         report(Finding {
-            broken: f.broken,
+            mend: f.mend,
             ..damage("repository", f.path, f.why)
         })
     })?;
@@ -305,7 +305,7 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
                 name: deployment.id.to_hex(),
                 why: "has no boot entry; `cfs-update gc` removes it".into(),
                 damage: false,
-                broken: None,
+                mend: None,
             });
         }
     }
@@ -322,7 +322,7 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
             name: finding.what,
             why: finding.why,
             damage: finding.damage,
-            broken: None,
+            mend: None,
         });
     }
     checked.store = store;

@@ -253,7 +253,9 @@ class Store:
         self._unmount()
         expect(status != 0, "--verity try read an object without fs-verity though image and file system have it")
         path = self.object[1]
-        self.guest.check(f"mv {path}.kept {path}")
+        sealed = self.guest.check(f"rm {path}.kept && {EXT4} fsck --repair", timeout=300)
+        expect(f"Sealed object {path.split('objects/')[1].replace('/', '')}" in sealed, sealed[-1500:])
+        self._objects(note)
         note(self._fsck())
 
     def _digest(self, note):

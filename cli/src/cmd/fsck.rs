@@ -4,7 +4,8 @@ use anyhow::Result;
 use cfs_core::Error;
 use cfs_core::ids::ObjectId;
 use cfs_core::monitor::{Event, Monitor};
-use cfs_core::repair::{self, Repaired};
+use cfs_core::repair;
+use cfs_core::store::fsck::Mend;
 use cfs_core::sysroot::Sysroot;
 use cfs_core::upkeep::{self, Checked};
 use serde::Serialize;
@@ -18,7 +19,7 @@ use crate::output::{self, Report};
 /// Exit code 1 if something is broken. Nothing is changed without --repair.
 #[derive(Debug, clap::Args)]
 pub struct Fsck {
-    /// Remove objects whose content is wrong, fetch what deployments and pulled images need from where they came from, and
+    /// Remove objects whose content is wrong, enable fs-verity where it is missing, fetch what deployments and pulled images need from where they came from, and
     /// check once more
     #[arg(long)]
     repair: bool,
@@ -48,6 +49,7 @@ struct Summary {
 #[derive(Debug, Serialize)]
 struct Mended {
     removed: Vec<String>,
+    sealed: Vec<String>,
     mended: Vec<String>,
     failed: Vec<String>,
 }
@@ -68,11 +70,11 @@ impl Fsck {
             return summary.show(context);
         }
         let sysroot = context.open(&self.boot, "fsck --repair")?;
-        let (summary, broken) = check(context, &sysroot)?;
+        let (summary, needed) = check(context, &sysroot)?;
         if summary.problems == 0 {
             return summary.show(context);
         }
-        let work = |sysroot: &Sysroot| repair::repair(sysroot, &broken, &context.ui);
+        let work = |sysroot: &Sysroot| repair::repair(sysroot, &needed, &context.ui);
         let repaired = context.fetching(&sysroot, self.space, work)?;
         super::image::expose::refresh(context, &sysroot);
         let failed = repaired.failed.iter().map(|(image, error)| format!("{image}: {error}"));
@@ -80,25 +82,26 @@ impl Fsck {
         for why in &failed {
             context.ui.event(Event::Warning(format!("not mended: {why}")));
         }
-        let Repaired { removed, mended, .. } = repaired;
+        let hex = |ids: &[ObjectId]| ids.iter().map(ToString::to_string).collect();
         context.ui.finish(true);
         let (mut summary, _) = check(context, &sysroot)?;
         summary.repaired = Some(Mended {
-            removed: removed.iter().map(ToString::to_string).collect(),
-            mended,
+            removed: hex(&repaired.removed),
+            sealed: hex(&repaired.sealed),
+            mended: repaired.mended,
             failed,
         });
         summary.show(context)
     }
 }
 
-/// Looks at everything; with the objects whose content is wrong. A check may take long: to people each finding is shown
+/// Looks at everything; with what objects need. A check may take long: to people each finding is shown
 /// when it is found. A closed pipe is seen at the end.
-fn check(context: &Context, sysroot: &Sysroot) -> Result<(Summary, Vec<ObjectId>)> {
+fn check(context: &Context, sysroot: &Sysroot) -> Result<(Summary, Vec<Mend>)> {
     let mut findings = Vec::new();
-    let mut broken = Vec::new();
+    let mut needed = Vec::new();
     let checked = upkeep::fsck(sysroot, &mut |found| {
-        broken.extend(found.broken);
+        needed.extend(found.mend);
         let finding = Finding {
             what: found.what,
             name: found.name,
@@ -126,7 +129,7 @@ fn check(context: &Context, sysroot: &Sysroot) -> Result<(Summary, Vec<ObjectId>
         findings,
         repaired: None,
     };
-    Ok((summary, broken))
+    Ok((summary, needed))
 }
 
 impl Summary {
@@ -158,10 +161,17 @@ impl Report for Summary {
             ..
         } = self;
         let mut text = String::new();
-        if let Some(Mended { removed, mended, .. }) = &self.repaired {
+        if let Some(Mended {
+            removed,
+            sealed,
+            mended,
+            ..
+        }) = &self.repaired
+        {
             let mut list =
                 |what: &str, names: &[String]| names.iter().for_each(|name| text.push_str(&format!("{what} {name}\n")));
             list("Removed object", removed);
+            list("Sealed object", sealed);
             list("Mended", mended);
         }
         text + &format!(

@@ -29,8 +29,17 @@ pub struct Finding {
     pub path: String,
     /// What is wrong, and what to do.
     pub why: String,
-    /// The object whose content is proven to be wrong, or lost.
-    pub broken: Option<ObjectId>,
+    /// What would mend an object.
+    pub mend: Option<Mend>,
+}
+
+/// What an object needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mend {
+    /// Another content: what it has is proven to be wrong, or lost.
+    Content(ObjectId),
+    /// The fs-verity that the repository demands; the content is right.
+    Seal(ObjectId),
 }
 
 /// What was looked at.
@@ -73,7 +82,7 @@ fn finding(path: impl Into<String>, why: impl Into<String>) -> Finding {
     Finding {
         path: path.into(),
         why: why.into(),
-        broken: None,
+        mend: None,
     }
 }
 
@@ -104,13 +113,13 @@ fn object_folder(store: &Store, folder: u8, sender: &Sender<Finding>) -> u64 {
         count += 1;
         let wrong = match id {
             Some(id) => object(store, &id),
-            None => Some((false, "its name is no digest of this repository; remove it".into())),
+            None => Some((None, "its name is no digest of this repository; remove it".into())),
         };
-        if let Some((broken, why)) = wrong {
+        if let Some((mend, why)) = wrong {
             let _ = sender.send(Finding {
                 path: format!("objects/{name}"),
                 why,
-                broken: id.filter(|_| broken),
+                mend,
             });
         }
         Ok(())
@@ -121,26 +130,28 @@ fn object_folder(store: &Store, folder: u8, sender: &Sender<Finding>) -> u64 {
     count
 }
 
-/// What is wrong with an object, and whether that is its content.
-fn object(store: &Store, id: &ObjectId) -> Option<(bool, String)> {
+/// What is wrong with an object, and what would mend it.
+fn object(store: &Store, id: &ObjectId) -> Option<(Option<Mend>, String)> {
+    let content = Some(Mend::Content(*id));
     let checked = store.open_object(id).and_then(|mut file| {
         let sealed = verity::measure(&file)?;
         if let Some(other) = sealed.filter(|sealed| sealed != id) {
-            return Ok(Some(format!("its content is that of {other}; {REPAIR}")));
+            return Ok(Some((content, format!("its content is that of {other}; {REPAIR}"))));
         }
         // Sealed content is read as well: the kernel checks each block, and a lost one is an error.
         let (found, _) =
             verity::hash_reader(id.algorithm(), &mut file).map_err(|e| Error::io("read", store.object_path(id), e))?;
         if found != *id {
-            return Ok(Some(format!("its content is that of {found}; {REPAIR}")));
+            return Ok(Some((content, format!("its content is that of {found}; {REPAIR}"))));
         }
         let unsealed = sealed.is_none() && store.objects.verity() == Verity::Required;
-        Ok(unsealed.then(|| format!("it has no fs-verity, which this repository demands; {REPAIR}")))
+        let why = "it has no fs-verity, which this repository demands; `cfs-update fsck --repair` enables it";
+        Ok(unsealed.then(|| (Some(Mend::Seal(*id)), why.into())))
     });
-    match checked {
-        Ok(wrong) => wrong.map(|why| (true, why)),
-        Err(error) => Some((is_lost(&error), format!("{error}; {REPAIR}"))),
-    }
+    checked.unwrap_or_else(|error| match is_lost(&error) {
+        true => Some((content, format!("{error}; {REPAIR}"))),
+        false => Some((None, error.to_string())),
+    })
 }
 
 /// Whether the kernel, which checks what is sealed, or the disk cannot give the content any more.

@@ -368,6 +368,22 @@ impl Store {
         self.objects.remove(id)
     }
 
+    /// Gives an object the fs-verity that it lacks; its content was checked.
+    ///
+    /// # Errors
+    /// [`Error::Object`] where there is no fs-verity; what enabling it gives.
+    pub(crate) fn seal(&self, id: &ObjectId) -> Result<()> {
+        let file = self.open_object(id)?;
+        let enabled = verity::enable(&file, self.algorithm)?;
+        if enabled && verity::measure(&file)? == Some(*id) {
+            return Ok(());
+        }
+        Err(Error::Object {
+            id: id.to_hex(),
+            why: "fs-verity cannot be enabled; enable the feature `verity` of the file system".into(),
+        })
+    }
+
     /// Where the object is or would be.
     pub fn object_path(&self, id: &ObjectId) -> PathBuf {
         self.objects.path(id)
