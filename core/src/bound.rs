@@ -64,7 +64,10 @@ pub fn look(store: &Store, tree: &Tree) -> Result<BTreeMap<String, Reference>> {
 
 /// What a quadlet file names, or what the one that it names instead does.
 fn reference_of(store: &Store, tree: &Tree, name: &str, path: &str) -> Result<Reference> {
-    let fail = |why: String| Error::Settings { path: path.into(), why };
+    let fail = |why: String| Error::Settings {
+        path: path.into(),
+        why: format!("{why}; it is in the image that this has to be mended"),
+    };
     let wanted = section(name).ok_or_else(|| fail("is no .image or .container file".into()))?;
     let file = tree.resolve(path).ok_or_else(|| fail("leads nowhere".into()))?;
     let text = String::from_utf8(read_file(store, path, file)?).map_err(|_| fail("is not UTF-8".into()))?;
@@ -103,7 +106,7 @@ fn value_of(text: &str, wanted: &str, wanted_key: &str) -> Option<String> {
     let mut section = String::new();
     let mut found = None;
     let mut begun = String::new();
-    let lines = text.lines().map(str::trim);
+    let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
     for line in lines.filter(|line| !line.starts_with(['#', ';'])).chain(iter::once("")) {
         if let Some(line) = line.strip_suffix('\\') {
             begun.push_str(line);
@@ -242,6 +245,10 @@ mod tests {
         assert_eq!(image_of(text, "Container").as_deref(), Some("quay.io/a/b:2"));
         assert_eq!(image_of(text, "Image"), None);
         assert_eq!(image_of("[Image]\nImage=\n", "Image"), None);
+        assert_eq!(
+            image_of("\u{feff}[Image]\nImage=quay.io/a:1\n", "Image").as_deref(),
+            Some("quay.io/a:1")
+        );
         let continued =
             "[Container]\r\nImage=\\\r\n# not this\r\n  quay.io/a/b:3\r\nExec=a \\\r\nImage=no\r\n[Image]\\\n";
         assert_eq!(image_of(continued, "Container").as_deref(), Some("quay.io/a/b:3"));

@@ -357,7 +357,7 @@ fn settings_are_changed_where_a_link_leads_and_keep_their_permissions() {
     cfs.run(["image", "pull", &os.layout(&dir.path().join("images"), "stable")])
         .expect(0);
     let (real, link) = (dir.path().join("real.conf"), dir.path().join("link.conf"));
-    let before = "[storage]\r\ndriver = \"vfs\"\r\n";
+    let before = "[storage]\r\ndriver = \"vfs\"\r\n[storage.options]\r\n";
     fs::write(&real, before).unwrap();
     fs::set_permissions(&real, fs::Permissions::from_mode(0o600)).unwrap();
     std::os::unix::fs::symlink("real.conf", &link).unwrap();
@@ -366,7 +366,15 @@ fn settings_are_changed_where_a_link_leads_and_keep_their_permissions() {
     assert!(told.stderr.contains("driver \"overlay\" only"), "{}", told.stderr);
     assert!(fs::symlink_metadata(link).unwrap().is_symlink());
     assert_eq!(fs::metadata(&real).unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(fs::read_to_string(&real).unwrap().starts_with(before));
+    let changed = fs::read_to_string(&real).unwrap();
+    assert!(changed.starts_with(before), "{changed}");
+    fs::write(&real, changed.replace("= [", "= [\"/nonexistent/store\", ")).unwrap();
+    let told = cfs.run(["image", "expose", "--storage-conf", link]).expect(0);
+    assert!(
+        told.stderr.contains("/nonexistent/store is not there"),
+        "{}",
+        told.stderr
+    );
     // A new file goes again when nobody changed it; one that cannot be made is an error that says what it needs.
     let new = dir.path().join("new/storage.conf");
     for remove in [&[] as &[_], &["--remove"]] {

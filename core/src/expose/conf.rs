@@ -64,6 +64,11 @@ fn new(vendor: Option<&str>) -> String {
     }
 }
 
+/// The additional stores that a file names.
+pub fn named(text: &str) -> Vec<String> {
+    stores(text).ok().flatten().unwrap_or_default()
+}
+
 /// What in a file keeps podman from showing a store of this kind.
 pub fn doubts(text: &str) -> Vec<String> {
     let Ok(File { storage }) = toml::from_str(text) else {

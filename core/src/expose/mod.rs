@@ -27,17 +27,20 @@ use crate::error::{Error, Result};
 use crate::ids::{ManifestDigest, ObjectId};
 use crate::image::{Versions, writer};
 use crate::manifest::{Config, Document, Manifest};
-use crate::podman::{Place, Places, Storage};
+use crate::podman::Places;
 use crate::pull::{self, Variant};
 use crate::store::{Store, WHOLE_IMAGE_V1};
 use crate::sys::fs::{self, Fs};
 use crate::sys::lock::RecordLock;
 
 mod conf;
+mod containers;
 mod names;
 
-pub use conf::{Change, add, doubts, remove};
+pub use conf::{Change, add, doubts, named, remove};
 pub use names::name_for_podman;
+
+use containers::Containers;
 
 const RECORDS_LIMIT: u64 = 256 << 20;
 /// How names of images begin that are kept for podman.
@@ -112,18 +115,6 @@ struct Ready {
     image: ObjectId,
     manifest: Manifest,
     config: Config,
-}
-
-/// podman's containers, of which none is made meanwhile.
-enum Containers {
-    None,
-    Of {
-        /// What they stand on.
-        layers: BTreeSet<String>,
-        _storage: Box<Storage>,
-    },
-    /// Any layer may have one on it: why that is not known.
-    Unknown(String),
 }
 
 impl<'a> Shelf<'a> {
@@ -204,7 +195,7 @@ impl<'a> Shelf<'a> {
             .map(|image| (image.layer.id.clone(), image.layer.clone()))
             .collect();
         // Until all is done podman makes no container: it might stand on what goes.
-        let containers = self.containers()?;
+        let containers = Containers::of(self.podman)?;
         for layer in self.listed()? {
             if containers.may_use(&layer.id) && layer.image.parse().is_ok_and(|id| self.store.has_object(&id)) {
                 layers.entry(layer.id.clone()).or_insert(layer);
@@ -257,7 +248,7 @@ impl<'a> Shelf<'a> {
     /// # Errors
     /// [`Error::Busy`] while a container stands on it; what removing gives.
     pub fn remove(&self) -> Result<()> {
-        let containers = self.containers()?;
+        let containers = Containers::of(self.podman)?;
         for layer in &self.listed()? {
             self.refuse_used(layer, &containers)?;
         }
@@ -285,7 +276,7 @@ impl<'a> Shelf<'a> {
         if layers.is_empty() {
             return Ok(());
         }
-        let containers = self.containers()?;
+        let containers = Containers::of(self.podman)?;
         layers
             .into_iter()
             .try_for_each(|layer| self.refuse_used(layer, &containers))
@@ -304,24 +295,6 @@ impl<'a> Shelf<'a> {
             )),
             _ => Ok(()),
         }
-    }
-
-    /// What in podman's own storage may stand on a layer; podman changes nothing there as long as this is held.
-    fn containers(&self) -> Result<Containers> {
-        let Some(place) = self.podman.place()? else {
-            return Ok(Containers::None);
-        };
-        // Not the additional stores, of which this is one.
-        let additional = Vec::new();
-        let opened = Storage::open(&Place { additional, ..place }, PATIENCE);
-        Ok(match opened {
-            Ok(None) => Containers::None,
-            Ok(Some(storage)) => Containers::Of {
-                layers: storage.needed().map(String::from).collect(),
-                _storage: Box::new(storage),
-            },
-            Err(error) => Containers::Unknown(error.to_string()),
-        })
     }
 
     fn ready(&self, wanted: &Wanted) -> Result<Ready> {
@@ -493,16 +466,6 @@ impl<'a> Shelf<'a> {
         Ok(text
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default())
-    }
-}
-
-impl Containers {
-    fn may_use(&self, layer: &str) -> bool {
-        match self {
-            Self::None => false,
-            Self::Of { layers, .. } => layers.contains(layer),
-            Self::Unknown(_) => true,
-        }
     }
 }
 

@@ -18,18 +18,12 @@ pub struct Places {
     pub usual: Option<PathBuf>,
     /// Where what does not outlive a boot is, if none says so (`runroot`).
     pub run: Option<PathBuf>,
-    /// For who is not root: what the system's settings say about him.
-    pub rootless: Option<Rootless>,
-}
-
-/// The system's word on users' storage: `rootless_storage_path` counts where the user has no settings of his own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rootless {
-    /// The first that exists counts.
-    pub files: Vec<PathBuf>,
-    /// `$HOME`
+    /// For who is not root: the system's settings, of which the first that exists counts; its `rootless_storage_path` does
+    /// where the user's own settings say nothing.
+    pub system: Vec<PathBuf>,
+    /// `$HOME` in a path.
     pub home: Option<PathBuf>,
-    /// `$UID`
+    /// `$UID` in a path.
     pub uid: u32,
 }
 
@@ -79,7 +73,7 @@ impl Places {
     /// [`Error::Settings`] for a file that is no TOML.
     pub fn place(&self) -> Result<Option<Place>> {
         let found = first(&self.files)?;
-        let given = |text: &str| Some(PathBuf::from(text)).filter(|_| !text.is_empty());
+        let given = |text: &str| Some(self.expanded(text)).filter(|_| !text.is_empty());
         let Section {
             driver,
             graphroot,
@@ -102,13 +96,15 @@ impl Places {
     }
 
     fn of_user(&self) -> Result<Option<PathBuf>> {
-        let Some(rootless) = &self.rootless else {
-            return Ok(None);
-        };
-        let text = first(&rootless.files)?.unwrap_or_default().rootless_storage_path;
-        let home = rootless.home.as_deref().unwrap_or(Path::new("")).to_string_lossy();
-        let text = text.replace("$HOME", &home).replace("$UID", &rootless.uid.to_string());
-        Ok(Some(PathBuf::from(text)).filter(|path| path.is_absolute()))
+        let text = first(&self.system)?.unwrap_or_default().rootless_storage_path;
+        Ok(Some(self.expanded(&text)).filter(|path| path.is_absolute()))
+    }
+
+    /// As podman has it.
+    fn expanded(&self, text: &str) -> PathBuf {
+        let home = self.home.as_deref().unwrap_or(Path::new("")).to_string_lossy();
+        let text = text.replace("$UID", &self.uid.to_string());
+        text.replace("${HOME}", &home).replace("$HOME", &home).into()
     }
 }
 
@@ -238,17 +234,15 @@ mod tests {
             files: vec![own.clone()],
             usual: Some("/home/u/.local/share/containers/storage".into()),
             run: None,
-            rootless: Some(Rootless {
-                files: vec![system.clone()],
-                home: Some("/home/u".into()),
-                uid: 1000,
-            }),
+            system: vec![system.clone()],
+            home: Some("/home/u".into()),
+            uid: 1000,
         };
         let root = || places.place().unwrap().unwrap().root;
         assert!(root().starts_with("/home/u/.local"));
         std::fs::write(&system, "[storage]\nrootless_storage_path = \"/data/$UID$HOME/c\"\n").unwrap();
         assert_eq!(root(), Path::new("/data/1000/home/u/c"));
-        std::fs::write(&own, "[storage]\ngraphroot = \"/mine\"\n").unwrap();
-        assert_eq!(root(), Path::new("/mine"));
+        std::fs::write(&own, "[storage]\ngraphroot = \"${HOME}/$UID/mine\"\n").unwrap();
+        assert_eq!(root(), Path::new("/home/u/1000/mine"));
     }
 }

@@ -35,7 +35,7 @@ mod image;
 mod tar_split;
 
 pub(crate) use config::split;
-pub use config::{Place, Places, Rootless};
+pub use config::{Place, Places};
 pub use tar_split::{Folders, Part, Parts, Tar};
 
 /// Drivers whose layers are plain files in a folder each.

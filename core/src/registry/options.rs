@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::limit::Limit;
 use super::retry::Retry;
-use crate::podman::{Places, Rootless};
+use crate::podman::Places;
 
 /// Everything a [`super::Registry`] has to know beside the reference.
 ///
@@ -162,35 +162,42 @@ impl Options {
 
 /// containers-storage.conf(5): root's images, or the user's own.
 fn podman(env: &Environment, config: Option<&Path>) -> Places {
-    if let Some(only) = &env.storage_conf {
-        return Places {
+    let usual = usual_podman(env, config);
+    match &env.storage_conf {
+        Some(only) => Places {
             files: vec![only.clone()],
-            ..Places::default()
-        };
+            ..usual
+        },
+        None => usual,
     }
+}
+
+fn usual_podman(env: &Environment, config: Option<&Path>) -> Places {
+    let (home, uid) = (env.home.clone(), env.uid);
     let system: Vec<PathBuf> = ["/etc", "/usr/share"]
         .map(|top| Path::new(top).join("containers/storage.conf"))
         .into();
-    if env.uid == 0 {
+    if uid == 0 {
+        // podman takes that variable from root, but not ~/.config.
+        let own = env.config.iter().map(|config| config.join("containers/storage.conf"));
         return Places {
-            files: system,
+            files: own.chain(system).collect(),
             usual: Some("/var/lib/containers/storage".into()),
             run: Some("/run/containers/storage".into()),
-            rootless: None,
+            system: Vec::new(),
+            home,
+            uid,
         };
     }
-    let home = env.home.as_ref();
-    let data = env.data.clone().or_else(|| Some(home?.join(".local/share")));
+    let data = env.data.clone().or_else(|| Some(home.as_ref()?.join(".local/share")));
     let config = config.iter().map(|config| config.join("containers/storage.conf"));
     Places {
         files: config.collect(),
         usual: data.map(|data| data.join("containers/storage")),
         run: env.runtime.as_ref().map(|runtime| runtime.join("containers")),
-        rootless: Some(Rootless {
-            files: system,
-            home: env.home.clone(),
-            uid: env.uid,
-        }),
+        system,
+        home,
+        uid,
     }
 }
 

@@ -128,6 +128,17 @@ impl Expose {
         }
     }
 
+    /// What in podman's settings keeps it from showing the images, or from working at all.
+    fn doubts(&self, text: &str, store: &str) -> Vec<String> {
+        let gone = |other: &String| other != store && !fs::leads_to_dir(Path::new(other));
+        let gone = expose::named(text).into_iter().filter(gone);
+        let gone = gone.map(|other| format!("the store {other} is not there: podman fails until it is named no more"));
+        match self.remove {
+            true => gone.collect(),
+            false => expose::doubts(text).into_iter().chain(gone).collect(),
+        }
+    }
+
     /// Whether the file was changed.
     fn change(&self, context: &Context, path: &Path, store: &str) -> CoreResult<bool> {
         let text = fs::read_text(path, CONF_LIMIT)?;
@@ -143,12 +154,9 @@ impl Expose {
             Change::Text(text) => Some(text),
             _ => text.as_ref(),
         };
-        for doubt in written
-            .filter(|_| !self.remove)
-            .into_iter()
-            .flat_map(|text| expose::doubts(text))
-        {
-            context.ui.event(Event::Warning(format!("{}: {doubt}", path.display())));
+        for doubt in written.into_iter().flat_map(|text| self.doubts(text, store)) {
+            let doubt = format!("{}: {doubt}", path.display());
+            context.ui.event(Event::Warning(doubt));
         }
         let by_hand = |why: String| Error::Settings {
             path: path.to_path_buf(),
