@@ -222,6 +222,54 @@ fn a_real_registry_with_tls_is_asked_only_with_a_certificate_that_is_trusted() {
     assert_eq!(fetch(&real.open("org/os:1", &insecure)).unwrap().1, served.layer);
 }
 
+/// A port that leads to `host` for those who speak TLS, and hangs up on others without a word, as many servers do.
+fn without_a_word(host: &str) -> String {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (here, host) = (listener.local_addr().unwrap().to_string(), host.to_owned());
+    let pump = |mut from: TcpStream, mut to: TcpStream| {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.flush();
+            let _ = to.shutdown(std::net::Shutdown::Both);
+        });
+    };
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let mut first = [0];
+            // 22 begins a handshake. Closing with the rest unread resets the connection.
+            if client.peek(&mut first).is_ok_and(|n| n == 1) && first[0] == 22 {
+                let server = TcpStream::connect(&host).unwrap();
+                pump(client.try_clone().unwrap(), server.try_clone().unwrap());
+                pump(server, client);
+            }
+        }
+    });
+    here
+}
+
+#[test]
+fn a_port_with_tls_that_hangs_up_on_others_is_asked_with_tls() {
+    let real = Real::start(false, true);
+    let served = Served::new(3 * MIB);
+    real.push(&served, "org/os:1");
+    let host = without_a_word(&real.host);
+    let reference: Reference = format!("{host}/org/os:1").parse().unwrap();
+    let error = Registry::open(&reference, &options())
+        .unwrap()
+        .resolve(&Quiet)
+        .unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("certificate") && error.contains("certs.d"), "{error}");
+    let insecure = Options {
+        insecure: vec![host],
+        ..options()
+    };
+    let registry = Registry::open(&reference, &insecure).unwrap();
+    assert_eq!(fetch(&registry).unwrap().1, served.layer);
+}
+
 fn layout(served: &Served, names: &[&str]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     served.write_layout(dir.path(), names);

@@ -109,6 +109,9 @@ fn certificates(mut builder: ClientBuilder, folder: &Path) -> Result<ClientBuild
             Some("crt") => {
                 let pem = read(&path)?;
                 let found = Certificate::from_pem_bundle(&pem).map_err(|e| fail(format!("no certificate: {e}")))?;
+                if found.is_empty() {
+                    return Err(fail("there is no certificate in it; PEM is expected".into()));
+                }
                 builder = builder.tls_certs_merge(found);
             }
             Some("cert") => {
@@ -183,21 +186,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("quay.io:5000");
         #[allow(clippy::disallowed_methods)]
-        let write = |name: &str| {
+        let write = |text: &str| {
             std::fs::create_dir_all(&folder).unwrap();
-            std::fs::write(
-                folder.join(name),
-                "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n",
-            )
-            .unwrap();
+            std::fs::write(folder.join("ca.crt"), text).unwrap();
         };
-        write("ca.crt");
         let clients = Clients::new(&Options {
             certs_d: vec![dir.path().into()],
             ..Options::default()
         });
         let url = "https://quay.io:5000/v2/".parse().unwrap();
-        assert!(clients.get(&url, false).unwrap_err().to_string().contains("ca.crt"));
+        for text in [
+            "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n",
+            "",
+            "\u{30}\u{82}",
+        ] {
+            write(text);
+            let error = clients.get(&url, false).unwrap_err().to_string();
+            assert!(error.contains("ca.crt"), "{text:?}: {error}");
+        }
         let plain = "http://quay.io:5000/v2/".parse().unwrap();
         assert!(clients.get(&plain, false).is_ok());
     }

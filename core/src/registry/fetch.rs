@@ -68,6 +68,8 @@ pub(super) enum Refused {
     Login(Box<HeaderMap>, String),
     /// No HTTP was spoken, so another scheme may do.
     Scheme(Failure),
+    /// The connection was closed without an answer: so does a port with TLS that is asked without, and a server in trouble.
+    Closed(Failure),
     /// With the status, where there was an answer.
     Failed(Option<StatusCode>, Failure),
 }
@@ -222,6 +224,7 @@ fn unanswered(url: &Url, trouble: Trouble) -> Refused {
     };
     match trouble.unconnected || trouble.garbage {
         true => Refused::Scheme(failure),
+        false if trouble.closed => Refused::Closed(failure),
         false => Refused::Failed(None, failure),
     }
 }

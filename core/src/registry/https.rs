@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, StatusCode, Url};
@@ -41,6 +41,8 @@ pub(super) struct Https {
     /// To be tried in this order, until one is known to work.
     schemes: &'static [&'static str],
     scheme: AtomicUsize,
+    /// HTTP was spoken: it is this scheme.
+    known: AtomicBool,
 }
 
 /// The mirrors of a registry in order, the registry itself last.
@@ -88,6 +90,7 @@ impl Https {
             wanted: name.wanted(),
             schemes,
             scheme: AtomicUsize::new(0),
+            known: AtomicBool::new(false),
         };
         match source.repository.is_empty() {
             true => Err(source.no_url("registries.conf gives no path there")),
@@ -141,18 +144,29 @@ impl Https {
             let url = self
                 .address(self.schemes[at], kind, what)
                 .map_err(|e| (None, e.into()))?;
-            match self.ask_logged_in(make(url.clone()), monitor) {
-                Ok(answer) => {
-                    self.scheme.store(at, Ordering::Relaxed);
-                    return Ok((answer, url));
+            let asked = self.ask_logged_in(make(url.clone()), monitor);
+            let known = self.known.load(Ordering::Relaxed);
+            if let Err(Refused::Scheme(failure) | Refused::Closed(failure)) = asked {
+                match known {
+                    true => return Err((None, failure)),
+                    false => first = Some(first.unwrap_or(failure)),
                 }
-                Err(Refused::Scheme(failure)) => first = Some(first.unwrap_or(failure)),
+                continue;
+            }
+            // Some ports with TLS have an answer for those who speak none: a bad request, to HEAD without a word why.
+            if !matches!(asked, Err(Refused::Failed(None | Some(StatusCode::BAD_REQUEST), _))) {
+                self.scheme.store(at, Ordering::Relaxed);
+                self.known.store(true, Ordering::Relaxed);
+            }
+            return match asked {
+                Ok(answer) => Ok((answer, url)),
                 Err(Refused::Login(_, said)) => {
                     let why = self.session.refused(&said, monitor);
-                    return Err((Some(StatusCode::UNAUTHORIZED), network(&url, why).into()));
+                    Err((Some(StatusCode::UNAUTHORIZED), network(&url, why).into()))
                 }
-                Err(Refused::Failed(status, failure)) => return Err((status, failure)),
-            }
+                Err(Refused::Failed(status, failure)) => Err((status, failure)),
+                Err(Refused::Scheme(failure) | Refused::Closed(failure)) => Err((None, failure)),
+            };
         }
         let nothing = || self.no_url("no way to ask it").into();
         Err((None, first.unwrap_or_else(nothing)))

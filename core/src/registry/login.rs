@@ -167,7 +167,7 @@ impl Session {
         let login = found.as_ref().map(|(login, _)| login);
         let request = self.token_request(&bearer, realm.clone(), login);
         let answer = fetcher.ask(request).map_err(|refused| match refused {
-            Refused::Scheme(failure) | Refused::Failed(_, failure) => failure,
+            Refused::Scheme(failure) | Refused::Closed(failure) | Refused::Failed(_, failure) => failure,
             Refused::Login(_, said) => {
                 let place = found.as_ref().map(|(_, place)| place.as_str());
                 let why = match place {

@@ -50,6 +50,8 @@ pub(super) struct Trouble {
     pub unconnected: bool,
     /// What came was no HTTP.
     pub garbage: bool,
+    /// The connection ended before anything came.
+    pub closed: bool,
 }
 
 impl Net {
@@ -115,6 +117,7 @@ impl Net {
                 transient: false,
                 unconnected: true,
                 garbage: false,
+                closed: false,
             })
         })
     }
@@ -171,17 +174,19 @@ fn silent(idle: Duration) -> Trouble {
         transient: true,
         unconnected: false,
         garbage: false,
+        closed: false,
     }
 }
 
 fn trouble(error: &reqwest::Error) -> Trouble {
     let mut causes = Vec::new();
-    let (mut certificate, mut garbage) = (false, false);
+    let (mut certificate, mut garbage, mut closed) = (false, false, false);
     let mut next = error.source();
     while let Some(cause) = next {
         certificate |= matches!(tls_error(cause), Some(rustls::Error::InvalidCertificate(_)));
         let text = cause.to_string();
         garbage |= text.contains("invalid HTTP version") || text.contains("HTTP/2 frame");
+        closed |= text.contains("closed before message completed") || is_reset(cause);
         if causes.last() != Some(&text) {
             causes.push(text);
         }
@@ -203,7 +208,19 @@ fn trouble(error: &reqwest::Error) -> Trouble {
         // Whoever shows a certificate does speak TLS.
         unconnected: error.is_connect() && !certificate,
         garbage,
+        closed,
     }
+}
+
+fn is_reset(error: &(dyn std::error::Error + 'static)) -> bool {
+    let kinds = [
+        io::ErrorKind::ConnectionReset,
+        io::ErrorKind::BrokenPipe,
+        io::ErrorKind::ConnectionAborted,
+    ];
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| kinds.contains(&error.kind()))
 }
 
 /// An I/O error does not name what it carries as its source; it may carry another one.

@@ -220,7 +220,7 @@ impl Push {
     }
 
     fn find_scheme(&mut self, schemes: &[&'static str], monitor: &dyn Monitor) -> Result<()> {
-        let mut first = None;
+        let (mut first, mut closed) = (None, None);
         for scheme in schemes {
             self.scheme = scheme;
             let url = self.url(&format!("manifests/{}", self.tag))?;
@@ -231,11 +231,18 @@ impl Push {
             };
             match self.send_ours(&request, monitor) {
                 Err(Refused::Scheme(failure)) => first = first.or(Some(failure.error)),
+                Err(Refused::Closed(_)) => closed = closed.or(Some(*scheme)),
                 // Whether this very request is allowed is found out later, with all tries.
                 _ => return Ok(()),
             }
         }
-        first.map_or(Ok(()), Err)
+        match closed {
+            Some(scheme) => {
+                self.scheme = scheme;
+                Ok(())
+            }
+            None => first.map_or(Ok(()), Err),
+        }
     }
 
     /// An answer, or `None` where there is no such thing.
@@ -275,7 +282,7 @@ impl Push {
             }
         };
         sent.map_err(|refused| match refused {
-            Refused::Scheme(failure) => (None, failure),
+            Refused::Scheme(failure) | Refused::Closed(failure) => (None, failure),
             Refused::Failed(status, failure) => (status, failure),
             Refused::Login(_, said) => {
                 let why = self.session.refused(&said, monitor);
