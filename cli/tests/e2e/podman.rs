@@ -327,6 +327,27 @@ fn while_podman_changes_its_storage_layers_are_fetched_and_its_images_are_waited
 }
 
 #[test]
+fn a_layer_that_podman_pulled_in_part_is_taken_where_it_is_what_it_should_be() {
+    if !is_root("podman's storage") {
+        return;
+    }
+    let dir = scratch();
+    let stored = Stored::new(dir.path(), &image().layout(&dir.path().join("oci"), "stable"));
+    // As podman notes it with `insecure_allow_unpredictable_image_contents`.
+    let mut layers: serde_json::Value = serde_json::from_slice(&fs::read(stored.layers()).unwrap()).unwrap();
+    for layer in layers.as_array_mut().unwrap() {
+        let diff_id = layer.as_object_mut().unwrap().remove("diff-digest").unwrap();
+        layer["flags"] = serde_json::json!({ "expected-layer-diffid": diff_id });
+    }
+    fs::write(stored.layers(), layers.to_string()).unwrap();
+    let from = stored.reference("os:1");
+    let told = Cfs::new(&dir.path().join("a")).run(["switch", &from]).expect(0);
+    assert_eq!(told.stderr.matches("taken from podman: ").count(), 3, "{}", told.stderr);
+    fs::write(stored.file("usr/large"), noise(8, 3_000_000)).unwrap();
+    Cfs::new(&dir.path().join("b")).run(["switch", &from]).expect(1);
+}
+
+#[test]
 fn podman_waits_for_what_is_taken_from_it_and_not_for_the_network() {
     if !is_root("podman's storage") {
         return;

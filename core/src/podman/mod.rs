@@ -76,7 +76,7 @@ struct LayerRecord {
     id: String,
     #[serde(default)]
     parent: Option<String>,
-    /// The diff_id; of partial pulls there may be none.
+    /// The diff_id; of partial pulls there may be none, but what it should be in the flags.
     #[serde(default, rename = "diff-digest")]
     diff_digest: Option<String>,
     #[serde(default, rename = "diff-size")]
@@ -233,7 +233,7 @@ impl Storage {
 
     /// The first such layer from this index on.
     fn layer_from(self: &Arc<Self>, from: usize, wanted: &str) -> Option<Layer> {
-        let fits = |at: &usize| self.layers[*at].diff_digest.as_deref() == Some(wanted) && self.is_complete(*at);
+        let fits = |at: &usize| self.layers[*at].diff_id() == Some(wanted) && self.is_complete(*at);
         (from..self.layers.len()).find(fits).map(|at| Layer {
             storage: self.clone(),
             at,
@@ -282,6 +282,14 @@ impl Storage {
         };
         let roots = images.iter().chain(iter::once(root));
         roots.map(move |root| root.join(&inside))
+    }
+}
+
+impl LayerRecord {
+    /// As podman has it, or, of a partial pull, as the image's config had it. Neither is believed.
+    fn diff_id(&self) -> Option<&str> {
+        let known = self.diff_digest.as_deref().filter(|digest| !digest.is_empty());
+        known.or_else(|| self.flags.as_ref()?.get("expected-layer-diffid")?.as_str())
     }
 }
 
@@ -343,7 +351,7 @@ impl Layer {
 
     /// Another complete layer with the same diff_id, further on.
     pub fn next(&self) -> Option<Self> {
-        let wanted = self.record().diff_digest.as_deref()?;
+        let wanted = self.record().diff_id()?;
         self.storage.layer_from(self.at + 1, wanted)
     }
 

@@ -210,6 +210,19 @@ fn empty_records_are_none_and_a_circle_of_parents_ends() {
 }
 
 #[test]
+fn a_layer_of_a_partial_pull_is_known_by_what_its_image_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let diff = DiffId::from_hash([1; 32]);
+    let mut part = layer(dir.path(), "aa", "", "");
+    part["flags"] = json!({"expected-layer-diffid": diff.to_string()});
+    let mut lost = layer(dir.path(), "bb", "", "");
+    lost["flags"] = json!({"expected-layer-diffid": 1, "incomplete": true});
+    records(dir.path(), "layers", &json!([lost, part]));
+    let storage = Arc::new(open(&dir.path().into()));
+    assert_eq!(storage.layer(&diff).unwrap().index(), 1);
+}
+
+#[test]
 fn of_two_drivers_the_one_that_is_asked_for_counts() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
