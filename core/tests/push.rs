@@ -142,6 +142,53 @@ fn a_registry_that_lost_what_it_had_or_fails_for_good_is_an_error() {
 }
 
 #[test]
+fn an_upload_that_the_registry_has_forgotten_begins_anew_and_not_for_ever() {
+    for method in ["PATCH", "GET", "PUT"] {
+        let (forgotten, cut) = (Mutex::new(false), Mutex::new(false));
+        let (server, kept) = registry(move |seen, _, kept| {
+            let later = seen.method == method && kept.len() >= 8 * MIB;
+            if later && !std::mem::replace(&mut *forgotten.lock().unwrap(), true) {
+                kept.clear();
+                return Some(not_found());
+            }
+            let second = method == "GET" && seen.method == "PATCH" && kept.len() == 8 * MIB;
+            (second && !std::mem::replace(&mut *cut.lock().unwrap(), true)).then(Reply::hang_up)
+        });
+        let bytes = noise(20 * MIB, 5);
+        send(&server.host(), &options(), &bytes).unwrap();
+        assert!(*kept.lock().unwrap() == bytes, "{method}");
+        assert_eq!(server.count("POST"), 2, "{method}");
+    }
+    let (server, _) = registry(|seen, _, _| (seen.method == "PATCH").then(not_found));
+    let error = send(&server.host(), &options(), &noise(9 * MIB, 3)).unwrap_err();
+    assert!(error.to_string().contains("404"), "{error}");
+    assert_eq!(server.count("POST"), 3);
+}
+
+#[test]
+fn a_registry_that_knows_no_head_is_sent_everything_and_another_size_is_another_blob() {
+    let (server, kept) = registry(|seen, _, _| (seen.method == "HEAD").then(|| Reply::new(405)));
+    let reference: Reference = format!("docker://{}/app:1", server.host()).parse().unwrap();
+    let push = Push::open(&reference, &options(), &Quiet).unwrap();
+    assert_eq!(push.current(&Quiet).unwrap(), None);
+    assert!(!push.has(&blob(b"small"), &Quiet).unwrap());
+    send(&server.host(), &options(), b"small").unwrap();
+    assert_eq!(*kept.lock().unwrap(), b"small");
+    for (length, has) in [(5, true), (4, false)] {
+        let found = move |seen: &Seen, _, _: &mut Vec<u8>| {
+            (seen.method == "HEAD").then(|| Reply {
+                declared: Some(length),
+                ..Reply::new(200)
+            })
+        };
+        let (server, _) = registry(found);
+        let reference: Reference = format!("docker://{}/app:1", server.host()).parse().unwrap();
+        let push = Push::open(&reference, &options(), &Quiet).unwrap();
+        assert_eq!(push.has(&blob(b"small"), &Quiet).unwrap(), has, "{length}");
+    }
+}
+
+#[test]
 fn credentials_do_not_go_where_the_registry_sends_the_upload() {
     let (elsewhere, kept) = registry(|_, _, _| None);
     let there = format!("http://{}/v2/app/blobs/uploads/one", elsewhere.host());

@@ -352,6 +352,7 @@ impl Copy<'_> {
 
     fn put_file(&mut self, blob: &Descriptor, file: &mut File) -> Result<()> {
         let mut content = |out: &mut dyn Write| {
+            file.rewind().map_err(|e| Error::io("read", "the blob", e))?;
             let mut reader = io::BufReader::with_capacity(COPY, &mut *file);
             copy_all(&mut reader, out)
         };

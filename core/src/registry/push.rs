@@ -6,6 +6,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, LOCATION, RANGE};
@@ -14,7 +15,7 @@ use reqwest::{Method, StatusCode, Url};
 use super::auth::Places;
 use super::client::authority;
 use super::config::Place;
-use super::fetch::{Content, Fetcher, Refused, Request, network, same_origin};
+use super::fetch::{Content, Fetcher, Refused, Request, content_length, network, same_origin};
 use super::https::{api_host, digest_of, schemes};
 use super::login::{Pass, Session};
 use super::net::Answer;
@@ -22,11 +23,13 @@ use super::{Again, Failure, Options, Retry};
 use crate::error::{Error, Result};
 use crate::ids::{BlobDigest, ManifestDigest};
 use crate::manifest::{ACCEPTED, Descriptor};
-use crate::monitor::Monitor;
+use crate::monitor::{Event, Monitor};
 use crate::reference::{Name, Reference};
 
 /// Bytes of an upload at a time.
 const PART: usize = 8 << 20;
+/// An upload that the registry has forgotten is begun anew so many times.
+const ANEW: u32 = 2;
 const BINARY: &str = "application/octet-stream";
 
 /// A repository of a registry, to be written to.
@@ -39,6 +42,8 @@ pub struct Push {
     repository: String,
     tag: String,
     scheme: &'static str,
+    /// The registry does not know the upload any more that was under way.
+    lost: AtomicBool,
 }
 
 /// A way to go on after a failed part: where, and how many bytes the registry has.
@@ -80,6 +85,7 @@ impl Push {
             repository: place.repository,
             tag,
             scheme: schemes[0],
+            lost: AtomicBool::new(false),
             fetcher,
         };
         push.find_scheme(schemes, monitor)?;
@@ -123,7 +129,9 @@ impl Push {
             method: Method::HEAD,
             ..Request::get(self.url(&format!("blobs/{}", blob.digest))?)
         };
-        Ok(self.ask(&request, monitor)?.is_some())
+        // A size that is another one is of something else.
+        let fits = |answer: &Answer| content_length(&answer.headers).is_none_or(|length| length == blob.size);
+        Ok(self.ask(&request, monitor)?.is_some_and(|answer| fits(&answer)))
     }
 
     /// Makes a blob of another repository of this registry one of this, where the registry does that.
@@ -156,7 +164,7 @@ impl Push {
         Ok(false)
     }
 
-    /// Sends a blob that `content` writes; the registry checks its digest.
+    /// Sends a blob that `content` writes, from its start each time that it is called; the registry checks its digest.
     ///
     /// # Errors
     /// What `content` gives, and [`Error::Network`]; nothing of the blob can be seen there then.
@@ -166,14 +174,26 @@ impl Push {
         content: &mut dyn FnMut(&mut dyn Write) -> Result<()>,
         monitor: &dyn Monitor,
     ) -> Result<()> {
-        let mut parts = Parts {
-            push: self,
-            monitor,
-            upload: None,
-            buffer: Vec::with_capacity(PART.min(usize::try_from(blob.size).unwrap_or(PART))),
-        };
-        content(&mut parts)?;
-        parts.finish(blob)
+        let mut anew = 0;
+        loop {
+            self.lost.store(false, Ordering::Relaxed);
+            let mut parts = Parts {
+                push: self,
+                monitor,
+                upload: None,
+                buffer: Vec::with_capacity(PART.min(usize::try_from(blob.size).unwrap_or(PART))),
+            };
+            match content(&mut parts).and_then(|()| parts.finish(blob)) {
+                Err(error) if self.lost.load(Ordering::Relaxed) && anew < ANEW => {
+                    anew += 1;
+                    monitor.event(Event::Retry {
+                        url: format!("blob {} to {}", blob.digest, self.name()),
+                        why: format!("the registry has forgotten the upload, which begins anew: {error}"),
+                    });
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Sends a manifest and lets the tag name it.
@@ -251,7 +271,13 @@ impl Push {
         loop {
             match self.send(request, monitor) {
                 Ok(answer) => return Ok(Some(answer)),
-                Err((Some(StatusCode::NOT_FOUND), _)) => return Ok(None),
+                // Or it does not know HEAD.
+                Err((
+                    Some(StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED),
+                    _,
+                )) => {
+                    return Ok(None);
+                }
                 Err((_, failure)) => rounds.wait(failure, request.url.as_str(), monitor)?,
             }
         }
@@ -262,9 +288,17 @@ impl Push {
         loop {
             match self.send(request, monitor) {
                 Ok(answer) => return Ok(answer),
-                Err((_, failure)) => rounds.wait(failure, request.url.as_str(), monitor)?,
+                Err((status, failure)) => {
+                    self.note(status);
+                    rounds.wait(failure, request.url.as_str(), monitor)?;
+                }
             }
         }
+    }
+
+    fn note(&self, status: Option<StatusCode>) {
+        self.lost
+            .store(status == Some(StatusCode::NOT_FOUND), Ordering::Relaxed);
     }
 
     /// One attempt, logged in where it goes to the registry itself.
@@ -344,7 +378,8 @@ impl Push {
                     upload.at = location(&upload.at, &answer.headers).unwrap_or_else(|| upload.at.clone());
                     upload.done = end;
                 }
-                Err((_, failure)) => {
+                Err((status, failure)) => {
+                    self.note(status);
                     let again = failure.again;
                     rounds.wait(failure, upload.at.as_str(), monitor)?;
                     if again != Again::Never {
@@ -386,7 +421,8 @@ impl Push {
         loop {
             match self.send(&request, monitor) {
                 Ok(_) => return Ok(()),
-                Err((_, failure)) => {
+                Err((status, failure)) => {
+                    self.note(status);
                     rounds.wait(failure, request.url.as_str(), monitor)?;
                     // It may have been the answer that was lost.
                     if self.has(blob, monitor)? {
@@ -460,7 +496,7 @@ fn registry_itself(fetcher: &Fetcher, name: &Name) -> Result<Place> {
         why: "registries.conf gives no place for it".into(),
     };
     let place = fetcher.config.places(name)?.pop().ok_or_else(none)?;
-    match place.repository.is_empty() {
+    match place.repository.is_empty() || place.mirror_of.is_some() {
         true => Err(none()),
         false => Ok(place),
     }
