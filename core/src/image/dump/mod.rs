@@ -4,6 +4,7 @@
 //! program takes and that have no good meaning: links to folders, escaped NUL bytes in paths and keys, and digests
 //! of files that are not 64 (or, for SHA-512, 128) hex digits. What [`write()`] prints, [`parse`] reads back as the same tree.
 
+mod fields;
 mod print;
 mod text;
 
@@ -12,11 +13,11 @@ use std::borrow::Cow;
 use memchr::{memchr, memrchr};
 
 use crate::image::format::{MAX_CHUNKS, chunk_count};
+use fields::{Fields, Numbers};
 pub use print::write;
-use text::{Raw, Refused, check_type, integer, low16, low32, optional, take_until, unescape};
+use text::{Raw, Refused, check_type, integer, low16, optional, take_until, unescape};
 
 use crate::error::{Error, Result};
-use crate::layers::Mtime;
 use crate::tree::{Builder, Data, EMPTY_DIRECTORY, Leaf, Links, Node, NodeId, ObjectPath, Tree, check_name, kind};
 
 /// The longest symbolic link target or payload, in bytes.
@@ -106,52 +107,6 @@ struct Parser {
     pending: Vec<Pending>,
     /// The folder of the line before, and its path.
     folder: (Vec<u8>, NodeId),
-}
-
-/// The eleven fields of a line, still escaped.
-struct Fields<'a> {
-    path: &'a [u8],
-    size: &'a [u8],
-    mode: &'a [u8],
-    nlink: &'a [u8],
-    uid: &'a [u8],
-    gid: &'a [u8],
-    rdev: &'a [u8],
-    mtime: &'a [u8],
-    payload: &'a [u8],
-    content: &'a [u8],
-    digest: &'a [u8],
-    xattrs: &'a [u8],
-}
-
-impl<'a> Fields<'a> {
-    fn split(mut line: &'a [u8]) -> Self {
-        let mut next = || take_until(&mut line, b' ');
-        Self {
-            path: next(),
-            size: next(),
-            mode: next(),
-            nlink: next(),
-            uid: next(),
-            gid: next(),
-            rdev: next(),
-            mtime: next(),
-            payload: next(),
-            content: next(),
-            digest: next(),
-            xattrs: line,
-        }
-    }
-}
-
-/// The metadata of a line that is no link.
-struct Numbers {
-    size: u64,
-    nlink: u32,
-    uid: u32,
-    gid: u32,
-    rdev: u32,
-    mtime: Mtime,
 }
 
 impl Parser {
@@ -338,7 +293,7 @@ impl Parser {
     }
 
     fn inode(&mut self, fields: &Fields<'_>, mode: u16) -> Result<Node, Refused> {
-        let numbers = numbers(fields)?;
+        let numbers = Numbers::of(fields)?;
         let payload = optional(fields.payload)?;
         if payload.as_ref().is_some_and(|p| p.contains(&0)) {
             return Err("an escaped NUL byte in PAYLOAD".into());
@@ -437,38 +392,6 @@ fn external<'b>(size: u64, payload: Option<&'b [u8]>, digest: &'b [u8]) -> Resul
     Ok(Leaf::External {
         payload: payload.filter(|p| !p.is_empty()).map(ObjectPath::Text),
         digest,
-    })
-}
-
-fn numbers(fields: &Fields<'_>) -> Result<Numbers, Refused> {
-    let size = integer(fields.size, 10).ok_or("SIZE is no number")?;
-    let nlink = integer(fields.nlink, 10).ok_or("NLINK is no number")?;
-    let uid = integer(fields.uid, 10).ok_or("UID is no number")?;
-    // mkcomposefs looks at UID where it should look at what it has just read.
-    let forgiven = uid != 0;
-    let gid = integer(fields.gid, 10);
-    let rdev = integer(fields.rdev, 10);
-    if !forgiven && gid.is_none() {
-        return Err("GID is no number".into());
-    }
-    if !forgiven && rdev.is_none() {
-        return Err("RDEV is no number".into());
-    }
-    Ok(Numbers {
-        size,
-        nlink: low32(nlink),
-        uid: low32(uid),
-        gid: low32(gid.unwrap_or(0)),
-        rdev: low32(rdev.unwrap_or(0)),
-        mtime: mtime(fields.mtime).ok_or("MTIME is not two numbers with a dot")?,
-    })
-}
-
-fn mtime(text: &[u8]) -> Option<Mtime> {
-    let dot = memchr(b'.', text)?;
-    Some(Mtime {
-        sec: integer(&text[..dot], 10)?.cast_signed(),
-        nsec: low32(integer(&text[dot + 1..], 10)?),
     })
 }
 
