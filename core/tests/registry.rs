@@ -930,6 +930,41 @@ fn mirrors_come_first_and_the_next_takes_over_when_one_fails() {
 }
 
 #[test]
+fn a_mirror_with_a_page_instead_of_a_manifest_or_with_another_config_is_passed_over() {
+    let served = Served::new(MIB);
+    let page = faulty(&served, |_, _| {
+        Some(Reply::ok("<html>log in first</html>").with("Content-Type", "text/html"))
+    });
+    let blobs = served.blobs.clone();
+    let other = faulty(&served, move |seen, _| {
+        let (_, digest) = seen.path.split_once("/blobs/")?;
+        let same_size: Vec<u8> = blobs[digest].iter().map(|byte| byte ^ 1).collect();
+        Some(Reply::ok(same_size))
+    });
+    let good = faulty(&served, |_, _| None);
+    let dir = tempfile::tempdir().unwrap();
+    let conf = format!(
+        "[[registry]]\nprefix = \"h.example\"\nlocation = \"{}\"\n\
+         [[registry.mirror]]\nlocation = \"{}\"\n[[registry.mirror]]\nlocation = \"{}\"\n",
+        good.host(),
+        page.host(),
+        other.host(),
+    );
+    let options = registries_conf(dir.path(), &conf);
+    let registry = Registry::open(&"h.example/org/os:1".parse().unwrap(), &options).unwrap();
+    let told = Told::default();
+    let image = registry.image(&Platform::host(), &told).unwrap();
+    assert_eq!(image.digest.to_string(), served.manifest_digest());
+    let told = told.0.into_inner().unwrap();
+    assert_eq!(
+        told.iter().filter(|event| event.contains("mirror passed over")).count(),
+        2,
+        "{told:?}"
+    );
+    assert!(page.story().iter().all(|request| request.contains("/manifests/")));
+}
+
+#[test]
 fn a_mirror_with_other_content_under_the_same_digest_is_passed_over() {
     let served = Served::new(MIB);
     let (other, digest) = (Served::new(2 * MIB), served.layer_digest());

@@ -354,9 +354,18 @@ impl Registry {
     fn with_config(&self, top: ManifestDigest, manifest: Manifest, monitor: &dyn Monitor) -> Result<Image> {
         let what = format!("config {}", manifest.config.digest);
         check_limit(&what, manifest.config.size, CONFIG_LIMIT)?;
-        let mut bytes = Vec::new();
-        let mut blob = Blob::new(self.clone(), &manifest.config, monitor);
-        blob.read_to_end(&mut bytes).map_err(|e| Error::from_read(&what, e))?;
+        let bytes = loop {
+            let mut bytes = Vec::new();
+            let mut blob = Blob::new(self.clone(), &manifest.config, monitor);
+            let read = blob.read_to_end(&mut bytes);
+            match read.map_err(|e| Error::from_read(&what, e)) {
+                Ok(_) => break bytes,
+                Err(error @ Error::Mismatch { .. }) if self.pass_over() => {
+                    monitor.event(Event::Warning(format!("mirror passed over: {error}")));
+                }
+                Err(error) => return Err(error),
+            }
+        };
         let config = Config::parse(bytes, &manifest)?;
         let source = &self.inner.sources[self.inner.good.load(Ordering::Relaxed)];
         let layers = manifest.layers.iter().zip(&config.diff_ids);
@@ -369,6 +378,16 @@ impl Registry {
             manifest,
             config,
         })
+    }
+
+    /// Goes on to the next source, if there is one.
+    fn pass_over(&self) -> bool {
+        let next = self.inner.good.load(Ordering::Relaxed) + 1;
+        let there = next < self.inner.sources.len();
+        if there {
+            self.inner.good.store(next, Ordering::Relaxed);
+        }
+        there
     }
 
     fn set_seen(&self, seen: Option<(usize, Fetched)>) {
@@ -385,6 +404,10 @@ impl Registry {
             let fetched = transport.manifest(wanted, monitor)?;
             if let Some(digest) = digest {
                 check_digest(&transport.url(wanted), digest, &fetched.bytes)?;
+            } else if !last {
+                // A page for people is no manifest, whatever its status.
+                let kind = fetched.content_type.as_deref();
+                Document::parse(fetched.bytes.clone(), kind, &transport.url(wanted))?;
             }
             Ok(fetched)
         })
