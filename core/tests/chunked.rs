@@ -352,3 +352,41 @@ fn the_index_is_made_again_where_it_is_damaged_old_or_gone_and_collected_with_it
     gc::run(&store, &gc::Roots::default(), &none).unwrap();
     assert_eq!(names(&store.path().join("cfs-update/index")).len(), 1);
 }
+
+#[test]
+fn a_mirror_with_other_bytes_in_its_layers_is_passed_over() {
+    let layer = version(&[]);
+    let good = Registry::start(&[&layer]);
+    let image = Image::new(&[&layer]);
+    for garbled in [0, layer.blob.len() - 10] {
+        let mut wrong = image.clone();
+        let digest = support::sha256(&layer.blob);
+        wrong.blobs.get_mut(&digest).unwrap()[garbled] ^= 1;
+        let mirror = support::Server::start(move |seen, _| match seen.path.split_once("/blobs/") {
+            Some((_, digest)) => support::Reply::ok(wrong.blobs[digest].clone()),
+            None => support::manifest_reply(&wrong.manifest, support::MANIFEST),
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let conf = folder.path().join("registries.conf");
+        let text = format!(
+            "[[registry]]\nprefix = \"h.example\"\nlocation = \"{}\"\n[[registry.mirror]]\nlocation = \"{}\"\n",
+            good.server.host(),
+            mirror.host(),
+        );
+        std::fs::write(&conf, text).unwrap();
+        let options = Options {
+            registries_conf: vec![conf],
+            ..options()
+        };
+        let store = store(folder.path());
+        let told = Told::default();
+        let open = registry::Registry::open(&"h.example/org/os:1".parse().unwrap(), &options).unwrap();
+        pull::pull(&store, &open, &Platform::host(), 0, &told).unwrap();
+        assert!(rebuilt(&store, &layer), "{garbled}");
+        let told = told.0.into_inner().unwrap();
+        assert!(
+            told.iter().any(|event| event.contains("mirror passed over")),
+            "{told:?}"
+        );
+    }
+}

@@ -127,13 +127,37 @@ pub(crate) fn import_all(
     if !plans.iter().any(|plan| plan.fetch.takes_from_podman()) {
         images.iter().for_each(|(registry, _)| registry.release_local());
     }
-    plans.into_iter().try_for_each(|plan| plan.run(store, threads))?;
+    for (plan, image) in plans.into_iter().zip(images) {
+        fetch(plan, image, store, threads, monitor)?;
+    }
     let origins = images.iter().filter_map(|(registry, _)| origin(registry));
     for origin in origins.filter(|_| store.keeps_all() && store.read_only().is_none()) {
         // Nothing depends on it, and a later collection removes them, too.
         if let Err(error) = store.forget_parts(origin) {
             tracing::debug!("parts of downloads stay: {error}");
         }
+    }
+    Ok(())
+}
+
+/// Fetches what a plan says. Bytes that are not what they should be are found out at their end: the sources that are left may
+/// have the right ones.
+fn fetch(
+    plan: Plan<'_>,
+    (registry, image): &(&Registry, &registry::Image),
+    store: &Store,
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let mut done = plan.run(store, threads);
+    while let Err(error) = done {
+        let bytes = matches!(error, Error::Mismatch { .. } | Error::Layer { .. });
+        if !bytes || !registry.pass_over() {
+            return Err(error);
+        }
+        monitor.event(Event::Warning(format!("mirror passed over: {error}")));
+        let plan = Plan::new(Some(store), registry, image, Purpose::Import, threads, monitor);
+        done = plan.adopt(store, threads).and_then(|plan| plan.run(store, threads));
     }
     Ok(())
 }

@@ -381,7 +381,7 @@ impl Registry {
     }
 
     /// Goes on to the next source, if there is one.
-    fn pass_over(&self) -> bool {
+    pub(crate) fn pass_over(&self) -> bool {
         let next = self.inner.good.load(Ordering::Relaxed) + 1;
         let there = next < self.inner.sources.len();
         if there {
