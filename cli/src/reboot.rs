@@ -88,7 +88,7 @@ pub fn soft_reboot_waits() -> Result<bool> {
 
 fn prepare_soft(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<()> {
     let known = sysroot.known()?;
-    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let standing = Sysroot::standing(&known);
     let next = plan::next_to_boot(&standing).map(|d| d.id);
     let entry = |id| known.iter().find(|k| Some(k.id) == id).and_then(|k| k.entry.as_ref());
     let (Some(old), Some(new)) = (entry(sysroot.booted()), entry(next)) else {

@@ -119,7 +119,7 @@ pub(crate) fn root_argument(sysroot: &Sysroot, known: &[Known]) -> Result<String
 /// Removes what the new entry made superfluous: entries first, then records, then the names that kept their images.
 pub(crate) fn let_go(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Vec<DeploymentId>> {
     let known = sysroot.known()?;
-    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let standing = Sysroot::standing(&known);
     let gone = plan::superseded(&standing, sysroot.options.keep);
     monitor.event(Event::Stage(Stage::Clean));
     remove(sysroot, &gone)?;

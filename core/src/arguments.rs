@@ -90,8 +90,7 @@ pub fn change(sysroot: &Sysroot, edit: &Edit, monitor: &dyn Monitor) -> Result<D
             removed: Vec::new(),
         });
     }
-    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
-    if plan::rollback_target(&standing).is_err() {
+    if plan::rollback_target(&Sysroot::standing(&known)).is_err() {
         let alone = "there is no other deployment to go back to, should the machine not come up with these arguments: then \
                      change them in the boot loader's menu (key e), and here";
         monitor.event(Event::Warning(alone.into()));
@@ -110,10 +109,7 @@ pub fn change(sysroot: &Sysroot, edit: &Edit, monitor: &dyn Monitor) -> Result<D
 }
 
 fn next(known: &[Known]) -> Result<(DeploymentId, &BootEntry)> {
-    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
-    let next = plan::next_to_boot(&standing).map(|d| d.id);
-    let found = known.iter().find(|k| Some(k.id) == next);
-    found
+    Sysroot::next(known)
         .and_then(|k| Some((k.id, k.entry.as_ref()?)))
         .ok_or_else(|| Error::Deployment {
             id: "next to boot".into(),

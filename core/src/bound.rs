@@ -11,7 +11,7 @@ use std::iter;
 
 use crate::error::{Error, Result};
 use crate::ids::{DeploymentId, ManifestDigest};
-use crate::manifest::{Document, Platform};
+use crate::manifest::Platform;
 use crate::monitor::{Event, Monitor, Stage};
 use crate::pull::{self, Imported, Variant, read_file};
 use crate::reference::Reference;
@@ -177,13 +177,7 @@ pub fn fetch(
 
 /// Whether an image is in the store, and its composefs image was made.
 fn is_complete(store: &Store, digest: &ManifestDigest) -> Result<bool> {
-    let Some(stored) = store.manifest(digest)? else {
-        return Ok(false);
-    };
-    let Document::Manifest(manifest) = Document::parse(stored.bytes, None, &digest.to_string())? else {
-        return Ok(false);
-    };
-    let config = store.config(&manifest.config.digest)?;
+    let config = store.config_of(digest)?;
     Ok(config.is_some_and(|config| config.images.contains_key(IMAGE_V1)))
 }
 

@@ -62,7 +62,7 @@ pub fn finalize(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Finalized> {
         return Ok(Finalized::Nothing);
     }
     let known = sysroot.known()?;
-    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let standing = Sysroot::standing(&known);
     let generation = standing.iter().find(|d| d.id == staged.id).and_then(|d| d.generation);
     if plan::next_to_boot(&standing).is_some_and(|next| next.generation > generation) {
         // The administrator went back from it; what boots has an /etc of its own.

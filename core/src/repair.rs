@@ -11,7 +11,6 @@ use crate::activate;
 use crate::bound;
 use crate::error::{Error, Result};
 use crate::ids::{DeploymentId, ManifestDigest, ObjectId};
-use crate::image::reader;
 use crate::monitor::{Event, Monitor, Stage};
 use crate::pull::{self, IMAGE_LIMIT, Imported, Variant};
 use crate::reference::Reference;
@@ -19,6 +18,7 @@ use crate::registry::Registry;
 use crate::store::fsck::Mend;
 use crate::store::{Store, StoredConfig};
 use crate::sysroot::{Known, Sysroot};
+use crate::upkeep::objects_of;
 
 /// What was done.
 #[derive(Debug, Default)]
@@ -123,8 +123,7 @@ impl Wanted {
     }
 
     fn config(&self, store: &Store) -> Option<StoredConfig> {
-        let manifest = store.manifest(&self.manifest).ok().flatten()?;
-        store.config(&manifest.config).ok().flatten()
+        store.config_of(&self.manifest).ok().flatten()
     }
 
     /// What is made of it: what it is kept for, and what else its config, where that can be read, leads to.
@@ -182,8 +181,6 @@ impl Wanted {
 }
 
 fn image_is_whole(store: &Store, id: &ObjectId) -> bool {
-    let objects = store
-        .read_object(id, IMAGE_LIMIT)
-        .and_then(|image| Ok(reader::read(&image)?.objects().collect::<Vec<_>>()));
+    let objects = store.read_object(id, IMAGE_LIMIT).and_then(|image| objects_of(&image));
     objects.is_ok_and(|objects| objects.iter().all(|id| store.has_object(id)))
 }

@@ -33,7 +33,7 @@ pub struct Done {
 /// [`Error::Deployment`] where there is no other that could; nothing is changed then.
 pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
     let known = sysroot.known()?;
-    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let standing = Sysroot::standing(&known);
     let target = plan::rollback_target(&standing)?.id;
     let instead_of = plan::next_to_boot(&standing).map(|d| d.id);
     let staged = sysroot.roles(&standing).staged;
@@ -93,7 +93,7 @@ pub fn pin(sysroot: &Sysroot, which: &str, pinned: bool) -> Result<DeploymentId>
 pub fn delete(sysroot: &Sysroot, which: &str) -> Result<DeploymentId> {
     let (id, known) = sysroot.find(which)?;
     sysroot.check_boot(&known)?;
-    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let standing = Sysroot::standing(&known);
     let refuse = |why: &str| Error::Deployment {
         id: id.short(),
         why: why.into(),

@@ -267,7 +267,7 @@ impl Sysroot {
     /// [`Error::Deployment`] where none or more than one fits.
     pub fn find(&self, text: &str) -> Result<(DeploymentId, Vec<Known>)> {
         let known = self.known()?;
-        let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+        let standing = Self::standing(&known);
         let choices: Vec<_> = known.iter().map(Known::choice).collect();
         let id = select(text, &choices, &self.roles(&standing))?;
         Ok((id, known))
@@ -276,7 +276,17 @@ impl Sysroot {
     /// The deployment that a new one follows: the running one, or the one that boots next.
     pub fn current<'k>(&self, known: &'k [Known]) -> Option<&'k Known> {
         let booted = known.iter().find(|k| k.standing.booted);
-        booted.or_else(|| known.iter().find(|k| k.standing.bootable))
+        booted.or_else(|| Self::next(known))
+    }
+
+    /// Deployments, in the order of [`Sysroot::known`], as the decisions see them.
+    pub fn standing(known: &[Known]) -> Vec<Standing> {
+        known.iter().map(|k| k.standing.clone()).collect()
+    }
+
+    /// What boots next, of what [`Sysroot::known`] gives, which has it first.
+    pub(crate) fn next(known: &[Known]) -> Option<&Known> {
+        known.iter().find(|k| k.standing.bootable)
     }
 
     /// The deployment whose /etc the administrator changed: the current one, or, where that is broken, the newest that

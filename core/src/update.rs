@@ -96,7 +96,7 @@ pub fn switch(sysroot: &Sysroot, reference: &Reference, wishes: Wishes, monitor:
     let same = |k: &&Known| {
         k.manifest() == Some(image.digest) && k.origin().is_some_and(|o| o.reference == reference.with_transport())
     };
-    if let Some(next) = next(&known).filter(same) {
+    if let Some(next) = Sysroot::next(&known).filter(same) {
         return Ok(unchanged(next, image.digest));
     }
     if let Some(failed) = failures(sysroot, &known)?.of(&image.digest).filter(|f| wishes.heed(f)) {
@@ -165,7 +165,7 @@ pub fn forecast(sysroot: &Sysroot, reference: Option<&Reference>, monitor: &dyn 
     let same = |k: &&Known| {
         k.manifest() == Some(image.digest) && k.origin().is_some_and(|o| o.reference == reference.with_transport())
     };
-    if next(&known).filter(same).is_some() {
+    if Sysroot::next(&known).filter(same).is_some() {
         return Ok(None);
     }
     let bound = expected::bound(sysroot, &known, monitor)?;
@@ -201,14 +201,9 @@ impl Wishes {
     }
 }
 
-/// What boots next.
-fn next(known: &[Known]) -> Option<&Known> {
-    known.iter().find(|k| k.standing.bootable)
-}
-
 /// The deployment whose image is followed, and its reference.
 fn followed(known: &[Known]) -> Result<(&Known, Reference)> {
-    let deployment = next(known).or_else(|| known.iter().find(|k| k.record.is_ok()));
+    let deployment = Sysroot::next(known).or_else(|| known.iter().find(|k| k.record.is_ok()));
     let found = deployment.and_then(|k| Some((k, k.origin()?.reference.clone())));
     let (known, reference) = found.ok_or_else(|| Error::Deployment {
         id: "upgrade".into(),

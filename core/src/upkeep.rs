@@ -17,7 +17,7 @@ use crate::image::reader;
 use crate::plan;
 use crate::store::{fsck as store_check, gc as collection};
 use crate::sys::space::Space;
-use crate::sysroot::Sysroot;
+use crate::sysroot::{Known, Sysroot};
 
 /// What a collection removes, or would.
 #[derive(Clone, Debug, Default)]
@@ -62,11 +62,23 @@ pub struct Finding {
     pub mend: Option<store_check::Mend>,
 }
 
+impl Finding {
+    fn damage(what: &'static str, name: String, why: String) -> Self {
+        Self {
+            what,
+            name,
+            why,
+            damage: true,
+            mend: None,
+        }
+    }
+}
+
 /// Removes what no deployment needs and nothing else; with `dry_run` only says what that is.
 pub fn gc(sysroot: &Sysroot, dry_run: bool) -> Result<Collected> {
     let known = sysroot.known()?;
     sysroot.check_boot(&known)?;
-    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let standing = Sysroot::standing(&known);
     let gone = plan::unfinished(&standing);
     let kept: BTreeSet<_> = known.iter().map(|k| k.id).filter(|id| !gone.contains(id)).collect();
     let names = stale_names(sysroot, &kept)?;
@@ -189,7 +201,7 @@ fn what_gc_frees(sysroot: &Sysroot, of_boot: bool) -> Option<String> {
 /// What the administrator keeps and may be able to do without.
 fn what_could_go(sysroot: &Sysroot) -> Option<String> {
     let known = sysroot.known().ok()?;
-    let standing: Vec<_> = known.iter().map(|known| known.standing.clone()).collect();
+    let standing = Sysroot::standing(&known);
     let next = plan::next_to_boot(&standing).map(|deployment| deployment.id);
     let spare = standing.iter().filter(|d| !d.booted && Some(d.id) != next);
     let spare: Vec<_> = spare
@@ -262,7 +274,8 @@ fn stale_names(sysroot: &Sysroot, kept: &BTreeSet<DeploymentId>) -> Result<Vec<S
     Ok(all.into_iter().collect())
 }
 
-fn objects_of(image: &[u8]) -> Result<Vec<ObjectId>> {
+/// The objects that an image needs.
+pub(crate) fn objects_of(image: &[u8]) -> Result<Vec<ObjectId>> {
     Ok(reader::read(image)?.objects().collect())
 }
 
@@ -273,60 +286,52 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
         checked.damaged += usize::from(finding.damage);
         sink(finding);
     };
-    let damage = |what, name: String, why: String| Finding {
-        what,
-        name,
-        why,
-        damage: true,
-        mend: None,
-    };
     let store = store_check::check(&sysroot.store, &objects_of, &mut |f| {
         report(Finding {
             mend: f.mend,
-            ..damage("repository", f.path, f.why)
+            ..Finding::damage("repository", f.path, f.why)
         })
     })?;
     let known = sysroot.known()?;
     let lost = sysroot.check_boot(&known);
     let lost = lost
-        .inspect_err(|e| report(damage("boot entry", "all".into(), e.to_string())))
+        .inspect_err(|e| report(Finding::damage("boot entry", "all".into(), e.to_string())))
         .is_err();
-    for deployment in &known {
-        let wrong = match (&deployment.record, &deployment.verified) {
-            (Err(e), _) | (Ok(_), Err(e)) => Some(e.to_string()),
-            (Ok(_), Ok(_)) => None,
-        };
-        for why in wrong.into_iter().chain(deployment.problem.clone()) {
-            report(damage("deployment", deployment.id.to_hex(), why));
-        }
-        if deployment.entry.is_none() && !lost {
-            report(Finding {
-                what: "deployment",
-                name: deployment.id.to_hex(),
-                why: "has no boot entry; `cfs-update gc` removes it".into(),
-                damage: false,
-                mend: None,
-            });
-        }
-    }
+    known.iter().flat_map(|k| of_deployment(k, lost)).for_each(&mut report);
     let entries = sysroot.bootloader().entries()?;
     for entry in &entries.ours {
         if !known.iter().any(|k| entry.belongs_to(&k.id)) {
             let why = "boots a deployment that is not there; `cfs-update gc` removes it";
-            report(damage("boot entry", entry.file.clone(), why.into()));
+            report(Finding::damage("boot entry", entry.file.clone(), why.into()));
         }
     }
     for finding in sysroot.bootloader().check()? {
         report(Finding {
-            what: "boot entry",
-            name: finding.what,
-            why: finding.why,
             damage: finding.damage,
-            mend: None,
+            ..Finding::damage("boot entry", finding.what, finding.why)
         });
     }
     checked.store = store;
     checked.deployments = known.len();
     checked.entries = entries.ours.len();
     Ok(checked)
+}
+
+/// What is wrong with a deployment. `lost`: nothing has a boot entry, which is told already.
+fn of_deployment(known: &Known, lost: bool) -> Vec<Finding> {
+    let name = || known.id.to_hex();
+    let wrong = match (&known.record, &known.verified) {
+        (Err(e), _) | (Ok(_), Err(e)) => Some(e.to_string()),
+        (Ok(_), Ok(_)) => None,
+    };
+    let wrong = wrong.into_iter().chain(known.problem.clone());
+    let mut findings: Vec<_> = wrong.map(|why| Finding::damage("deployment", name(), why)).collect();
+    if known.entry.is_none() && !lost {
+        let why = "has no boot entry; `cfs-update gc` removes it";
+        findings.push(Finding {
+            damage: false,
+            ..Finding::damage("deployment", name(), why.into())
+        });
+    }
+    findings
 }

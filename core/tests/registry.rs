@@ -876,6 +876,15 @@ fn a_missing_image_says_so_with_the_registrys_words() {
     );
 }
 
+/// `h.example` is `good`, with these mirrors before it.
+fn behind_mirrors(dir: &Path, good: &Server, mirrors: [&Server; 2]) -> Options {
+    let mut conf = format!("[[registry]]\nprefix = \"h.example\"\nlocation = \"{}\"\n", good.host());
+    for mirror in mirrors {
+        conf.push_str(&format!("[[registry.mirror]]\nlocation = \"{}\"\n", mirror.host()));
+    }
+    registries_conf(dir, &conf)
+}
+
 fn registries_conf(dir: &Path, text: &str) -> Options {
     let path = dir.join("registries.conf");
     std::fs::write(&path, text).unwrap();
@@ -943,14 +952,7 @@ fn a_mirror_with_a_page_instead_of_a_manifest_or_with_another_config_is_passed_o
     });
     let good = faulty(&served, |_, _| None);
     let dir = tempfile::tempdir().unwrap();
-    let conf = format!(
-        "[[registry]]\nprefix = \"h.example\"\nlocation = \"{}\"\n\
-         [[registry.mirror]]\nlocation = \"{}\"\n[[registry.mirror]]\nlocation = \"{}\"\n",
-        good.host(),
-        page.host(),
-        other.host(),
-    );
-    let options = registries_conf(dir.path(), &conf);
+    let options = behind_mirrors(dir.path(), &good, [&page, &other]);
     let registry = Registry::open(&"h.example/org/os:1".parse().unwrap(), &options).unwrap();
     let told = Told::default();
     let image = registry.image(&Platform::host(), &told).unwrap();
@@ -979,14 +981,7 @@ fn a_mirror_with_other_content_under_the_same_digest_is_passed_over() {
     });
     let good = faulty(&served, |_, _| None);
     let dir = tempfile::tempdir().unwrap();
-    let conf = format!(
-        "[[registry]]\nprefix = \"h.example\"\nlocation = \"{}\"\n\
-         [[registry.mirror]]\nlocation = \"{}\"\n[[registry.mirror]]\nlocation = \"{}\"\n",
-        good.host(),
-        wrong.host(),
-        short.host(),
-    );
-    let options = registries_conf(dir.path(), &conf);
+    let options = behind_mirrors(dir.path(), &good, [&wrong, &short]);
     let pinned = format!("h.example/org/os@{}", served.manifest_digest());
     let registry = Registry::open(&pinned.parse().unwrap(), &options).unwrap();
     assert_eq!(layer(&registry).unwrap(), served.layer);

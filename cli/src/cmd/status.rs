@@ -89,7 +89,7 @@ impl Slots {
 
 fn host(sysroot: &Sysroot) -> Result<Host> {
     let known = sysroot.known()?;
-    let standing: Vec<_> = known.iter().map(|k| k.standing.clone()).collect();
+    let standing = Sysroot::standing(&known);
     let next = plan::next_to_boot(&standing).map(|d| d.id);
     let noted = Staged::load(sysroot.deployments().layout()).ok().flatten();
     let roles = sysroot.roles(&standing);

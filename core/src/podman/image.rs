@@ -37,9 +37,10 @@ impl Storage {
     /// [`Error::Network`] where there is none, or more than one, or its manifest is missing; [`Error::Mismatch`] where that is
     /// not what it was.
     pub fn image(&self, name: &str) -> Result<Image> {
-        let record = self.find(name)?;
+        let asked = Asked::of(name);
+        let record = self.find(&asked, name)?;
         let missing = || self.error(format!("image {name} has no manifest; pull it again"));
-        let manifest = match Asked::of(name) {
+        let manifest = match asked {
             Asked::Digest(digest) => match self.manifest_of(record, digest)? {
                 Some(manifest) => manifest,
                 None => {
@@ -52,7 +53,7 @@ impl Storage {
         // A list has no config, so that nothing else would tell.
         if let Some(digest) = record
             .data_digest("manifest")
-            .filter(|_| !matches!(Asked::of(name), Asked::Digest(_)))
+            .filter(|_| !matches!(asked, Asked::Digest(_)))
             && digest != digest_of(&manifest)
         {
             return Err(mismatch(name, digest, &manifest));
@@ -101,9 +102,9 @@ impl Storage {
         self.images.iter().filter(move |image| image.id == id && is_id(id))
     }
 
-    fn find(&self, name: &str) -> Result<&ImageRecord> {
+    fn find(&self, asked: &Asked<'_>, name: &str) -> Result<&ImageRecord> {
         let images = || self.images.iter().filter(|image| is_id(&image.id));
-        let found = match Asked::of(name) {
+        let found = match *asked {
             Asked::Digest(digest) => images()
                 .find(|image| image.digest.as_deref() == Some(digest))
                 .or_else(|| images().find(|image| image.has_manifest(digest))),

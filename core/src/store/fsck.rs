@@ -19,6 +19,7 @@ use crate::sys::{fs, verity};
 
 /// What to do about it.
 const REPAIR: &str = "`cfs-update fsck --repair` fetches it again";
+
 /// Threads that hash at most.
 const MAX_THREADS: usize = 8;
 

@@ -177,6 +177,17 @@ impl Store {
         Ok(Some(StoredConfig { bytes, layers, images }))
     }
 
+    /// The config of the image with this manifest; `None` where one of the two is not here.
+    ///
+    /// # Errors
+    /// As [`Store::manifest`] and [`Store::config`].
+    pub fn config_of(&self, manifest: &ManifestDigest) -> Result<Option<StoredConfig>> {
+        match self.manifest(manifest)? {
+            Some(stored) => self.config(&stored.config),
+            None => Ok(None),
+        }
+    }
+
     /// Whether the layer is here and published, with all its objects; nothing is taken over from an interrupted run.
     pub fn layer_is_published(&self, diff_id: &DiffId) -> bool {
         let here = self.stream(&layer_name(diff_id)).ok().flatten();
