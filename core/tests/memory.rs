@@ -117,11 +117,9 @@ fn importing_a_layer_takes_the_same_memory_whatever_its_size_and_however_many_la
         peak(|| import::layers(&store, sources, 2, &Quiet).unwrap())
     };
     of(1 << 20, 2);
-    let (small, big, many) = (of(1 << 20, 2), of(256 << 20, 2), of(1 << 20, 40));
-    let slack = 256 << 10;
-    assert!(
-        big < small + slack,
-        "{big} bytes for two large layers, {small} for two small ones"
-    );
-    assert!(many < small + slack, "{many} bytes for 40 layers, {small} for two");
+    // Whether small layers meet is the scheduler's affair; one alone always takes what one takes.
+    let (one, big, many) = (of(1 << 20, 1), of(256 << 20, 2), of(1 << 20, 40));
+    let two = 2 * one + (256 << 10);
+    assert!(big < two, "{big} bytes for two large layers, {one} for a small one");
+    assert!(many < two, "{many} bytes for 40 layers two at a time, {one} for one");
 }
