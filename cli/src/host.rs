@@ -63,12 +63,24 @@ pub struct Status {
 pub struct System {
     /// Images that are not installed again by themselves, oldest first.
     pub failed_images: Vec<FailedImage>,
+    /// An image that is here and that nothing boots yet.
+    pub downloaded: Option<DownloadedImage>,
     /// What the checks of the last boot said; `None` before the first.
     pub health: Option<Health>,
     /// What automatic updates do: `off`, `stage` or `apply`.
     pub automatic_updates: &'static str,
     /// State that cannot be read, each with what to do.
     pub problems: Vec<String>,
+}
+
+/// An image that waits for `upgrade --from-downloaded`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DownloadedImage {
+    pub image: String,
+    pub image_digest: String,
+    pub version: Option<String>,
+    pub since: String,
 }
 
 /// An image that did not stay.
@@ -231,6 +243,18 @@ impl System {
                 "failed"
             };
             lines.push(format!("Image {image_digest} {left_alone}, {time}: {why}"));
+        }
+        if let Some(DownloadedImage {
+            image,
+            image_digest,
+            version,
+            since,
+        }) = &self.downloaded
+        {
+            let version = version.as_ref().map(|v| format!(" (version {v})")).unwrap_or_default();
+            lines.push(format!(
+                "Downloaded, {since}: {image}{version}, {image_digest}; `cfs-update upgrade --from-downloaded` lets it boot next"
+            ));
         }
         if let Some(health) = &self.health {
             lines.extend(health.notes.iter().cloned());

@@ -66,6 +66,12 @@ pub fn restart(inhibitors: bool) -> Result<()> {
     systemctl(&["reboot", &format!("--check-inhibitors={check}")])
 }
 
+/// What the kernel that runs was booted with.
+pub fn booted_with() -> Result<Vec<String>> {
+    let line = fs::read_text(Path::new("/proc/cmdline"), 1 << 20)?.unwrap_or_default();
+    Ok(cmdline::split(line.trim()))
+}
+
 fn systemctl(arguments: &[&str]) -> Result<()> {
     let words: Vec<_> = arguments.iter().map(Into::into).collect();
     let output = process::run(OsStr::new("systemctl"), &words, b"")?;
@@ -95,9 +101,7 @@ fn prepare_soft(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<()> {
         let why = "no deployment of ours runs, so there is nothing that a soft reboot could keep; use --apply";
         return Err(Error::Usage(why.into()).into());
     };
-    let booted_with = fs::read_text(Path::new("/proc/cmdline"), 1 << 20)?.unwrap_or_default();
-    let booted_with = cmdline::split(booted_with.trim());
-    plan::soft_reboot(old, new, &booted_with).map_err(|why| Error::Usage(format!("{why}; use --apply")))?;
+    plan::soft_reboot(old, new, &booted_with()?).map_err(|why| Error::Usage(format!("{why}; use --apply")))?;
     finalize::finalize(sysroot, monitor)?;
     let line = Path::new(NEXT_LINE);
     let no_blessing = Path::new(NO_BLESSING);

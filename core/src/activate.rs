@@ -138,7 +138,7 @@ pub(crate) fn remove(sysroot: &Sysroot, ids: &[DeploymentId]) -> Result<()> {
     for id in ids {
         sysroot.deployments.remove(sysroot.fs(), id)?;
         sysroot.store.untag(&tag(id))?;
-        bound::let_go(&sysroot.store, id)?;
+        bound::let_go(&sysroot.store, &id.short())?;
         sysroot.store.unname_image(&id.to_hex())?;
     }
     Ok(())

@@ -182,19 +182,47 @@ fn is_complete(store: &Store, digest: &ManifestDigest) -> Result<bool> {
 }
 
 impl Bound {
-    /// Lets the deployment keep them, from the next [`Store::publish`] on.
+    /// Keeps them for somebody, from the next [`Store::publish`] on.
     ///
     /// # Errors
     /// [`Error::Usage`] for a reference that is too long to be a name.
-    pub fn keep(&self, store: &Store, id: &DeploymentId) -> Result<()> {
+    pub fn keep(&self, store: &Store, owner: &str) -> Result<()> {
         for (reference, manifest) in &self.images {
-            store.tag(&format!("{PREFIX}{}/{reference}", id.short()), manifest)?;
+            store.tag(&format!("{PREFIX}{owner}/{reference}"), manifest)?;
         }
         Ok(())
     }
+
+    /// What is kept for somebody.
+    ///
+    /// # Errors
+    /// What reading the store's names gives.
+    pub fn kept(store: &Store, owner: &str) -> Result<Self> {
+        let own = |(tag, manifest): (String, ManifestDigest)| {
+            let (of, reference) = name(&tag)?;
+            (of == owner).then(|| (reference.to_owned(), manifest))
+        };
+        Ok(Self {
+            images: store.tags()?.into_iter().filter_map(own).collect(),
+        })
+    }
+
+    /// Whether all of them are in the store, and their composefs images were made.
+    ///
+    /// # Errors
+    /// What reading the store gives.
+    pub(crate) fn is_complete(&self, store: &Store) -> Result<bool> {
+        for manifest in self.images.values() {
+            if !is_complete(store, manifest)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
-/// Whether a name of the store is that of a bound image: of which deployment (its first 12 digits), and the reference.
+/// Whether a name of the store is that of a bound image: for whom it is kept (a deployment's first 12 digits, or
+/// [`crate::download::NAME`]), and the reference.
 pub fn name(text: &str) -> Option<(&str, &str)> {
     text.strip_prefix(PREFIX)?.split_once('/')
 }
@@ -204,24 +232,16 @@ pub fn name(text: &str) -> Option<(&str, &str)> {
 /// # Errors
 /// What reading the store's names gives.
 pub fn of(store: &Store, id: &DeploymentId) -> Result<Vec<String>> {
-    let short = id.short();
-    let tags = store.tags()?.into_keys();
-    let own = |tag: String| {
-        name(&tag)
-            .filter(|(of, _)| *of == short)
-            .map(|(_, reference)| reference.to_owned())
-    };
-    Ok(tags.filter_map(own).collect())
+    Ok(Bound::kept(store, &id.short())?.images.into_keys().collect())
 }
 
-/// Lets go of what a deployment kept.
+/// Lets go of what was kept for somebody.
 ///
 /// # Errors
 /// What removing gives.
-pub fn let_go(store: &Store, id: &DeploymentId) -> Result<()> {
-    let short = id.short();
+pub fn let_go(store: &Store, owner: &str) -> Result<()> {
     for tag in store.tags()?.keys() {
-        if name(tag).is_some_and(|(of, _)| of == short) {
+        if name(tag).is_some_and(|(of, _)| of == owner) {
             store.untag(tag)?;
         }
     }

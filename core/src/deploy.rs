@@ -16,6 +16,7 @@ use crate::ids::{DeploymentId, ObjectId};
 use crate::image::reader;
 use crate::monitor::{Event, Monitor};
 use crate::pull::{IMAGE_LIMIT, Image};
+use crate::registry;
 use crate::signature::{ImageFacts, SignedImage, next_counter};
 use crate::synced::Synced;
 use crate::sys::dir::is_privileged;
@@ -39,14 +40,19 @@ pub(crate) fn sign(sysroot: &Sysroot, image: &Synced<Image>, monitor: &dyn Monit
     SignedImage::sign(facts, &key, next.counter, Timestamp::now())
 }
 
+/// The version of an image, by its label or by what is in it.
+pub(crate) fn version(source: &registry::Image, bootable: &Bootable) -> Option<String> {
+    let label = source.config.labels.get("org.opencontainers.image.version");
+    label.cloned().or_else(|| bootable.version.clone())
+}
+
 /// What the record will say.
 pub(crate) fn origin(image: &Synced<Image>, bootable: &Bootable, generation: u64) -> Result<Origin> {
     let source = &image.source;
-    let label = source.config.labels.get("org.opencontainers.image.version");
     let mut origin = Origin::new(&source.reference.with_transport(), source.digest);
     origin.boot_digest = Some(bootable.kernel.digest()?.to_string());
     origin.top = Some(source.top);
-    origin.version = label.cloned().or_else(|| bootable.version.clone());
+    origin.version = version(source, bootable);
     origin.created = source.config.created;
     origin.architecture = Some(match &source.config.variant {
         Some(variant) => format!("{}/{variant}", source.config.architecture),
@@ -112,9 +118,8 @@ fn write_etc(
         return Ok((tell("/etc", etc::write(&new, to)?, monitor), Vec::new()));
     };
     let here = FolderSource::scan(&sysroot.layout().etc(&current.id), algorithm)?;
-    let old_tree = image_etc(sysroot, &current.id);
-    let old = match &old_tree {
-        Ok(old_tree) => TreeSource::new(old_tree, "etc", algorithm, &open)?.listing().clone(),
+    let old = match image_listing(sysroot, &current.id) {
+        Ok(old) => old,
         Err(e) => {
             monitor.event(Event::Warning(format!(
                 "{e}; every file of the /etc of deployment {} is kept as if it had been changed",
@@ -123,8 +128,7 @@ fn write_etc(
             Listing::empty()
         }
     };
-    let ownership = !current.origin().is_some_and(|origin| origin.etc_unprivileged);
-    let plan = etc::plan(&old, here.listing(), new.listing(), Rules { ownership });
+    let plan = etc::plan(&old, here.listing(), new.listing(), rules(current));
     let report = etc::apply(&plan, &here, &new, to)?;
     Ok((tell("/etc", report, monitor), plan.conflicts))
 }
@@ -152,12 +156,35 @@ pub(crate) fn merge_etc(
 /// Where its record, image or /etc cannot be read.
 pub fn etc_changes(sysroot: &Sysroot, known: &Known) -> Result<Vec<(PathBuf, etc::Change)>> {
     let algorithm = sysroot.store.algorithm();
-    let tree = image_etc(sysroot, &known.id)?;
-    let open = |id: &ObjectId| open_object(sysroot, id);
-    let image = TreeSource::new(&tree, "etc", algorithm, &open)?;
+    let image = image_listing(sysroot, &known.id)?;
     let here = FolderSource::scan(&sysroot.layout().etc(&known.id), algorithm)?;
-    let ownership = !known.origin().is_some_and(|origin| origin.etc_unprivileged);
-    Ok(etc::diff(image.listing(), here.listing(), Rules { ownership }))
+    Ok(etc::diff(&image, here.listing(), rules(known)))
+}
+
+/// Where what the administrator made of the current /etc and what a new image brings there do not go together.
+pub(crate) fn etc_conflicts(sysroot: &Sysroot, tree: &Tree, current: &Known) -> Result<Vec<Conflict>> {
+    let algorithm = sysroot.store.algorithm();
+    let open = |id: &ObjectId| open_object(sysroot, id);
+    let new = TreeSource::new(tree, "etc", algorithm, &open)?;
+    let here = FolderSource::scan(&sysroot.layout().etc(&current.id), algorithm)?;
+    let old = image_listing(sysroot, &current.id).unwrap_or_else(|_| Listing::empty());
+    Ok(etc::plan(&old, here.listing(), new.listing(), rules(current)).conflicts)
+}
+
+/// What was written without privileges has lost its owners.
+fn rules(known: &Known) -> Rules {
+    Rules {
+        ownership: !known.origin().is_some_and(|origin| origin.etc_unprivileged),
+    }
+}
+
+/// /etc as a deployment's image has it.
+fn image_listing(sysroot: &Sysroot, id: &ObjectId) -> Result<Listing> {
+    let tree = image_etc(sysroot, id)?;
+    let open = |id: &ObjectId| open_object(sysroot, id);
+    Ok(TreeSource::new(&tree, "etc", sysroot.store.algorithm(), &open)?
+        .listing()
+        .clone())
 }
 
 /// Files in a deployment's /etc that were written after `since`, by path relative to it.

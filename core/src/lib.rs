@@ -72,7 +72,13 @@ pub mod expected;
 #[cfg(feature = "update")]
 pub(crate) mod activate;
 #[cfg(feature = "update")]
+pub mod changes;
+#[cfg(feature = "update")]
+pub mod download;
+#[cfg(feature = "update")]
 pub mod update;
+#[cfg(feature = "update")]
+pub mod outlook;
 #[cfg(feature = "update")]
 pub mod install;
 #[cfg(feature = "update")]

@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 
 use crate::activate;
 use crate::bound;
+use crate::deployment::Downloaded;
+use crate::download;
 use crate::error::{Error, Result};
 use crate::ids::{DeploymentId, ManifestDigest, ObjectId};
 use crate::monitor::{Event, Monitor, Stage};
@@ -39,8 +41,10 @@ struct Wanted {
     tag: String,
     reference: Reference,
     manifest: ManifestDigest,
-    /// The deployment that it is.
+    /// The deployment that it is, or will be.
     deployment: Option<DeploymentId>,
+    /// The name of its image.
+    image_name: Option<String>,
 }
 
 /// Does what `fsck` found to be needed, and fetches what is missing from where it came from.
@@ -75,7 +79,7 @@ pub fn repair(sysroot: &Sysroot, needed: &[Mend], monitor: &dyn Monitor) -> Resu
     Ok(done)
 }
 
-/// Deployments, what they bind, and pulled images.
+/// Deployments, what was downloaded, what they bind, and pulled images.
 fn all(sysroot: &Sysroot) -> Result<Vec<Wanted>> {
     let deployed = |known: &Known| {
         let origin = known.origin()?;
@@ -84,6 +88,7 @@ fn all(sysroot: &Sysroot) -> Result<Vec<Wanted>> {
             reference: origin.reference.parse().ok()?,
             manifest: origin.manifest,
             deployment: Some(known.id),
+            image_name: Some(known.id.to_hex()),
         })
     };
     let named = |(tag, manifest): (String, ManifestDigest)| {
@@ -92,12 +97,24 @@ fn all(sysroot: &Sysroot) -> Result<Vec<Wanted>> {
             reference: reference.parse().ok()?,
             manifest,
             deployment: None,
+            image_name: None,
             tag,
         })
     };
     let known = sysroot.known()?;
-    let deployed: Vec<_> = known.iter().filter_map(deployed).collect();
-    let own: BTreeSet<_> = known.iter().map(|k| activate::tag(&k.id)).collect();
+    let downloaded = Downloaded::load(sysroot.layout()).ok().flatten();
+    let downloaded = downloaded.and_then(|noted| {
+        Some(Wanted {
+            tag: download::tag(),
+            reference: noted.reference.parse().ok()?,
+            manifest: noted.manifest,
+            deployment: Some(noted.id),
+            image_name: Some(download::NAME.into()),
+        })
+    });
+    let deployed: Vec<_> = known.iter().filter_map(deployed).chain(downloaded).collect();
+    let deployments = known.iter().map(|k| activate::tag(&k.id));
+    let own: BTreeSet<_> = deployments.chain([download::tag()]).collect();
     let tags = sysroot
         .store()
         .tags()?
@@ -172,9 +189,10 @@ impl Wanted {
             }
             last = Some(built);
         }
-        let image_name = self.deployment.map(|id| id.to_hex());
         match last {
-            Some(built) => built.sync(store, &self.tag, image_name.as_deref(), monitor).map(drop),
+            Some(built) => built
+                .sync(store, &self.tag, self.image_name.as_deref(), monitor)
+                .map(drop),
             None => Ok(()),
         }
     }

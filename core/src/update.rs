@@ -12,15 +12,15 @@ use crate::boot::HostArguments;
 use crate::bootable::{self, Bootable};
 use crate::bound::{self, Bound};
 use crate::deploy;
-use crate::deployment::{Deployment, Failed, FailedDigests, Staged};
+use crate::deployment::{Deployment, Downloaded, Failed, FailedDigests, Staged};
+use crate::download;
 use crate::error::{Error, Result};
 use crate::etc;
 use crate::expected;
-use crate::forecast::Forecast;
 use crate::health;
 use crate::ids::{DeploymentId, ManifestDigest};
 use crate::monitor::{Event, Monitor, Stage};
-use crate::pull::{self, Variant};
+use crate::pull::{self, Imported, Variant};
 use crate::reference::Reference;
 use crate::registry::{self, Registry};
 use crate::signature::{Freshness, check_downgrade};
@@ -36,6 +36,8 @@ pub struct Wishes {
     pub retry: bool,
     /// Nobody is there: what the administrator went back from is left alone as well.
     pub automatic: bool,
+    /// Fetch it and keep it; what boots next stays what it is.
+    pub download_only: bool,
 }
 
 /// What an update did.
@@ -52,6 +54,13 @@ pub enum Outcome {
     },
     /// What the reference leads to failed here before; nothing was done.
     FailedBefore(Failed),
+    /// This image is here, and what boots next is what it was.
+    Downloaded {
+        /// Which.
+        image: Downloaded,
+        /// It was here before.
+        already: bool,
+    },
 }
 
 /// A new deployment.
@@ -73,17 +82,6 @@ pub struct Done {
     pub removed: Vec<DeploymentId>,
 }
 
-/// What there is to follow.
-#[derive(Clone, Debug)]
-pub struct News {
-    /// The followed reference.
-    pub reference: String,
-    /// What it leads to now.
-    pub top: ManifestDigest,
-    /// Whether that differs from what boots next.
-    pub newer: bool,
-}
-
 /// Follows another image from the next boot on.
 ///
 /// # Errors
@@ -101,6 +99,9 @@ pub fn switch(sysroot: &Sysroot, reference: &Reference, wishes: Wishes, monitor:
     }
     if let Some(failed) = failures(sysroot, &known)?.of(&image.digest).filter(|f| wishes.heed(f)) {
         return Ok(Outcome::FailedBefore(failed.clone()));
+    }
+    if let Some(here) = wishes.downloaded(sysroot, reference, &image.digest) {
+        return Ok(here);
     }
     follow(sysroot, &registry, image, &known, wishes, monitor)
 }
@@ -124,6 +125,9 @@ pub fn upgrade(sysroot: &Sysroot, wishes: Wishes, monitor: &dyn Monitor) -> Resu
     if let Some(failed) = failed(&top) {
         return Ok(Outcome::FailedBefore(failed));
     }
+    if let Some(here) = wishes.downloaded(sysroot, &reference, &top) {
+        return Ok(here);
+    }
     let image = registry.image(&sysroot.options.platform, monitor)?;
     if let Some(failed) = failed(&image.digest) {
         return Ok(Outcome::FailedBefore(failed));
@@ -138,41 +142,31 @@ pub fn upgrade(sysroot: &Sysroot, wishes: Wishes, monitor: &dyn Monitor) -> Resu
     follow(sysroot, &registry, image, &known, wishes, monitor)
 }
 
-/// Asks whether there is something new, and changes nothing.
-pub fn check(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<News> {
-    let known = sysroot.known()?;
-    let (followed, reference) = followed(&known)?;
-    let registry = Registry::open(&reference, &sysroot.options.registry)?;
-    let top = registry.resolve(monitor)?;
-    let newer = followed.origin().is_none_or(|o| o.top.unwrap_or(o.manifest) != top);
-    Ok(News {
-        reference: reference.to_string(),
-        top,
-        newer,
-    })
-}
-
-/// What following `reference`, or else the newest of the followed image, would fetch and write; `None` where that boots next
-/// already. Changes nothing.
-pub fn forecast(sysroot: &Sysroot, reference: Option<&Reference>, monitor: &dyn Monitor) -> Result<Option<Forecast>> {
-    let known = sysroot.known()?;
-    let reference = match reference {
-        Some(reference) => reference.clone(),
-        None => followed(&known)?.1,
-    };
-    let registry = Registry::open(&reference, &sysroot.options.registry)?;
-    let image = registry.image(&sysroot.options.platform, monitor)?;
-    let same = |k: &&Known| {
-        k.manifest() == Some(image.digest) && k.origin().is_some_and(|o| o.reference == reference.with_transport())
-    };
-    if Sysroot::next(&known).filter(same).is_some() {
-        return Ok(None);
+/// Takes what was downloaded, and asks no registry.
+///
+/// # Errors
+/// [`Error::Deployment`] where nothing was downloaded, or something of it is gone; those of the stages.
+pub fn from_downloaded(sysroot: &Sysroot, wishes: Wishes, monitor: &dyn Monitor) -> Result<Outcome> {
+    let known = known(sysroot)?;
+    let (source, bound) = download::found(sysroot)?.ok_or_else(|| Error::Deployment {
+        id: download::NAME.into(),
+        why: "nothing was downloaded; `cfs-update upgrade --download-only` does that".into(),
+    })?;
+    if let Some(failed) = failures(sysroot, &known)?.of(&source.digest).filter(|f| wishes.heed(f)) {
+        return Ok(Outcome::FailedBefore(failed.clone()));
     }
-    let bound = expected::bound(sysroot, &known, monitor)?;
-    let store = &sysroot.store;
-    let mut forecast = Forecast::new(Some(store), store.path(), (&registry, &image), &bound, monitor)?;
-    forecast.boot = expected::boot(sysroot, &known)?;
-    Ok(Some(forecast))
+    admit(sysroot, &source, &known, wishes)?;
+    let imported = Imported::complete(source);
+    let (tree, bootable) = look(sysroot, &imported, monitor)?;
+    activate::refuse_full_boot(sysroot.bootloader(), &bootable)?;
+    let fetched = Fetched {
+        imported,
+        tree,
+        bootable,
+        bound,
+    };
+    let recorded = record(sysroot, fetched, &known, monitor)?;
+    publish(sysroot, recorded, &known, monitor).map(Outcome::Staged)
 }
 
 /// What there is, where an entry for something new can be put beside it.
@@ -199,10 +193,17 @@ impl Wishes {
     fn heed(self, failed: &Failed) -> bool {
         !self.retry && (self.automatic || !failed.by_admin)
     }
+
+    /// Where downloading is all that is wanted, and was done.
+    fn downloaded(self, sysroot: &Sysroot, reference: &Reference, digest: &ManifestDigest) -> Option<Outcome> {
+        let noted = || download::noted(sysroot, &reference.with_transport(), digest);
+        let image = self.download_only.then(noted)??;
+        Some(Outcome::Downloaded { image, already: true })
+    }
 }
 
 /// The deployment whose image is followed, and its reference.
-fn followed(known: &[Known]) -> Result<(&Known, Reference)> {
+pub(crate) fn followed(known: &[Known]) -> Result<(&Known, Reference)> {
     let deployment = Sysroot::next(known).or_else(|| known.iter().find(|k| k.record.is_ok()));
     let found = deployment.and_then(|k| Some((k, k.origin()?.reference.clone())));
     let (known, reference) = found.ok_or_else(|| Error::Deployment {
@@ -222,6 +223,17 @@ fn follow(
     monitor: &dyn Monitor,
 ) -> Result<Outcome> {
     let fetched = fetch(sysroot, registry, source, known, wishes, monitor)?;
+    if wishes.download_only {
+        let Fetched {
+            imported,
+            tree,
+            bootable,
+            bound,
+        } = fetched;
+        let version = deploy::version(imported.source(), &bootable);
+        let image = download::keep(sysroot, imported, tree, &bound, version, monitor)?;
+        return Ok(Outcome::Downloaded { image, already: false });
+    }
     if known.is_empty() {
         activate::refuse_full_boot(sysroot.bootloader(), &fetched.bootable)?;
     }
@@ -232,7 +244,7 @@ fn follow(
 /// An image whose layers are in the store and which can be booted; nothing refers to them yet.
 #[derive(Debug)]
 pub struct Fetched {
-    imported: pull::Imported,
+    imported: Imported,
     tree: Tree,
     bootable: Bootable,
     bound: Bound,
@@ -286,22 +298,12 @@ pub fn fetch(
     wishes: Wishes,
     monitor: &dyn Monitor,
 ) -> Result<Fetched> {
-    (source.config).check_platform(&sysroot.options.platform, &source.reference.to_string())?;
-    refuse_older(&source, sysroot.current(known), wishes)?;
-    HostArguments::load(sysroot.layout())?;
-    sysroot.bootloader().check_writable()?;
+    admit(sysroot, &source, known, wishes)?;
     if let Some(doubt) = expected::boot(sysroot, known)?.and_then(|boot| expected::boot_doubt(&boot)) {
         monitor.event(Event::Warning(doubt));
     }
     let imported = pull::import(&sysroot.store, registry, source, sysroot.options.threads, monitor)?;
-    let tree = imported.tree(&sysroot.store)?;
-    let bootable = bootable::look(&sysroot.store, &tree, &imported.source().config.architecture)?;
-    if let Some(note) = &bootable.note {
-        monitor.event(Event::Note(note.clone()));
-    }
-    for warning in bootable.warnings()? {
-        monitor.event(Event::Warning(warning));
-    }
+    let (tree, bootable) = look(sysroot, &imported, monitor)?;
     if !known.is_empty() {
         // Before bound images are fetched. Of a first deployment the caller asks: an installation has a rule of its own.
         activate::refuse_full_boot(sysroot.bootloader(), &bootable)?;
@@ -324,6 +326,27 @@ pub fn fetch(
     })
 }
 
+/// Whether the image may be taken, and what has to be changed for it can be.
+fn admit(sysroot: &Sysroot, source: &registry::Image, known: &[Known], wishes: Wishes) -> Result<()> {
+    (source.config).check_platform(&sysroot.options.platform, &source.reference.to_string())?;
+    refuse_older(source, sysroot.current(known), wishes)?;
+    HostArguments::load(sysroot.layout())?;
+    sysroot.bootloader().check_writable()
+}
+
+/// The tree of an image that is here, and its kernel; says what is to be said of it.
+fn look(sysroot: &Sysroot, imported: &Imported, monitor: &dyn Monitor) -> Result<(Tree, Bootable)> {
+    let tree = imported.tree(&sysroot.store)?;
+    let bootable = bootable::look(&sysroot.store, &tree, &imported.source().config.architecture)?;
+    if let Some(note) = &bootable.note {
+        monitor.event(Event::Note(note.clone()));
+    }
+    for warning in bootable.warnings()? {
+        monitor.event(Event::Warning(warning));
+    }
+    Ok((tree, bootable))
+}
+
 /// Generates and signs the image; makes the record with its /etc.
 pub fn record(sysroot: &Sysroot, fetched: Fetched, known: &[Known], monitor: &dyn Monitor) -> Result<Recorded> {
     let Fetched {
@@ -334,7 +357,7 @@ pub fn record(sysroot: &Sysroot, fetched: Fetched, known: &[Known], monitor: &dy
     } = fetched;
     let built = imported.build(&sysroot.store, &mut tree, Variant::Boot, monitor)?;
     let id = built.id();
-    bound.keep(&sysroot.store, &id)?;
+    bound.keep(&sysroot.store, &id.short())?;
     let image = built.sync(&sysroot.store, &activate::tag(&id), Some(&id.to_hex()), monitor)?;
 
     monitor.event(Event::Stage(Stage::Deploy));
@@ -365,6 +388,7 @@ pub fn publish(sysroot: &Sysroot, recorded: Recorded, known: &[Known], monitor: 
     let removed = activate::let_go(sysroot, monitor)?;
     note(sysroot, &deployment, sysroot.current(known))?;
     forget_failure(sysroot, &deployment.origin().manifest)?;
+    download::superseded(sysroot, &deployment.origin().reference)?;
     Ok(Done {
         id: *deployment.id(),
         manifest: deployment.origin().manifest,

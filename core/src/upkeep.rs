@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use crate::activate::{remove, tag};
 use crate::boot::Removal;
 use crate::bound;
+use crate::deployment::Downloaded;
+use crate::download;
 use crate::error::{Error, Kind, Result};
 use crate::expose;
 use crate::ids::{DeploymentId, ObjectId};
@@ -255,15 +257,23 @@ fn with_remedy(error: Error, more: &str) -> Error {
     }
 }
 
-/// Our names of deployments that are no longer there.
+/// Our names of deployments and downloads that are no longer there.
 fn stale_names(sysroot: &Sysroot, kept: &BTreeSet<DeploymentId>) -> Result<Vec<String>> {
-    let wanted: BTreeSet<_> = kept.iter().map(tag).collect();
+    let downloaded = Downloaded::load(sysroot.layout())
+        .ok()
+        .flatten()
+        .map(|_| download::tag());
+    let wanted: BTreeSet<_> = kept.iter().map(tag).chain(downloaded.clone()).collect();
+    let owns = |owner: &str| match owner {
+        download::NAME => downloaded.is_some(),
+        short => kept.iter().any(|id| id.short() == short),
+    };
     let tags = sysroot
         .store
         .tags()?
         .into_keys()
         .filter(|name| name.starts_with("cfs-update/"))
-        .filter(|name| !bound::name(name).is_some_and(|(of, _)| kept.iter().any(|id| id.short() == of)));
+        .filter(|name| !bound::name(name).is_some_and(|(owner, _)| owns(owner)));
     let images = sysroot
         .store
         .image_names()?

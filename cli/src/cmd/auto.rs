@@ -3,6 +3,7 @@
 use anyhow::Result;
 use cfs_core::Error;
 use cfs_core::monitor::{Event, Monitor};
+use cfs_core::outlook;
 use cfs_core::sysroot::Sysroot;
 use cfs_core::update::{self, Outcome, Wishes};
 use serde::Serialize;
@@ -136,7 +137,7 @@ fn waits(setting: Metered, connection: Connection) -> bool {
 
 /// What is new and has to wait. Asking costs one request.
 fn news(sysroot: &Sysroot, context: &Context) -> Result<Option<String>> {
-    let news = update::check(sysroot, &context.ui)?;
+    let news = outlook::check(sysroot, &context.ui)?;
     let why = || {
         format!(
             "{} has an update, {}, and the connection is metered: it is fetched when it is not; `cfs-update upgrade` fetches \

@@ -1,17 +1,23 @@
 //! What `--dry-run` of `switch`, `upgrade` and `image pull` says.
 
+use cfs_core::boot::cmdline;
+use cfs_core::changes::Changes;
 use cfs_core::forecast::{Forecast, Part, Way};
 use cfs_core::manifest::Platform;
+use cfs_core::outlook::{self, Outlook};
 use cfs_core::preflight::Figures;
 use cfs_core::reference::Reference;
 use cfs_core::registry::Registry;
-use cfs_core::{Error, Result, update};
+use cfs_core::tree::Differences;
+use cfs_core::{Error, Result};
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
 use super::Context;
+use super::updated::Conflict;
 use crate::args::BootDir;
 use crate::output::Report;
+use crate::reboot;
 
 /// What would be fetched and written.
 #[derive(Debug, Serialize)]
@@ -30,8 +36,52 @@ pub struct Planned {
     store: Place,
     /// `$BOOT`, where something is expected to be written there.
     boot: Option<Place>,
-    /// Whether it would be refused for want of space.
+    /// Whether there is room for it.
     fits: bool,
+    /// What would be changed; `None` where that is not known before the layers are here.
+    changes: Option<Change>,
+}
+
+/// What would be other than it is.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Change {
+    deployment: String,
+    version: Option<String>,
+    files: Files,
+    kernel: Kernel,
+    kernel_arguments: Arguments,
+    etc_conflicts: Vec<Conflict>,
+    /// `None` where nothing of ours runs.
+    soft_reboot: Option<Soft>,
+}
+
+/// Paths of the image.
+#[derive(Debug, Serialize)]
+struct Files {
+    added: u64,
+    removed: u64,
+    changed: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Kernel {
+    version: String,
+    /// `$BOOT` has it.
+    stays: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Arguments {
+    added: Vec<String>,
+    removed: Vec<String>,
+}
+
+/// Whether restarting user space alone would do.
+#[derive(Debug, Serialize)]
+struct Soft {
+    possible: bool,
+    why: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -122,6 +172,79 @@ impl Place {
     }
 }
 
+impl From<&Changes> for Change {
+    fn from(changes: &Changes) -> Self {
+        let Differences {
+            added,
+            removed,
+            changed,
+        } = changes.files;
+        Self {
+            deployment: changes.id.to_string(),
+            version: changes.version.clone(),
+            files: Files {
+                added,
+                removed,
+                changed,
+            },
+            kernel: Kernel {
+                version: changes.kernel.clone(),
+                stays: changes.kernel_stays,
+            },
+            kernel_arguments: Arguments {
+                added: changes.arguments.clone(),
+                removed: changes.arguments_gone.clone(),
+            },
+            etc_conflicts: changes.conflicts.iter().map(Conflict::from).collect(),
+            soft_reboot: changes.soft_reboot.as_ref().map(|answer| Soft {
+                possible: answer.is_ok(),
+                why: answer.as_ref().err().cloned(),
+            }),
+        }
+    }
+}
+
+impl Change {
+    /// Each with its label.
+    fn human(&self, line: &mut dyn FnMut(&str, &str)) {
+        let Files {
+            added,
+            removed,
+            changed,
+        } = self.files;
+        let count = HumanCount;
+        line(
+            "Files",
+            &format!(
+                "{} added, {} removed, {} changed",
+                count(added),
+                count(removed),
+                count(changed)
+            ),
+        );
+        let stays = if self.kernel.stays {
+            "the one that is here"
+        } else {
+            "another one"
+        };
+        line("Kernel", &format!("{}, {stays}", self.kernel.version));
+        let Arguments { added, removed } = &self.kernel_arguments;
+        for (sign, arguments) in [("added", added), ("gone", removed)] {
+            if !arguments.is_empty() {
+                line("Arguments", &format!("{sign}: {}", cmdline::join(arguments)));
+            }
+        }
+        for conflict in &self.etc_conflicts {
+            line("/etc conflict", &conflict.human());
+        }
+        match &self.soft_reboot {
+            Some(Soft { why: Some(why), .. }) => line("Reboot", &format!("of the machine: {why}")),
+            Some(_) => line("Reboot", "of user space is enough (`--apply=soft`)"),
+            None => {}
+        }
+    }
+}
+
 impl From<&Forecast> for Planned {
     fn from(forecast: &Forecast) -> Self {
         let bound = forecast.bound.iter().map(|part| Bound {
@@ -140,7 +263,8 @@ impl From<&Forecast> for Planned {
             bound_images: bound.collect(),
             store: Place::from(&forecast.store),
             boot: forecast.boot.as_ref().map(Place::from),
-            fits: forecast.store.check().is_ok(),
+            fits: forecast.store.check().is_ok() && forecast.boot.as_ref().is_none_or(|boot| boot.check().is_ok()),
+            changes: None,
         }
     }
 }
@@ -175,8 +299,19 @@ impl Report for Planned {
         let (bytes, of) = (HumanBytes(self.bytes), HumanBytes(self.bytes_of_layers));
         line("To fetch", &format!("{bytes}, where the layers have {of}"));
         line("Store", &self.store.human());
-        if let Some(boot) = &self.boot {
-            line("$BOOT", &format!("{}; nothing if the kernel stays", boot.human()));
+        match (&self.boot, &self.changes) {
+            (Some(boot), Some(changes)) => {
+                line("$BOOT", &boot.human());
+                changes.human(&mut line);
+            }
+            (Some(boot), None) => {
+                line("$BOOT", &format!("{}; nothing if the kernel stays", boot.human()));
+                line(
+                    "Changes",
+                    "known when the layers are here: `--download-only` fetches them",
+                );
+            }
+            (None, _) => {}
         }
         if !self.fits {
             line("Too little", "there is not enough space; see `cfs-update gc --dry-run`");
@@ -190,8 +325,12 @@ pub fn of_update(context: &Context, boot: &BootDir, reference: Option<&Reference
     if let (Some(reference), false) = (reference, context.has_repository()?) {
         return of_pull(context, reference, None);
     }
-    match update::forecast(&context.look_anyway(boot)?, reference, &context.ui)? {
-        Some(forecast) => context.show(&Planned::from(&forecast)),
+    let sysroot = context.look_anyway(boot)?;
+    match outlook::forecast(&sysroot, reference, &reboot::booted_with()?, &context.ui)? {
+        Some(Outlook { forecast, changes }) => context.show(&Planned {
+            changes: changes.as_ref().map(Change::from),
+            ..Planned::from(&forecast)
+        }),
         None => Err(Error::Nothing("nothing would be fetched: what it leads to boots next already".into()).into()),
     }
 }

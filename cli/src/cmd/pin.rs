@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use cfs_core::ids::DeploymentId;
-use cfs_core::rollback;
+use cfs_core::{download, rollback};
 use serde::Serialize;
 
 use super::Context;
@@ -68,7 +68,7 @@ impl Unpin {
     }
 }
 
-/// Remove a deployment that neither runs nor boots next
+/// Remove a deployment that neither runs nor boots next, or what was `downloaded`
 ///
 /// Its boot entries, record and /etc go; objects stay until `gc`.
 #[derive(Debug, clap::Args)]
@@ -79,7 +79,13 @@ pub struct Delete {
 
 impl Delete {
     pub fn run(self, context: &Context) -> Result<()> {
-        let id = rollback::delete(&context.open(&self.which.boot, "delete")?, &self.which.deployment)?;
+        let sysroot = context.open(&self.which.boot, "delete")?;
+        if self.which.deployment == download::NAME
+            && let Some(image) = download::forget(&sysroot)?
+        {
+            return context.show(&Changed::new(image, "deleted, which was downloaded"));
+        }
+        let id = rollback::delete(&sysroot, &self.which.deployment)?;
         context.show(&Changed::new(id, "deleted"))
     }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use cfs_core::boot::{Tries, cmdline};
-use cfs_core::deployment::{BootType, FailedDigests, Layout, Origin, Staged};
+use cfs_core::deployment::{BootType, Downloaded, FailedDigests, Layout, Origin, Staged};
 use cfs_core::health::HealthReport;
 use cfs_core::ids::DeploymentId;
 use cfs_core::plan;
@@ -10,7 +10,7 @@ use cfs_core::sysroot::{Known, Sysroot};
 
 use super::Context;
 use crate::args::BootDir;
-use crate::host::{Composefs, Entry, FailedImage, Health, Host, Image, ImageReference, Ours, System};
+use crate::host::{Composefs, DownloadedImage, Entry, FailedImage, Health, Host, Image, ImageReference, Ours, System};
 
 /// Show deployments: booted, staged, kept; their versions, signatures and tries
 ///
@@ -102,7 +102,6 @@ fn host(sysroot: &Sysroot) -> Result<Host> {
     for (index, known) in known.iter().enumerate() {
         let mut entry = entry(sysroot, known, index);
         entry.cfs_update.boots_next = Some(known.id) == next;
-        entry.download_only = noted.as_ref().is_some_and(|n| n.id == known.id && n.download_only);
         let id = Some(known.id);
         if id == slots.booted {
             host.status.booted = Some(entry);
@@ -141,6 +140,17 @@ fn system(layout: &Layout) -> System {
                 time: time(report.time),
                 checks: report.checks,
                 notes: report.notes,
+            });
+        }
+        Err(e) => system.problems.push(e.to_string()),
+    }
+    match Downloaded::load(layout) {
+        Ok(found) => {
+            system.downloaded = found.map(|found| DownloadedImage {
+                image: found.reference.trim_start_matches("docker://").into(),
+                image_digest: found.manifest.to_string(),
+                version: found.version,
+                since: time(found.since),
             });
         }
         Err(e) => system.problems.push(e.to_string()),

@@ -21,13 +21,16 @@ pub struct Switch {
     /// Boot into it: reboot the machine, or with --apply=soft restart user space alone
     #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "reboot")]
     apply: Option<Apply>,
+    /// Fetch it and keep it, for `upgrade --from-downloaded`; what is followed and boots next stays what it is
+    #[arg(long, conflicts_with_all = ["apply", "dry_run"])]
+    download_only: bool,
     /// Take an image that is older than the present one of the same name
     #[arg(long)]
     allow_downgrade: bool,
     /// Take an image that failed here before
     #[arg(long)]
     retry: bool,
-    /// Only say what would be fetched and written, and what is free
+    /// Only say what would be fetched, written and changed, and what is free
     #[arg(long, conflicts_with_all = ["apply", "allow_downgrade", "retry"])]
     dry_run: bool,
     #[command(flatten)]
@@ -51,6 +54,7 @@ impl Switch {
         let wishes = Wishes {
             allow_downgrade: self.allow_downgrade,
             retry: self.retry,
+            download_only: self.download_only,
             automatic: false,
         };
         let work = |sysroot: &_| update::switch(sysroot, &reference, wishes, &metered::Noting::new(&context.ui));

@@ -13,12 +13,15 @@ use crate::output::Report;
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Updated {
-    /// `staged` or `unchanged`.
+    /// `staged`, `downloaded` or `unchanged`.
     result: &'static str,
+    /// The id that a downloaded one will have.
     deployment: String,
     image_digest: String,
     #[serde(flatten)]
     staged: Option<Staged>,
+    #[serde(skip)]
+    downloaded: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -98,20 +101,29 @@ impl Updated {
                         etc_conflicts: conflicts.iter().map(Conflict::from).collect(),
                         removed: removed.iter().map(ToString::to_string).collect(),
                     }),
+                    downloaded: None,
                 }
             }
+            Outcome::Downloaded { image, already } => Self {
+                result: if already { "unchanged" } else { "downloaded" },
+                deployment: image.id.to_string(),
+                image_digest: image.manifest.to_string(),
+                staged: None,
+                downloaded: Some(image.version.unwrap_or_default()),
+            },
             Outcome::Unchanged { id, manifest } => Self {
                 result: "unchanged",
                 deployment: id.to_string(),
                 image_digest: manifest.to_string(),
                 staged: None,
+                downloaded: None,
             },
         })
     }
 
-    /// Whether something was staged.
+    /// Whether something was staged or downloaded.
     pub fn is_new(&self) -> bool {
-        self.staged.is_some()
+        self.result != "unchanged"
     }
 
     /// Whether `--apply` has something to do: what boots next, staged now or before, is not what runs.
@@ -136,14 +148,22 @@ pub fn failed_before(failed: &Failed) -> Error {
 
 impl Report for Updated {
     fn human(&self) -> String {
-        let Some(staged) = &self.staged else {
-            return format!("Nothing new: {} boots next already\n", self.image_digest);
+        let shown = |version: &str| match version {
+            "" => String::new(),
+            version => format!(" (version {version})"),
         };
-        let version = staged
-            .version
-            .as_deref()
-            .map(|v| format!(" (version {v})"))
-            .unwrap_or_default();
+        let Some(staged) = &self.staged else {
+            let digest = &self.image_digest;
+            return match &self.downloaded {
+                Some(version) if self.is_new() => format!(
+                    "Downloaded {digest}{}; `cfs-update upgrade --from-downloaded` lets it boot next\n",
+                    shown(version)
+                ),
+                Some(version) => format!("Nothing new: {digest}{} is downloaded already\n", shown(version)),
+                None => format!("Nothing new: {digest} boots next already\n"),
+            };
+        };
+        let version = shown(staged.version.as_deref().unwrap_or_default());
         let mut text = format!("Staged {}{version}; it boots next\n", self.image_digest);
         let mut line = |label: &str, value: &str| text.push_str(&format!("{label:>16}: {value}\n"));
         line("Deployment", &self.deployment);

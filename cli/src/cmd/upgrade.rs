@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use cfs_core::Error;
-use cfs_core::update::{self, News, Wishes};
+use cfs_core::outlook::{self, News};
+use cfs_core::update::{self, Wishes};
 use serde::Serialize;
 
 use super::updated::Updated;
@@ -23,13 +24,19 @@ pub struct Upgrade {
     /// Boot into it: reboot the machine, or with --apply=soft restart user space alone
     #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "reboot")]
     apply: Option<Apply>,
+    /// Fetch it and keep it; what boots next stays what it is. Exit code 77 if it is here already
+    #[arg(long, conflicts_with_all = ["check", "apply", "dry_run"])]
+    download_only: bool,
+    /// Take what --download-only fetched, and ask no registry
+    #[arg(long, conflicts_with_all = ["check", "dry_run", "download_only"])]
+    from_downloaded: bool,
     /// Take an image that is older than the present one
     #[arg(long)]
     allow_downgrade: bool,
     /// Take an image that failed here before
     #[arg(long)]
     retry: bool,
-    /// Only say what would be fetched and written, and what is free. Exit code 77 if nothing
+    /// Only say what would be fetched, written and changed, and what is free. Exit code 77 if nothing
     #[arg(long, conflicts_with_all = ["check", "apply", "allow_downgrade", "retry"])]
     dry_run: bool,
     #[command(flatten)]
@@ -67,9 +74,13 @@ impl Upgrade {
         let wishes = Wishes {
             allow_downgrade: self.allow_downgrade,
             retry: self.retry,
+            download_only: self.download_only,
             automatic: false,
         };
-        let work = |sysroot: &_| update::upgrade(sysroot, wishes, &metered::Noting::new(&context.ui));
+        let work = |sysroot: &_| match self.from_downloaded {
+            true => update::from_downloaded(sysroot, wishes, &context.ui),
+            false => update::upgrade(sysroot, wishes, &metered::Noting::new(&context.ui)),
+        };
         let updated = Updated::of(context.fetching(&sysroot, self.space, work)?)?;
         let apply = self.apply.filter(|_| updated.waits(&sysroot));
         if updated.is_new() || apply.is_some() {
@@ -80,7 +91,7 @@ impl Upgrade {
     }
 
     fn check(self, context: &Context) -> Result<()> {
-        let News { reference, top, newer } = update::check(&context.look_anyway(&self.boot)?, &context.ui)?;
+        let News { reference, top, newer } = outlook::check(&context.look_anyway(&self.boot)?, &context.ui)?;
         let check = Check {
             available: newer,
             image: reference.clone(),

@@ -192,3 +192,25 @@ fn a_system_whose_bound_images_cannot_be_had_is_not_staged() {
         assert!(cfs.deployments().is_empty() && cfs.entries().is_empty());
     }
 }
+
+#[test]
+fn what_a_downloaded_system_binds_is_kept_with_it() {
+    let dir = scratch();
+    let registry = Registry::start();
+    let cfs = Cfs::new(dir.path());
+    cfs.run(["switch", &os(&registry, 1, &[])]).expect(0);
+    let (one, digest) = app(&registry, "one", 1);
+    os(&registry, 2, &[("one.image", format!("[Image]\nImage={one}\n"))]);
+    cfs.run(["upgrade", "--download-only"]).expect(0);
+    cfs.run(["gc"]).expect(0);
+    assert!(names(&cfs).contains(&digest));
+    drop(registry);
+    cfs.run(["upgrade", "--from-downloaded"]).expect(0);
+    cfs.run(["gc"]).expect(0);
+    assert!(names(&cfs).contains(&digest) && !names(&cfs).contains("downloaded"));
+    cfs.fsck();
+    cfs.run(["rollback"]).expect(0);
+    cfs.run(["delete", "staged"]).expect(1);
+    cfs.run(["delete", "rollback"]).expect(0);
+    assert!(!names(&cfs).contains(&digest), "it goes with the system that binds it");
+}

@@ -663,3 +663,62 @@ fn etc_diff_shows_what_was_changed_here() {
         "the other one is as it was"
     );
 }
+
+#[test]
+fn an_update_is_downloaded_now_and_taken_later_without_the_registry() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    cfs.run(["switch", &publish(dir.path(), 1)]).expect(0);
+    let before = cfs.status();
+    assert_eq!(before["status"]["cfsUpdate"]["downloaded"], Value::Null);
+    let nothing = cfs.run(["upgrade", "--download-only"]).expect(77).stderr;
+    assert!(nothing.contains("boots next already"), "{nothing}");
+    let from = publish(dir.path(), 2);
+    let told = cfs.run(["upgrade", "--download-only"]).expect(0).stdout;
+    assert!(
+        told.contains("(version 2)") && told.contains("upgrade --from-downloaded"),
+        "{told}"
+    );
+    let again = cfs.run(["upgrade", "--download-only"]).expect(77).stderr;
+    assert!(again.contains("is downloaded already"), "{again}");
+
+    let mut status = cfs.status();
+    let downloaded = status["status"]["cfsUpdate"]["downloaded"].take();
+    assert_eq!(
+        (&downloaded["version"], &downloaded["image"]),
+        (&json!("2"), &json!(from))
+    );
+    assert_eq!(status, before, "nothing else changed");
+    let human = cfs.run(["status"]).expect(0).stdout;
+    assert!(human.contains("Downloaded, ") && human.contains(&from), "{human}");
+    let listed = |arguments: &[&str]| cfs.run(arguments).expect(0).json().as_array().unwrap().len();
+    assert_eq!(
+        (
+            listed(&["image", "ls", "--json"]),
+            listed(&["image", "ls", "--all", "--json"])
+        ),
+        (0, 2)
+    );
+    cfs.run(["gc"]).expect(0);
+    cfs.fsck();
+
+    for wrong in [["--apply"], ["--check"], ["--dry-run"], ["--from-downloaded"]] {
+        cfs.run(["upgrade", "--download-only", wrong[0]]).expect(2);
+    }
+    fs::rename(dir.path().join("oci"), dir.path().join("away")).unwrap();
+    let taken = cfs.run(["upgrade", "--from-downloaded", "--json"]).expect(0).json();
+    assert_eq!((&taken["result"], &taken["version"]), (&json!("staged"), &json!("2")));
+    let missing = cfs.run(["upgrade", "--from-downloaded"]).expect(1).stderr;
+    assert!(missing.contains("--download-only"), "{missing}");
+    fs::rename(dir.path().join("away"), dir.path().join("oci")).unwrap();
+
+    // What is not wanted any more.
+    publish(dir.path(), 3);
+    let json = cfs.run(["upgrade", "--download-only", "--json"]).expect(0).json();
+    assert_eq!(json["result"], "downloaded");
+    cfs.run(["delete", "downloaded"]).expect(0);
+    cfs.run(["delete", "downloaded"]).expect(1);
+    assert_eq!(cfs.status()["status"]["cfsUpdate"]["downloaded"], Value::Null);
+    cfs.run(["gc"]).expect(0);
+    cfs.fsck();
+}

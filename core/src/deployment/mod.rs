@@ -10,15 +10,18 @@
 //! either tool can be read by the other; what only this program knows is in the section `[cfs-update]` of the origin.
 
 mod create;
+pub mod downloaded;
 pub mod history;
 pub mod ini;
 mod layout;
 mod list;
+mod note;
 pub mod origin;
 pub mod select;
 pub mod staged;
 
 pub use create::{Draft, EtcDraft};
+pub use downloaded::Downloaded;
 pub use history::{Event, Failed, FailedDigests, History};
 pub use layout::Layout;
 pub use list::{Deployment, Deployments, Found, Record};

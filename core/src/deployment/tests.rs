@@ -666,6 +666,7 @@ fn every_file_of_state_format_1_is_read_and_written_as_ever() {
             "boot.toml",
             "counters.json",
             "deployment.origin",
+            "downloaded.json",
             "failed.json",
             "history.jsonl",
             "staged.json"
@@ -681,9 +682,14 @@ fn every_file_of_state_format_1_is_read_and_written_as_ever() {
     assert!(origin.pinned && origin.etc_unprivileged && origin.generation == Some(7));
 
     let staged = Staged::load(layout).unwrap().unwrap();
-    assert!(staged.download_only && staged.merge_from == Some(id(0xab)) && staged.boot_id.is_some());
+    assert!(staged.merge_from == Some(id(0xab)) && staged.boot_id.is_some());
     staged.save(&RealFs, layout).unwrap();
     assert_eq!(now("staged.json"), sample("staged.json"));
+
+    let downloaded = Downloaded::load(layout).unwrap().unwrap();
+    assert!(downloaded.id == id(0xab) && downloaded.manifest != downloaded.top);
+    downloaded.save(&RealFs, layout).unwrap();
+    assert_eq!(now("downloaded.json"), sample("downloaded.json"));
 
     let failed = FailedDigests::load(layout).unwrap();
     assert_eq!(failed.iter().next().unwrap().why, "health checks");

@@ -19,11 +19,11 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::ids::{BlobDigest, DiffId, ManifestDigest};
-use crate::manifest::{Config, Descriptor, Document, Manifest};
+use crate::manifest::{Config, Descriptor, Manifest};
 use crate::monitor::{Event, Monitor, Stage};
 use crate::reference::Reference;
 use crate::registry::{self, PLAIN_LAYER, Push, Registry};
-use crate::store::Store;
+use crate::store::{Store, StoredImage};
 use crate::sys::fs;
 
 mod archive;
@@ -154,7 +154,7 @@ impl Export<'_> {
     /// [`Error::Stream`], [`Error::Object`] where something of it is missing; [`Error::Space`]; what writing gives.
     pub fn run(&self, destination: Destination, monitor: &dyn Monitor) -> Result<Exported> {
         let Destination(target) = destination;
-        let (manifest, config) = self.stored()?;
+        let StoredImage { manifest, config, .. } = self.store.stored_image(&self.manifest)?;
         let mut copy = Copy {
             export: self,
             target,
@@ -200,20 +200,6 @@ impl Export<'_> {
         };
         copy.target.finish(&outgoing, monitor)?;
         Ok(done(&copy, digest, false, false))
-    }
-
-    fn stored(&self) -> Result<(Manifest, Config)> {
-        let missing = |what: &str| Error::Manifest {
-            reference: self.manifest.to_string(),
-            why: format!("{what} is not in the store"),
-        };
-        let stored = self.store.manifest(&self.manifest)?.ok_or_else(|| missing("it"))?;
-        let Document::Manifest(manifest) = Document::parse(stored.bytes, None, &self.manifest.to_string())? else {
-            return Err(missing("a manifest of this digest"));
-        };
-        let config = self.store.config(&manifest.config.digest)?;
-        let config = Config::parse(config.ok_or_else(|| missing("its config"))?.bytes, &manifest)?;
-        Ok((manifest, config))
     }
 }
 

@@ -26,10 +26,10 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::ids::{ManifestDigest, ObjectId};
 use crate::image::{Versions, writer};
-use crate::manifest::{Config, Document, Manifest};
+use crate::manifest::{Config, Manifest};
 use crate::podman::Places;
 use crate::pull::{self, Variant};
-use crate::store::{Store, WHOLE_IMAGE_V1};
+use crate::store::{Store, StoredImage, WHOLE_IMAGE_V1};
 use crate::sys::fs::{self, Fs};
 use crate::sys::lock::RecordLock;
 
@@ -153,7 +153,11 @@ impl<'a> Shelf<'a> {
     /// # Errors
     /// What is missing in the store; what writing gives.
     pub fn make(&self, manifest: &ManifestDigest) -> Result<()> {
-        let (manifest, config, mut images) = self.stored(manifest)?;
+        let StoredImage {
+            manifest,
+            config,
+            mut images,
+        } = self.store.stored_image(manifest)?;
         if images.contains_key(WHOLE_IMAGE_V1) {
             return Ok(());
         }
@@ -166,21 +170,6 @@ impl<'a> Shelf<'a> {
         let digest = self.store.put_config(&config.bytes, &config.diff_ids, &images)?;
         self.store.put_manifest(&manifest.bytes, &digest, &config.diff_ids)?;
         self.store.publish()
-    }
-
-    fn stored(&self, digest: &ManifestDigest) -> Result<(Manifest, Config, BTreeMap<String, ObjectId>)> {
-        let missing = |what: &str| Error::Manifest {
-            reference: digest.to_string(),
-            why: format!("{what} is not in the store"),
-        };
-        let stored = self.store.manifest(digest)?.ok_or_else(|| missing("it"))?;
-        let Document::Manifest(manifest) = Document::parse(stored.bytes, None, &digest.to_string())? else {
-            return Err(missing("a manifest of this digest"));
-        };
-        let stored = self.store.config(&manifest.config.digest)?;
-        let stored = stored.ok_or_else(|| missing("its config"))?;
-        let config = Config::parse(stored.bytes, &manifest)?;
-        Ok((manifest, config, stored.images))
     }
 
     /// Shows exactly these images, and keeps what containers stand on.
@@ -299,7 +288,11 @@ impl<'a> Shelf<'a> {
 
     fn ready(&self, wanted: &Wanted) -> Result<Ready> {
         let what = wanted.manifest.to_string();
-        let (manifest, config, images) = self.stored(&wanted.manifest)?;
+        let StoredImage {
+            manifest,
+            config,
+            images,
+        } = self.store.stored_image(&wanted.manifest)?;
         let image = *images.get(WHOLE_IMAGE_V1).ok_or_else(|| Error::Manifest {
             reference: what.clone(),
             why: "its composefs image is not in the store".into(),

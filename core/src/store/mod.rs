@@ -54,7 +54,7 @@ use crate::sys::verity::{self, Hasher};
 pub use entries::Entries;
 pub use held::{Held, Sample};
 pub use part::Origin;
-pub use streams::{StoredConfig, StoredManifest};
+pub use streams::{StoredConfig, StoredImage, StoredManifest};
 
 /// Named reference of a config stream: the image of EROFS format 1 (`composefs.image.v1` of composefs-oci).
 pub const IMAGE_V1: &str = "composefs.image.v1";

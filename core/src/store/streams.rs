@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::ids::{BlobDigest, DiffId, ManifestDigest, ObjectId};
+use crate::manifest::{Config, Document, Manifest};
 use crate::splitstream::{ContentType, Part, Reader, Writer};
 use crate::store::Store;
 use crate::sys::{fs, verity};
@@ -26,6 +27,17 @@ pub struct StoredManifest {
     pub bytes: Vec<u8>,
     /// The config that it names.
     pub config: BlobDigest,
+}
+
+/// An image as the store keeps it, understood.
+#[derive(Clone, Debug)]
+pub struct StoredImage {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Its config.
+    pub config: Config,
+    /// As [`StoredConfig::images`].
+    pub images: BTreeMap<String, ObjectId>,
 }
 
 /// A config as the store keeps it.
@@ -186,6 +198,29 @@ impl Store {
             Some(stored) => self.config(&stored.config),
             None => Ok(None),
         }
+    }
+
+    /// Manifest and config of the image with this manifest.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] where one of the two is not here; as [`Store::manifest`] and [`Store::config`].
+    pub fn stored_image(&self, digest: &ManifestDigest) -> Result<StoredImage> {
+        let missing = |what: &str| Error::Manifest {
+            reference: digest.to_string(),
+            why: format!("{what} is not in the store"),
+        };
+        let stored = self.manifest(digest)?.ok_or_else(|| missing("it"))?;
+        let Document::Manifest(manifest) = Document::parse(stored.bytes, None, &digest.to_string())? else {
+            return Err(missing("a manifest of this digest"));
+        };
+        let stored = self
+            .config(&manifest.config.digest)?
+            .ok_or_else(|| missing("its config"))?;
+        Ok(StoredImage {
+            config: Config::parse(stored.bytes, &manifest)?,
+            images: stored.images,
+            manifest,
+        })
     }
 
     /// Whether the layer is here and published, with all its objects; nothing is taken over from an interrupted run.

@@ -8,6 +8,7 @@
 //! the root. Nothing here touches a file system, so a hostile name can do no harm before it was refused.
 
 mod build;
+mod compare;
 mod merge;
 mod scan;
 mod selinux;
@@ -19,6 +20,7 @@ use crate::ids::{Algorithm, ObjectId};
 use crate::layers::Mtime;
 
 pub(crate) use build::{Builder, EMPTY_DIRECTORY, Leaf, Links, check_name, hex_digit, object_path, path_error};
+pub use compare::{Differences, compare};
 pub use merge::Merge;
 pub use scan::{ScanOptions, scan};
 pub use view::{Child, Found, Inode, Kind, ObjectPath, Regular, Walk};

@@ -2,9 +2,8 @@
 
 use anyhow::Result;
 use cfs_core::ids::ManifestDigest;
-use cfs_core::manifest::{Config, Document};
 use cfs_core::reference::Reference;
-use cfs_core::store::{BOOT_IMAGE_V1, IMAGE_V1, Store};
+use cfs_core::store::{BOOT_IMAGE_V1, IMAGE_V1, Store, StoredImage};
 use cfs_core::{Error, Result as CoreResult};
 use indicatif::HumanBytes;
 use serde::Serialize;
@@ -66,11 +65,11 @@ impl Ls {
 /// One that is broken is listed with what is wrong.
 fn image(store: &Store, name: String, digest: &ManifestDigest) -> Image {
     let base = Image {
-        name: name.clone(),
+        name,
         image_digest: digest.to_string(),
         ..Image::default()
     };
-    match describe(store, &name, digest, &base) {
+    match describe(store, digest, &base) {
         Ok(image) => image,
         Err(e) => Image {
             problem: Some(e.to_string()),
@@ -79,21 +78,14 @@ fn image(store: &Store, name: String, digest: &ManifestDigest) -> Image {
     }
 }
 
-fn describe(store: &Store, name: &str, digest: &ManifestDigest, base: &Image) -> CoreResult<Image> {
-    let missing = |what: &str| Error::Manifest {
-        reference: digest.to_string(),
-        why: format!("{what} is not in the store"),
-    };
-    let stored = store.manifest(digest)?.ok_or_else(|| missing("it"))?;
-    let Document::Manifest(manifest) = Document::parse(stored.bytes, None, name)? else {
-        return Err(missing("a manifest of this digest"));
-    };
-    let stored = store
-        .config(&manifest.config.digest)?
-        .ok_or_else(|| missing("its config"))?;
-    let shown = |name: &str| stored.images.get(name).map(ToString::to_string);
+fn describe(store: &Store, digest: &ManifestDigest, base: &Image) -> CoreResult<Image> {
+    let StoredImage {
+        manifest,
+        config,
+        images,
+    } = store.stored_image(digest)?;
+    let shown = |name: &str| images.get(name).map(ToString::to_string);
     let (image, boot) = (shown(IMAGE_V1), shown(BOOT_IMAGE_V1));
-    let config = Config::parse(stored.bytes.clone(), &manifest)?;
     Ok(Image {
         name: base.name.clone(),
         image_digest: base.image_digest.clone(),

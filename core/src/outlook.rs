@@ -1,0 +1,83 @@
+//! What an update would find and do, asked without doing it: `upgrade --check` and `--dry-run`.
+//!
+//! Invariant: nothing is written.
+
+use crate::changes::{self, Changes};
+use crate::error::Result;
+use crate::expected;
+use crate::forecast::Forecast;
+use crate::ids::ManifestDigest;
+use crate::monitor::{Event, Monitor};
+use crate::reference::Reference;
+use crate::registry::Registry;
+use crate::sysroot::{Known, Sysroot};
+use crate::update::followed;
+
+/// What there is to follow.
+#[derive(Clone, Debug)]
+pub struct News {
+    /// The followed reference.
+    pub reference: String,
+    /// What it leads to now.
+    pub top: ManifestDigest,
+    /// Whether that differs from what boots next.
+    pub newer: bool,
+}
+
+/// What an update would do.
+#[derive(Debug)]
+pub struct Outlook {
+    /// What would be fetched and written.
+    pub forecast: Forecast,
+    /// What would be changed; `None` where that is not known before the layers are here.
+    pub changes: Option<Changes>,
+}
+
+/// Asks whether there is something new, and changes nothing.
+pub fn check(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<News> {
+    let known = sysroot.known()?;
+    let (followed, reference) = followed(&known)?;
+    let registry = Registry::open(&reference, &sysroot.options.registry)?;
+    let top = registry.resolve(monitor)?;
+    let newer = followed.origin().is_none_or(|o| o.top.unwrap_or(o.manifest) != top);
+    Ok(News {
+        reference: reference.to_string(),
+        top,
+        newer,
+    })
+}
+
+/// What following `reference`, or else the newest of the followed image, would do; `None` where that boots next already.
+/// `line`: what the kernel that runs was booted with. Changes nothing.
+pub fn forecast(
+    sysroot: &Sysroot,
+    reference: Option<&Reference>,
+    line: &[String],
+    monitor: &dyn Monitor,
+) -> Result<Option<Outlook>> {
+    let known = sysroot.known()?;
+    let reference = match reference {
+        Some(reference) => reference.clone(),
+        None => followed(&known)?.1,
+    };
+    let registry = Registry::open(&reference, &sysroot.options.registry)?;
+    let image = registry.image(&sysroot.options.platform, monitor)?;
+    let same = |k: &&Known| {
+        k.manifest() == Some(image.digest) && k.origin().is_some_and(|o| o.reference == reference.with_transport())
+    };
+    if Sysroot::next(&known).filter(same).is_some() {
+        return Ok(None);
+    }
+    let bound = expected::bound(sysroot, &known, monitor)?;
+    let store = &sysroot.store;
+    let mut forecast = Forecast::new(Some(store), store.path(), (&registry, &image), &bound, monitor)?;
+    let changes = changes::of(sysroot, &known, &image, line).unwrap_or_else(|error| {
+        monitor.event(Event::Warning(format!("what would be changed cannot be said: {error}")));
+        None
+    });
+    forecast.boot = match &changes {
+        Some(changes) => Some(changes.boot.clone()),
+        None => expected::boot(sysroot, &known)?,
+    };
+    Ok(Some(Outlook { forecast, changes }))
+}
