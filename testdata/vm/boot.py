@@ -93,7 +93,8 @@ class Life(Running):
             ("a flipped byte on the disk is EIO in the running system", self._flip),
             ("foreign, CRLF, malformed and used-up entries on the ESP stay, and are told of", self._foreign),
             ("upgrade; rollback, twice; an edit in /etc; an ordinary reboot: the new version runs with it", self._upgrade),
-            ("upgrade --apply=soft: the new version, the same kernel; refused with other arguments", self._soft),
+            ("upgrade --download-only, --dry-run, --from-downloaded --apply=soft: as was said, the same kernel; refused with other "
+             "arguments", self._soft),
             ("cfs-update-auto.service updates and reboots by itself, in its sandbox", self._auto),
             ("rollback --apply: the version before runs; automatic updates leave it alone", self._rollback),
             ("the staged image is replaced: refused in the initramfs, the old one boots", self._replaced),
@@ -227,8 +228,13 @@ class Life(Running):
         kernel = self.guest.check("cat /proc/sys/kernel/random/boot_id")
         self.push("soft")
         self.guest.check("echo soft >/etc/added-before-soft.conf")
-        took = self.reboot("cfs-update upgrade --apply=soft")
+        self.guest.check("cfs-update upgrade --download-only", timeout=300)
+        expect(not self.status()["staged"], "what was downloaded is not staged")
+        told = self.guest.json("cfs-update upgrade --dry-run --json", timeout=300)
+        expect(told["bytes"] == 0 and told["changes"]["softReboot"]["possible"], told)
+        took = self.reboot("cfs-update upgrade --from-downloaded --apply=soft")
         soft, version = self.booted()
+        expect(soft == told["changes"]["deployment"], f"{soft} runs, {told} was said")
         expect(version == "soft", f"version {version} runs")
         expect(self.guest.check("cat /proc/sys/kernel/random/boot_id") == kernel, "that was no soft reboot")
         self.guest.check("""set -e; grep soft /etc/added-before-soft.conf; grep mine /var/lib/cfs-test/mine

@@ -116,43 +116,14 @@ pub(super) fn decide(
     let Some((table, tar_split)) = fetch_table(layer, partial)? else {
         return Ok(Decision::Whole);
     };
-    let mut search = Search::default();
-    for file in &table.files {
-        search.wanted.insert(file.digest);
-    }
-    for chunk in table.chunks.iter().filter(|chunk| !chunk.zeros) {
-        search.wanted.insert(chunk.digest);
-    }
-    store.search_index(&mut search, remember)?;
-    let mut ranges = missing(&table, &search.found);
-    let fill = total(&ranges) >= WORTH_HASHING;
-    if fill {
-        store.fill_index(&mut search, remember, monitor)?;
-        ranges = missing(&table, &search.found);
-    }
-    if let Some(podman) = local.filter(|_| total(&ranges) >= WORTH_HASHING) {
-        let files = table
-            .files
-            .iter()
-            .filter(|file| !is_here(&search.found, &file.digest, file.size));
-        let found = local::search(
-            podman,
-            files.map(|file| (file.digest, file.size)),
-            total(&ranges),
-            monitor,
-        );
-        search
-            .found
-            .extend(found.into_iter().map(|(sum, place)| (sum, Hit::Podman(place))));
-        ranges = missing(&table, &search.found);
-    }
-    let sure = !store.is_suspect() && (fill || store.index_is_complete());
+    let (found, sure) = look_up(store, &table, local, remember, monitor)?;
+    let ranges = missing(&table, &found);
     let overhead = place.table.range.end - place.table.range.start + tar_split.len() as u64;
     let bytes = total(&ranges) + overhead;
     let missing = Missing {
         stream: tar_split.len() as u64,
         sure,
-        ..new_files(&table, &search.found)
+        ..new_files(&table, &found)
     };
     // The table is here already: what counts is what is yet to come.
     if total(&ranges) > place.blob / 10 * 7 {
@@ -161,11 +132,43 @@ pub(super) fn decide(
     let plan = Plan {
         table,
         tar_split,
-        found: search.found,
+        found,
         ranges,
         bytes,
     };
     Ok(Decision::Parts(Box::new(plan), missing))
+}
+
+/// What of a table is in the store or in podman's storage; and whether everything that is here was looked through.
+fn look_up(
+    store: &Store,
+    table: &Table,
+    local: Option<&Arc<Storage>>,
+    remember: bool,
+    monitor: &dyn Monitor,
+) -> Result<(Found, bool)> {
+    let mut search = Search::default();
+    for file in &table.files {
+        search.wanted.insert(file.digest);
+    }
+    for chunk in table.chunks.iter().filter(|chunk| !chunk.zeros) {
+        search.wanted.insert(chunk.digest);
+    }
+    store.search_index(&mut search, remember)?;
+    let fill = total(&missing(table, &search.found)) >= WORTH_HASHING;
+    if fill {
+        store.fill_index(&mut search, remember, monitor)?;
+    }
+    let sure = !store.is_suspect() && (fill || store.index_is_complete());
+    let mut found = search.found;
+    let bytes = total(&missing(table, &found));
+    if let Some(podman) = local.filter(|_| bytes >= WORTH_HASHING) {
+        let files = table.files.iter();
+        let files = files.filter(|file| !is_here(&found, &file.digest, file.size));
+        let places = local::search(podman, files.map(|file| (file.digest, file.size)), bytes, monitor);
+        found.extend(places.into_iter().map(|(sum, place)| (sum, Hit::Podman(place))));
+    }
+    Ok((found, sure))
 }
 
 /// What the store has not got of a table's files.
@@ -258,16 +261,14 @@ pub(super) fn rebuild(
         filling: Filling::new(out)?,
         out,
     };
-    let table_bytes = plan.bytes - total(&plan.ranges);
-    let mut reported = 0;
-    let mut report = |fetched: u64| {
-        let bytes = fetched + table_bytes - reported;
-        if bytes > 0 {
+    let (table_bytes, mut reported) = (plan.bytes - total(&plan.ranges), 0);
+    let mut report = |fetched: u64, at_least: u64| {
+        let bytes = table_bytes + fetched - reported;
+        if bytes >= at_least {
             reported += bytes;
             monitor.event(Event::LayerBytes { diff_id: *layer, bytes });
         }
     };
-    let mut at_report = 0;
     let mut tar_split = partial
         .place
         .read_tar_split(&plan.table, &plan.tar_split)
@@ -284,15 +285,12 @@ pub(super) fn rebuild(
                     .map_err(|e| own(layer, e))?;
             }
         }
-        if making.frames.fetched - at_report >= REPORT {
-            at_report = making.frames.fetched;
-            report(at_report);
-        }
+        report(making.frames.fetched, REPORT);
     }
     if files.next().is_some() {
         return Err(broken(invalid("the table has files that the tar-split does not have")));
     }
-    report(making.frames.fetched);
+    report(making.frames.fetched, 1);
     making.filling.end(making.out)
 }
 
