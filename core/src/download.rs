@@ -7,7 +7,7 @@
 use crate::bound::{self, Bound};
 use crate::deployment::Downloaded;
 use crate::error::{Error, Result};
-use crate::ids::{DeploymentId, ManifestDigest};
+use crate::ids::ManifestDigest;
 use crate::monitor::Monitor;
 use crate::pull::{Imported, Variant};
 use crate::registry;
@@ -101,16 +101,16 @@ pub(crate) fn superseded(sysroot: &Sysroot, reference: &str) -> Result<()> {
     }
 }
 
-/// Lets go of what was downloaded: the note, then the names. The id that its deployment would have had.
+/// Lets go of what was downloaded: the note, then the names. Whether there was a note, be it one that cannot be read.
 ///
 /// # Errors
 /// What removing gives.
-pub fn forget(sysroot: &Sysroot) -> Result<Option<DeploymentId>> {
+pub fn forget(sysroot: &Sysroot) -> Result<bool> {
     let store = &sysroot.store;
-    let noted = Downloaded::load(sysroot.layout()).ok().flatten();
+    let noted = !matches!(Downloaded::load(sysroot.layout()), Ok(None));
     Downloaded::clear(sysroot.fs(), sysroot.layout())?;
     store.untag(&tag())?;
     bound::let_go(store, NAME)?;
     store.unname_image(NAME)?;
-    Ok(noted.map(|noted| noted.id))
+    Ok(noted)
 }

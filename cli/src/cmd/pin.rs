@@ -1,7 +1,6 @@
 //! `pin`, `unpin` and `delete`: which deployments stay.
 
 use anyhow::Result;
-use cfs_core::ids::DeploymentId;
 use cfs_core::{download, rollback};
 use serde::Serialize;
 
@@ -17,7 +16,7 @@ struct Changed {
 }
 
 impl Changed {
-    fn new(id: DeploymentId, result: &'static str) -> Self {
+    fn new(id: impl ToString, result: &'static str) -> Self {
         Self {
             deployment: id.to_string(),
             result,
@@ -80,10 +79,8 @@ pub struct Delete {
 impl Delete {
     pub fn run(self, context: &Context) -> Result<()> {
         let sysroot = context.open(&self.which.boot, "delete")?;
-        if self.which.deployment == download::NAME
-            && let Some(image) = download::forget(&sysroot)?
-        {
-            return context.show(&Changed::new(image, "deleted, which was downloaded"));
+        if self.which.deployment == download::NAME && download::forget(&sysroot)? {
+            return context.show(&Changed::new(download::NAME, "deleted"));
         }
         let id = rollback::delete(&sysroot, &self.which.deployment)?;
         context.show(&Changed::new(id, "deleted"))

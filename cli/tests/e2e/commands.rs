@@ -719,6 +719,18 @@ fn an_update_is_downloaded_now_and_taken_later_without_the_registry() {
     cfs.run(["delete", "downloaded"]).expect(0);
     cfs.run(["delete", "downloaded"]).expect(1);
     assert_eq!(cfs.status()["status"]["cfsUpdate"]["downloaded"], Value::Null);
+
+    // A note that cannot be read is said, and no other one is in its way.
+    let note = cfs.sysroot().join("state/cfs-update/downloaded.json");
+    fs::write(&note, "{").unwrap();
+    let problems = cfs.status()["status"]["cfsUpdate"]["problems"].to_string();
+    assert!(problems.contains("downloaded.json"), "{problems}");
+    cfs.run(["upgrade", "--from-downloaded"]).expect(1);
+    cfs.run(["upgrade", "--download-only"]).expect(0);
+    assert_eq!(cfs.status()["status"]["cfsUpdate"]["downloaded"]["version"], "3");
+    fs::write(&note, "{").unwrap();
+    cfs.run(["delete", "downloaded"]).expect(0);
+    assert!(!note.exists());
     cfs.run(["gc"]).expect(0);
     cfs.fsck();
 }
