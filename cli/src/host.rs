@@ -67,7 +67,7 @@ pub struct System {
     pub downloaded: Option<DownloadedImage>,
     /// What the checks of the last boot said; `None` before the first.
     pub health: Option<Health>,
-    /// What automatic updates do: `off`, `stage` or `apply`.
+    /// What automatic updates do: `off`, `download`, `stage` or `apply`.
     pub automatic_updates: &'static str,
     /// State that cannot be read, each with what to do.
     pub problems: Vec<String>,

@@ -82,7 +82,7 @@ pub fn of(sysroot: &Sysroot, known: &[Known], image: &registry::Image, line: &[S
         kernel_stays: room.shared,
         arguments,
         arguments_gone,
-        conflicts: current.map_or(Ok(Vec::new()), |current| deploy::etc_conflicts(sysroot, &tree, current))?,
+        conflicts: deploy::etc_conflicts(sysroot, &tree, sysroot.with_etc(known))?,
         soft_reboot: running.map(soft).transpose()?,
         boot: on_boot(sysroot, room),
         kernel: bootable.kernel.version,

@@ -162,7 +162,10 @@ pub fn etc_changes(sysroot: &Sysroot, known: &Known) -> Result<Vec<(PathBuf, etc
 }
 
 /// Where what the administrator made of the current /etc and what a new image brings there do not go together.
-pub(crate) fn etc_conflicts(sysroot: &Sysroot, tree: &Tree, current: &Known) -> Result<Vec<Conflict>> {
+pub(crate) fn etc_conflicts(sysroot: &Sysroot, tree: &Tree, current: Option<&Known>) -> Result<Vec<Conflict>> {
+    let Some(current) = current else {
+        return Ok(Vec::new());
+    };
     let algorithm = sysroot.store.algorithm();
     let open = |id: &ObjectId| open_object(sysroot, id);
     let new = TreeSource::new(tree, "etc", algorithm, &open)?;

@@ -44,6 +44,7 @@ pub struct Status;
 struct Policy {
     enabled: bool,
     apply: bool,
+    download_only: bool,
     metered: Metered,
     connection: Connection,
     /// What is new is not fetched now.
@@ -52,10 +53,11 @@ struct Policy {
 
 impl Report for Policy {
     fn human(&self) -> String {
-        let what = match (self.enabled, self.apply) {
-            (false, _) => "do nothing; `enabled = true` in [auto] turns them on",
-            (true, false) => "stage what is new; it runs after the next reboot",
-            (true, true) => "stage what is new and reboot into it",
+        let what = match (self.enabled, self.download_only, self.apply) {
+            (false, ..) => "do nothing; `enabled = true` in [auto] turns them on",
+            (true, true, _) => "fetch what is new; `upgrade --from-downloaded` stages it",
+            (true, false, false) => "stage what is new; it runs after the next reboot",
+            (true, false, true) => "stage what is new and reboot into it",
         };
         let connection = match (self.waits, self.connection, self.metered) {
             (true, ..) => "The connection is metered: what is new is fetched when it is not\n",
@@ -83,7 +85,8 @@ impl Auto {
                 let connection = metered::connection();
                 context.show(&Policy {
                     enabled: auto.enabled,
-                    apply: auto.apply,
+                    apply: auto.applies(),
+                    download_only: auto.download_only,
                     metered: auto.metered,
                     connection,
                     waits: auto.enabled && waits(auto.metered, connection),
@@ -99,12 +102,12 @@ impl Run {
         if !auto.enabled {
             return Err(Error::Nothing("automatic updates are off: `enabled = false` in [auto]".into()).into());
         }
-        context.check_apply(auto.apply)?;
+        context.check_apply(auto.applies())?;
         let sysroot = context.open(&self.boot, "auto run")?;
         if waits(auto.metered, metered::connection())
             && let Some(why) = news(&sysroot, context)?
         {
-            if auto.apply && has_staged(&sysroot)? {
+            if auto.applies() && has_staged(&sysroot)? {
                 context.ui.event(Event::Note(why));
                 return Apply::Reboot.run(sysroot, &context.ui);
             }
@@ -112,6 +115,7 @@ impl Run {
         }
         let wishes = Wishes {
             automatic: true,
+            download_only: auto.download_only,
             ..Wishes::default()
         };
         let work = |sysroot: &_| update::upgrade(sysroot, wishes, &context.ui);
@@ -121,7 +125,10 @@ impl Run {
             return Err(Error::Nothing(why).into());
         }
         let updated = Updated::of(outcome)?;
-        let apply = auto.apply.then_some(Apply::Reboot).filter(|_| updated.waits(&sysroot));
+        let apply = auto
+            .applies()
+            .then_some(Apply::Reboot)
+            .filter(|_| updated.waits(&sysroot));
         if updated.is_new() || apply.is_some() {
             return context.finish(&updated, apply, sysroot);
         }

@@ -39,10 +39,11 @@ impl Status {
             false => Host::new(None),
         };
         let auto = &context.settings.auto;
-        host.status.cfs_update.automatic_updates = match (auto.enabled, auto.apply) {
-            (false, _) => "off",
-            (true, false) => "stage",
-            (true, true) => "apply",
+        host.status.cfs_update.automatic_updates = match (auto.enabled, auto.download_only, auto.apply) {
+            (false, ..) => "off",
+            (true, true, _) => "download",
+            (true, false, false) => "stage",
+            (true, false, true) => "apply",
         };
         if self.booted {
             host.status.staged = None;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Metered, Settings};
+use super::{self as settings, Metered, Settings};
 use crate::args::LimitRate;
 
 /// A file's content; what it leaves out stays as it was.
@@ -67,6 +67,7 @@ struct Health {
 struct Auto {
     enabled: Option<bool>,
     apply: Option<bool>,
+    download_only: Option<bool>,
     metered: Option<Metered>,
 }
 
@@ -141,10 +142,17 @@ impl File {
         seconds(self.health.timeout, "timeout", &mut health.timeout)?;
         seconds(self.health.pause, "pause", &mut health.pause)?;
         set(text, self.health.attempts, 1..=100, "attempts", &mut health.attempts)?;
-        settings.auto.enabled = self.auto.enabled.unwrap_or(settings.auto.enabled);
-        settings.auto.apply = self.auto.apply.unwrap_or(settings.auto.apply);
-        settings.auto.metered = self.auto.metered.unwrap_or(settings.auto.metered);
+        self.auto.apply_to(&mut settings.auto);
         Ok(())
+    }
+}
+
+impl Auto {
+    fn apply_to(self, auto: &mut settings::Auto) {
+        auto.enabled = self.enabled.unwrap_or(auto.enabled);
+        auto.apply = self.apply.unwrap_or(auto.apply);
+        auto.download_only = self.download_only.unwrap_or(auto.download_only);
+        auto.metered = self.metered.unwrap_or(auto.metered);
     }
 }
 
@@ -190,7 +198,8 @@ mod tests {
             "[registry]\nretries = 1\nconnect-timeout = 2\nread-timeout = 3\ninsecure = [\"a:5000\"]\nlimit-rate = \"2M\"\n\
              [store]\nalgorithm = \"fsverity-sha512-12\"\nthreads = 4\n\
              [deployments]\nkeep = 5\n[boot]\ndir = \"/efi\"\ntries = 6\n\
-             [health]\ntimeout = 7\nattempts = 8\npause = 9\n[auto]\nenabled = false\napply = true\nmetered = \"allow\"\n",
+             [health]\ntimeout = 7\nattempts = 8\npause = 9\n[auto]\nenabled = false\napply = true\ndownload-only = true\n\
+             metered = \"allow\"\n",
         )
         .unwrap();
         assert_eq!(settings.registry.retries, 1);
@@ -206,6 +215,7 @@ mod tests {
         assert_eq!(settings.health.attempts, 8);
         assert_eq!(settings.health.pause, Duration::from_secs(9));
         assert_eq!((settings.auto.enabled, settings.auto.apply), (false, true));
+        assert!(settings.auto.download_only);
         assert_eq!(settings.auto.metered, Metered::Allow);
         assert_eq!(settings.registry.limit_rate.map(|rate| rate.bytes()), Some(2 << 20));
     }

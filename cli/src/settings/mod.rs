@@ -99,8 +99,17 @@ pub struct Auto {
     pub enabled: bool,
     /// Whether it reboots into what it staged.
     pub apply: bool,
+    /// Whether it fetches and does not stage, nor reboot.
+    pub download_only: bool,
     /// What it does on a metered connection.
     pub metered: Metered,
+}
+
+impl Auto {
+    /// Whether a reboot follows what was staged.
+    pub fn applies(&self) -> bool {
+        self.apply && !self.download_only
+    }
 }
 
 /// What automatic updates do where bytes cost money.
@@ -139,6 +148,7 @@ impl Default for Settings {
             auto: Auto {
                 enabled: true,
                 apply: false,
+                download_only: false,
                 metered: Metered::Wait,
             },
         }

@@ -734,3 +734,34 @@ fn an_update_is_downloaded_now_and_taken_later_without_the_registry() {
     cfs.run(["gc"]).expect(0);
     cfs.fsck();
 }
+
+#[test]
+fn automatic_updates_may_fetch_and_leave_the_rest_to_somebody() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let root = dir.path().join("config");
+    let etc = root.join("etc/cfs-update");
+    fs::create_dir_all(&etc).unwrap();
+    fs::write(etc.join("config.toml"), "[auto]\napply = true\ndownload-only = true\n").unwrap();
+    let with = |args: &[&str]| cfs.run([&["--config-root", root.to_str().unwrap()], args].concat());
+    cfs.run(["switch", &publish(dir.path(), 1)]).expect(0);
+    publish(dir.path(), 2);
+    let entries = cfs.entries().len();
+    let told = with(&["auto", "run", "--json"]).expect(0).json();
+    assert_eq!(told["result"], "downloaded");
+    with(&["auto", "run"]).expect(77);
+    assert_eq!(cfs.entries().len(), entries);
+    let policy = with(&["auto", "status", "--json"]).expect(0).json();
+    assert_eq!(
+        (&policy["downloadOnly"], &policy["apply"]),
+        (&json!(true), &json!(false))
+    );
+    let human = with(&["auto", "status"]).expect(0).stdout;
+    assert!(human.contains("upgrade --from-downloaded"), "{human}");
+    let status = with(&["status", "--json"]).expect(0).json();
+    assert_eq!(status["status"]["cfsUpdate"]["automaticUpdates"], "download");
+    let taken = cfs.run(["upgrade", "--from-downloaded", "--json"]).expect(0).json();
+    assert_eq!(taken["deployment"], told["deployment"]);
+    with(&["auto", "run"]).expect(77);
+    cfs.fsck();
+}

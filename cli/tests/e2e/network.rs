@@ -366,7 +366,8 @@ fn automatic_updates_wait_on_a_metered_connection_and_nobody_else_does() {
         let status = bus.run(&cfs, &["auto", "status", "--json"]).expect(0).json();
         assert_eq!(
             status,
-            serde_json::json!({"enabled": true, "apply": false, "metered": "wait", "connection": "metered", "waits": true})
+            serde_json::json!({"enabled": true, "apply": false, "downloadOnly": false, "metered": "wait", "connection": "metered",
+                "waits": true})
         );
         let told = bus.run(&cfs, &["auto", "status"]).expect(0).stdout;
         assert!(told.contains("The connection is metered"), "{told}");
