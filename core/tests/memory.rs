@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
+#[allow(dead_code, reason = "made for other tests")]
+mod chunks;
+#[allow(dead_code, reason = "made for other tests")]
+mod support;
 mod tars;
 
 use std::io::{self, BufReader, Read};
@@ -10,7 +14,11 @@ use std::sync::{Mutex, PoisonError};
 use cfs_core::ids::{Algorithm, DiffId, ObjectId};
 use cfs_core::image::{Versions, writer};
 use cfs_core::layers::{Content, Entry, Item, Meta, Mtime};
+use cfs_core::manifest::Platform;
 use cfs_core::monitor::Quiet;
+use cfs_core::pull;
+use cfs_core::reference::Reference;
+use cfs_core::registry::{Options, Registry};
 use cfs_core::store::Store;
 use cfs_core::store::import::{self, Compression, LayerSource};
 use cfs_core::tree::Merge;
@@ -122,4 +130,41 @@ fn importing_a_layer_takes_the_same_memory_whatever_its_size_and_however_many_la
     let two = 2 * one + (256 << 10);
     assert!(big < two, "{big} bytes for two large layers, {one} for a small one");
     assert!(many < two, "{many} bytes for 40 layers two at a time, {one} for one");
+}
+
+#[test]
+fn putting_a_layer_together_from_what_is_here_takes_at_most_a_kilobyte_for_each_file() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let version = |files: u32, version: u32| {
+        // Every fiftieth is another one.
+        let content = |n: u32| format!("{n} {} ", version * u32::from(n % 50 == 0)).repeat(20);
+        let files: Vec<_> = (0..files)
+            .map(|n| (format!("usr/share/package-{}/f{n}", n / 100), content(n)))
+            .collect();
+        let files: Vec<_> = files
+            .iter()
+            .map(|(path, text)| (path.as_str(), text.as_bytes()))
+            .collect();
+        chunks::FAIR.make(&files)
+    };
+    let of = |files: u32| {
+        let (v1, v2) = (version(files, 1), version(files, 2));
+        let server = chunks::Registry::start(&[&v1]);
+        let reference: Reference = format!("{}/org/os:1", server.server.host()).parse().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(&folder.path().join("composefs"), Algorithm::Sha256).unwrap();
+        let pull = || {
+            let registry = Registry::open(&reference, &Options::default()).unwrap();
+            pull::pull(&store, &registry, &Platform::host(), 0, &Quiet).unwrap()
+        };
+        pull();
+        server.serve(&[&v2], chunks::Ranges::Several);
+        let peak = peak(|| drop(pull()));
+        assert!(!server.ranges().is_empty(), "parts were asked for");
+        peak
+    };
+    // A little more than a power of two: where what doubles has the most to spare.
+    let (few, many) = (of(1100), of(8300));
+    let each = many.saturating_sub(few) / 7200;
+    assert!(each <= 1000, "{each} bytes for each file ({few} and {many} in all)");
 }

@@ -237,6 +237,8 @@ impl Builder {
             return Err("it does not say that it is of version 1".into());
         }
         self.table.tar_split = self.tar_split.ok_or("it does not name its tar-split")?;
+        self.table.files.shrink_to_fit();
+        self.table.chunks.shrink_to_fit();
         Ok(self.table)
     }
 }

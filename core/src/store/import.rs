@@ -377,7 +377,9 @@ fn parts(
         Ok(()) => {}
     }
     made?;
-    note(store, diff_id, &plan.table);
+    if !on_the_way.complete() {
+        note(store, diff_id, &plan.table);
+    }
     Ok(())
 }
 

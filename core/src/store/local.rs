@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::monitor::{Event, Monitor};
 use crate::podman::{Folders, Layer, Storage};
-use crate::store::index::Sum;
+use crate::store::found::Sum;
 
 /// Smaller files are not looked for: opening and hashing them costs as much as fetching them.
 const SMALLEST: u64 = 4 << 10;

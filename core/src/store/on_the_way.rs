@@ -3,19 +3,23 @@
 //! Its objects are in the store when they are written, but nothing refers to them: the layer's stream comes last. So what
 //! was stored is noted in `cfs-update/index/<diff_id>` every [`WRITE`] and when the layer fails; the next run finds the files
 //! there as it finds those of other layers, hashes them before it uses them (the store is suspect then), and fetches the
-//! rest. The file that was being fetched is fetched again.
+//! rest. The file that was being fetched is fetched again. Of a layer that is complete it is the index.
 //!
 //! Invariant: that of the index ([`crate::store::index`]): nothing rests on it. Garbage collection removes it with the
 //! objects.
 
 use std::time::{Duration, Instant};
 
+use sha2::{Digest, Sha256};
+
 use crate::chunked::{File, Table};
 use crate::error::Result;
 use crate::ids::{DiffId, ObjectId};
 use crate::store::Store;
-use crate::store::index::{Building, INDEX};
+use crate::store::found::Sum;
+use crate::store::index::INDEX;
 use crate::store::pending::OWN;
+use crate::store::records::Building;
 use crate::sys::fs;
 
 /// How often it is written: some megabytes for a large layer, and nothing where a layer takes no longer.
@@ -30,6 +34,8 @@ pub(super) struct OnTheWay<'t> {
     table: &'t Table,
     next: usize,
     records: Building,
+    /// The table has said nothing yet that was not so.
+    fits: bool,
     written: Instant,
 }
 
@@ -40,7 +46,8 @@ impl<'t> OnTheWay<'t> {
             layer,
             table,
             next: 0,
-            records: Building::new(store),
+            records: Building::of_table(store.algorithm, table),
+            fits: true,
             written: Instant::now(),
         }
     }
@@ -61,15 +68,28 @@ impl<'t> OnTheWay<'t> {
         if !content.is_empty()
             && let Some(file) = self.file(content.len() as u64)
         {
+            self.fits &= Sum::from(Sha256::digest(content)) == file.digest;
             self.records.small(&file.digest, content);
         }
     }
 
     /// A table that does not fit is noticed when the layer is complete; until then it only has to do no harm.
     fn file(&mut self, size: u64) -> Option<&'t File> {
-        let file = self.table.files.get(self.next)?;
+        let file = self.table.files.get(self.next).filter(|file| file.size == size);
         self.next += 1;
-        (file.size == size).then_some(file)
+        self.fits &= file.is_some();
+        file
+    }
+
+    /// Writes the index of a layer that is complete; `false` where the table does not say what it holds, file by file.
+    pub(super) fn complete(self) -> bool {
+        if !self.fits || self.next != self.table.files.len() {
+            return false;
+        }
+        if let Err(error) = self.store.put_index(&self.layer, &self.records.finish()) {
+            tracing::debug!("index of {}: {error}", self.layer);
+        }
+        true
     }
 
     /// A help for another run: nothing depends on it.

@@ -25,8 +25,9 @@ use crate::layers::INLINE_MAX;
 use crate::monitor::{Event, Monitor};
 use crate::podman::{Folders, Storage};
 use crate::store::buffers::{Filling, Outlet};
+use crate::store::found::{Found, Hit};
 use crate::store::frames::Frames;
-use crate::store::index::{Found, Hit, Search};
+use crate::store::index::Search;
 use crate::store::{Store, local};
 
 /// Layers of less are not worth asking for parts.
@@ -95,7 +96,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Whether a file of podman's is used.
     pub(super) fn takes_from_podman(&self) -> bool {
-        self.found.values().any(|hit| matches!(hit, Hit::Podman(_)))
+        self.found.takes_from_podman()
     }
 }
 
@@ -164,10 +165,13 @@ fn look_up(
     let bytes = total(&missing(table, &found));
     if let Some(podman) = local.filter(|_| bytes >= WORTH_HASHING) {
         let files = table.files.iter();
-        let files = files.filter(|file| !is_here(&found, &file.digest, file.size));
+        let files = files.filter(|file| !found.has(&file.digest, file.size));
         let places = local::search(podman, files.map(|file| (file.digest, file.size)), bytes, monitor);
-        found.extend(places.into_iter().map(|(sum, place)| (sum, Hit::Podman(place))));
+        for (sum, place) in places {
+            found.podmans(sum, place);
+        }
     }
+    found.shrink();
     Ok((found, sure))
 }
 
@@ -176,7 +180,7 @@ fn new_files(table: &Table, found: &Found) -> Missing {
     let files = table.files.iter().filter(|file| file.size > INLINE_MAX);
     let stored = |file: &chunked::File| {
         let podmans = matches!(found.get(&file.digest), Some(Hit::Podman(_)));
-        !podmans && is_here(found, &file.digest, file.size)
+        !podmans && found.has(&file.digest, file.size)
     };
     let new = files.filter(|file| !stored(file));
     let packed = |file: &chunked::File| {
@@ -218,22 +222,10 @@ fn fetch_table(layer: &DiffId, partial: &Partial<'_>) -> Result<Option<(Table, V
 
 /// The ranges of the blob that hold what was not found.
 fn missing(table: &Table, found: &Found) -> Vec<Range<u64>> {
-    let files = table
-        .files
-        .iter()
-        .filter(|file| !is_here(found, &file.digest, file.size));
+    let files = table.files.iter().filter(|file| !found.has(&file.digest, file.size));
     let chunks = files.flat_map(|file| table.chunks(file));
-    let needed = chunks.filter(|chunk| !chunk.zeros && !is_here(found, &chunk.digest, chunk.size));
+    let needed = chunks.filter(|chunk| !chunk.zeros && !found.has(&chunk.digest, chunk.size));
     coalesce(needed.map(|chunk| chunk.packed.clone()), GAP)
-}
-
-fn is_here(found: &Found, sum: &[u8; 32], size: u64) -> bool {
-    match found.get(sum) {
-        Some(Hit::Object { length, .. }) => *length == size,
-        Some(Hit::Inline(bytes)) => bytes.len() as u64 == size,
-        Some(Hit::Podman(place)) => place.size == size,
-        None => false,
-    }
 }
 
 /// Makes the tar.
@@ -315,13 +307,13 @@ struct Making<'a, 'o, 's> {
 
 impl Making<'_, '_, '_> {
     fn file(&mut self, sum: &[u8; 32], size: u64, chunks: &[Chunk]) -> io::Result<()> {
-        if is_here(self.found, sum, size) {
+        if self.found.has(sum, size) {
             return self.content(sum, true);
         }
         for chunk in chunks {
             if chunk.zeros {
                 self.zeros(chunk.size)?;
-            } else if is_here(self.found, &chunk.digest, chunk.size) {
+            } else if self.found.has(&chunk.digest, chunk.size) {
                 self.content(&chunk.digest, false)?;
             } else {
                 self.fetched(chunk)?;
@@ -336,13 +328,13 @@ impl Making<'_, '_, '_> {
             Some(Hit::Inline(bytes)) => self.filling.put(bytes, self.out).map_err(io::Error::other),
             Some(Hit::Object { id, offset, length }) => {
                 let mut file: File = self.store.open_object(id).map_err(io::Error::other)?;
-                if *offset > 0 {
-                    file.seek(SeekFrom::Start(*offset))?;
+                if offset > 0 {
+                    file.seek(SeekFrom::Start(offset))?;
                 }
-                if whole && *offset == 0 && *length > INLINE_MAX {
+                if whole && offset == 0 && length > INLINE_MAX {
                     self.filling.mark(*id);
                 }
-                self.copy(&mut file, *length)
+                self.copy(&mut file, length)
             }
             Some(Hit::Podman(place)) => {
                 let folders = match self.folders.entry(place.layer) {
