@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
-#[allow(dead_code, reason = "made for other tests")]
 mod chunks;
-#[allow(dead_code, reason = "made for other tests")]
 mod support;
 mod tars;
 
@@ -137,7 +135,7 @@ fn putting_a_layer_together_from_what_is_here_takes_at_most_a_kilobyte_for_each_
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let version = |files: u32, version: u32| {
         // Every fiftieth is another one.
-        let content = |n: u32| format!("{n} {} ", version * u32::from(n % 50 == 0)).repeat(20);
+        let content = |n: u32| format!("{n} {} ", version * u32::from(n.is_multiple_of(50))).repeat(20);
         let files: Vec<_> = (0..files)
             .map(|n| (format!("usr/share/package-{}/f{n}", n / 100), content(n)))
             .collect();
