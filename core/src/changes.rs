@@ -44,15 +44,12 @@ pub struct Changes {
     pub boot: Figures,
 }
 
-/// Finds out; `None` where layers are missing. `line`: what the kernel that runs was booted with.
+/// Finds out; all layers are here. `line`: what the kernel that runs was booted with.
 ///
 /// # Errors
 /// Those of the update, as far as it would come without writing.
-pub fn of(sysroot: &Sysroot, known: &[Known], image: &registry::Image, line: &[String]) -> Result<Option<Changes>> {
+pub fn of(sysroot: &Sysroot, known: &[Known], image: &registry::Image, line: &[String]) -> Result<Changes> {
     let store = &sysroot.store;
-    if !image.config.diff_ids.iter().all(|layer| store.has_layer(layer)) {
-        return Ok(None);
-    }
     let mut tree = pull::merge(store, &image.config.diff_ids)?;
     let bootable = bootable::look(store, &tree, &image.config.architecture)?;
     pull::transform(store, &mut tree, Variant::Boot)?;
@@ -75,7 +72,7 @@ pub fn of(sysroot: &Sysroot, known: &[Known], image: &registry::Image, line: &[S
         };
         Ok::<_, crate::Error>(plan::soft_reboot(running, &next, line))
     };
-    Ok(Some(Changes {
+    Ok(Changes {
         id,
         version: deploy::version(image, &bootable),
         files: files(sysroot, current, &tree)?,
@@ -86,7 +83,7 @@ pub fn of(sysroot: &Sysroot, known: &[Known], image: &registry::Image, line: &[S
         soft_reboot: running.map(soft).transpose()?,
         boot: on_boot(sysroot, room),
         kernel: bootable.kernel.version,
-    }))
+    })
 }
 
 /// The digest of the image that would be made.

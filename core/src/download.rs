@@ -54,9 +54,11 @@ pub(crate) fn keep(
 /// # Errors
 /// [`Error::Deployment`] where something of it is gone.
 pub(crate) fn found(sysroot: &Sysroot) -> Result<Option<(registry::Image, Bound)>> {
-    let Some(noted) = Downloaded::load(sysroot.layout())? else {
-        return Ok(None);
-    };
+    let noted = Downloaded::load(sysroot.layout())?;
+    noted.map(|noted| whole(sysroot, &noted)).transpose()
+}
+
+fn whole(sysroot: &Sysroot, noted: &Downloaded) -> Result<(registry::Image, Bound)> {
     let store = &sysroot.store;
     let gone = |what: &str| Error::Deployment {
         id: NAME.into(),
@@ -81,15 +83,14 @@ pub(crate) fn found(sysroot: &Sysroot) -> Result<Option<(registry::Image, Bound)
         manifest,
         config,
     };
-    Ok(Some((source, bound)))
+    Ok((source, bound))
 }
 
 /// Whether this image was downloaded: what the reference leads to, or its manifest. What cannot be read was not.
 pub(crate) fn noted(sysroot: &Sysroot, reference: &str, digest: &ManifestDigest) -> Option<Downloaded> {
     let noted = Downloaded::load(sysroot.layout()).ok().flatten()?;
     let same = noted.reference == reference && [noted.top, noted.manifest].contains(digest);
-    let here = || matches!(found(sysroot), Ok(Some(_)));
-    Some(noted).filter(|_| same && here())
+    Some(noted).filter(|noted| same && whole(sysroot, noted).is_ok())
 }
 
 /// Lets go of what was downloaded of this reference: it is deployed, or something newer is.

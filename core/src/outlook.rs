@@ -5,12 +5,12 @@
 use crate::changes::{self, Changes};
 use crate::error::Result;
 use crate::expected;
-use crate::forecast::Forecast;
+use crate::forecast::{Forecast, Way};
 use crate::ids::ManifestDigest;
 use crate::monitor::{Event, Monitor};
 use crate::reference::Reference;
 use crate::registry::Registry;
-use crate::sysroot::{Known, Sysroot};
+use crate::sysroot::Sysroot;
 use crate::update::followed;
 
 /// What there is to follow.
@@ -62,16 +62,15 @@ pub fn forecast(
     };
     let registry = Registry::open(&reference, &sysroot.options.registry)?;
     let image = registry.image(&sysroot.options.platform, monitor)?;
-    let same = |k: &&Known| {
-        k.manifest() == Some(image.digest) && k.origin().is_some_and(|o| o.reference == reference.with_transport())
-    };
-    if Sysroot::next(&known).filter(same).is_some() {
+    if Sysroot::next(&known).is_some_and(|k| k.is_of(&reference, &image.digest)) {
         return Ok(None);
     }
     let bound = expected::bound(sysroot, &known, monitor)?;
     let store = &sysroot.store;
     let mut forecast = Forecast::new(Some(store), store.path(), (&registry, &image), &bound, monitor)?;
-    let changes = changes::of(sysroot, &known, &image, line).unwrap_or_else(|error| {
+    let here = forecast.image.layers.iter().all(|layer| layer.way == Way::Here);
+    let changes = here.then(|| changes::of(sysroot, &known, &image, line)).transpose();
+    let changes = changes.unwrap_or_else(|error| {
         monitor.event(Event::Warning(format!("what would be changed cannot be said: {error}")));
         None
     });

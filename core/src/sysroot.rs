@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::ids::{Algorithm, DeploymentId, ManifestDigest};
 use crate::manifest::Platform;
 use crate::plan::{self, Standing};
+use crate::reference::Reference;
 use crate::registry;
 use crate::signature::{SigningKey, TrustStore};
 use crate::store::Store;
@@ -308,6 +309,12 @@ impl Known {
     /// The manifest that it was made from, where the record can be read.
     pub fn manifest(&self) -> Option<ManifestDigest> {
         self.origin().map(|origin| origin.manifest)
+    }
+
+    /// Whether it is of this image, followed by this name.
+    pub(crate) fn is_of(&self, reference: &Reference, manifest: &ManifestDigest) -> bool {
+        let of = |origin: &Origin| origin.manifest == *manifest && origin.reference == reference.with_transport();
+        self.origin().is_some_and(of)
     }
 
     fn choice(&self) -> Choice<'_> {

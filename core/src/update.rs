@@ -91,10 +91,7 @@ pub fn switch(sysroot: &Sysroot, reference: &Reference, wishes: Wishes, monitor:
     let registry = Registry::open(reference, &sysroot.options.registry)?;
     monitor.event(Event::Stage(Stage::Resolve));
     let image = registry.image(&sysroot.options.platform, monitor)?;
-    let same = |k: &&Known| {
-        k.manifest() == Some(image.digest) && k.origin().is_some_and(|o| o.reference == reference.with_transport())
-    };
-    if let Some(next) = Sysroot::next(&known).filter(same) {
+    if let Some(next) = Sysroot::next(&known).filter(|k| k.is_of(reference, &image.digest)) {
         return Ok(unchanged(next, image.digest));
     }
     if let Some(failed) = failures(sysroot, &known)?.of(&image.digest).filter(|f| wishes.heed(f)) {

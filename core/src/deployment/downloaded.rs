@@ -6,12 +6,18 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Layout, note};
+use super::Layout;
+use super::note::{self, Note};
 use crate::error::Result;
 use crate::ids::{DeploymentId, ManifestDigest};
 use crate::sys::fs::Fs;
 
-const FILE: &str = "downloaded.json";
+const NOTE: Note = Note {
+    file: "downloaded.json",
+    what: "note of a download",
+    limit: 64 << 10,
+    remedy: "remove it, and `upgrade --download-only` writes it anew",
+};
 
 /// An image that is here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,16 +64,16 @@ impl Downloaded {
     /// # Errors
     /// [`Error::Settings`](crate::error::Error::Settings) for a file that cannot be understood. It may be removed.
     pub fn load(layout: &Layout) -> Result<Option<Self>> {
-        note::read(layout, FILE, "remove it, and `upgrade --download-only` writes it anew")
+        NOTE.read(layout)
     }
 
     /// Writes the note, durable when this returns.
     pub fn save(&self, fs: &dyn Fs, layout: &Layout) -> Result<()> {
-        note::write(fs, layout, FILE, self)
+        NOTE.write(fs, layout, self)
     }
 
     /// Removes the note, durable when this returns.
     pub fn clear(fs: &dyn Fs, layout: &Layout) -> Result<()> {
-        note::remove(fs, layout, FILE)
+        NOTE.remove(fs, layout)
     }
 }

@@ -8,14 +8,20 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Layout;
-use crate::error::{Error, Result};
+use super::note::{self, Note};
+use crate::error::Result;
 use crate::ids::{DeploymentId, ManifestDigest};
 use crate::sys::fs::{self, Fs};
 
 /// How many events are kept.
 pub const HISTORY_LINES: usize = 1000;
 const HISTORY_LIMIT: u64 = 16 << 20;
-const FAILED_LIMIT: u64 = 4 << 20;
+const NOTE: Note = Note {
+    file: "failed.json",
+    what: "list of failures",
+    limit: 4 << 20,
+    remedy: "remove it to allow every image again",
+};
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,7 +129,7 @@ pub struct FailedDigests {
 impl Default for FailedDigests {
     fn default() -> Self {
         Self {
-            format_version: 1,
+            format_version: note::VERSION,
             failed: Vec::new(),
         }
     }
@@ -135,26 +141,12 @@ impl FailedDigests {
     /// # Errors
     /// [`Error::Settings`] for a file that cannot be understood.
     pub fn load(layout: &Layout) -> Result<Self> {
-        let path = layout.state().join("failed.json");
-        let Some(bytes) = fs::read(&path, FAILED_LIMIT)? else {
-            return Ok(Self::default());
-        };
-        let refuse = |why: String| Error::Settings {
-            path: path.clone(),
-            why: format!("{why}; remove it to allow every image again"),
-        };
-        let list: Self = serde_json::from_slice(&bytes).map_err(|e| refuse(format!("no list of failures: {e}")))?;
-        if list.format_version != 1 {
-            return Err(refuse(format!("unknown format version {}", list.format_version)));
-        }
-        Ok(list)
+        Ok(NOTE.read(layout)?.unwrap_or_default())
     }
 
     /// Writes the list, durable when this returns.
     pub fn save(&self, fs: &dyn Fs, layout: &Layout) -> Result<()> {
-        let mut bytes = serde_json::to_vec(self).unwrap_or_default();
-        bytes.push(b'\n');
-        fs::replace(fs, &layout.state().join("failed.json"), 0o600, &bytes)
+        NOTE.write(fs, layout, self)
     }
 
     /// Remembers a failure; the newest one of a digest counts.

@@ -15,7 +15,7 @@ pub mod history;
 pub mod ini;
 mod layout;
 mod list;
-mod note;
+pub(crate) mod note;
 pub mod origin;
 pub mod select;
 pub mod staged;

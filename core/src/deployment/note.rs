@@ -9,9 +9,20 @@ use super::Layout;
 use crate::error::{Error, Result};
 use crate::sys::fs::{self, Fs};
 
-const LIMIT: u64 = 64 * 1024;
 /// The version that every note has so far.
-pub(super) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
+
+/// One of them.
+pub(crate) struct Note {
+    /// Its name in the folder.
+    pub(crate) file: &'static str,
+    /// What it is.
+    pub(crate) what: &'static str,
+    /// More bytes it never has.
+    pub(crate) limit: u64,
+    /// What to do about one that cannot be understood.
+    pub(crate) remedy: &'static str,
+}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -19,37 +30,39 @@ struct Head {
     format_version: u32,
 }
 
-/// Reads a note; `None` where there is none. `remedy` ends the message about one that cannot be understood.
-pub(super) fn read<T: DeserializeOwned>(layout: &Layout, file: &str, remedy: &str) -> Result<Option<T>> {
-    let path = layout.state().join(file);
-    let Some(bytes) = fs::read(&path, LIMIT)? else {
-        return Ok(None);
-    };
-    let refuse = |why: String| Error::Settings {
-        path: path.clone(),
-        why: format!("{why}; {remedy}"),
-    };
-    let broken = |e: serde_json::Error| refuse(format!("is not what this program writes there: {e}"));
-    let head: Head = serde_json::from_slice(&bytes).map_err(broken)?;
-    if head.format_version != VERSION {
-        return Err(refuse(format!("unknown format version {}", head.format_version)));
+impl Note {
+    /// Reads it; `None` where there is none.
+    pub(crate) fn read<T: DeserializeOwned>(&self, layout: &Layout) -> Result<Option<T>> {
+        let path = layout.state().join(self.file);
+        let Some(bytes) = fs::read(&path, self.limit)? else {
+            return Ok(None);
+        };
+        let refuse = |why: String| Error::Settings {
+            path: path.clone(),
+            why: format!("{why}; {}", self.remedy),
+        };
+        let broken = |e: serde_json::Error| refuse(format!("no {}: {e}", self.what));
+        let head: Head = serde_json::from_slice(&bytes).map_err(broken)?;
+        if head.format_version != VERSION {
+            return Err(refuse(format!("unknown format version {}", head.format_version)));
+        }
+        serde_json::from_slice(&bytes).map(Some).map_err(broken)
     }
-    serde_json::from_slice(&bytes).map(Some).map_err(broken)
-}
 
-/// Writes a note.
-pub(super) fn write(fs: &dyn Fs, layout: &Layout, file: &str, note: &impl Serialize) -> Result<()> {
-    let mut bytes = serde_json::to_vec(note).unwrap_or_default();
-    bytes.push(b'\n');
-    fs::replace(fs, &layout.state().join(file), 0o600, &bytes)
-}
-
-/// Removes a note, durably; a missing one is success.
-pub(super) fn remove(fs: &dyn Fs, layout: &Layout, file: &str) -> Result<()> {
-    let path = layout.state().join(file);
-    if !fs::exists(&path) {
-        return Ok(());
+    /// Writes it.
+    pub(crate) fn write(&self, fs: &dyn Fs, layout: &Layout, content: &impl Serialize) -> Result<()> {
+        let mut bytes = serde_json::to_vec(content).unwrap_or_default();
+        bytes.push(b'\n');
+        fs::replace(fs, &layout.state().join(self.file), 0o600, &bytes)
     }
-    fs.remove_file(&path)?;
-    fs.sync_dir(&layout.state())
+
+    /// Removes it, durably; a missing one is success.
+    pub(crate) fn remove(&self, fs: &dyn Fs, layout: &Layout) -> Result<()> {
+        let path = layout.state().join(self.file);
+        if !fs::exists(&path) {
+            return Ok(());
+        }
+        fs.remove_file(&path)?;
+        fs.sync_dir(&layout.state())
+    }
 }

@@ -6,12 +6,18 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Layout, note};
+use super::Layout;
+use super::note::{self, Note};
 use crate::error::Result;
 use crate::ids::DeploymentId;
 use crate::sys::fs::Fs;
 
-const FILE: &str = "staged.json";
+const NOTE: Note = Note {
+    file: "staged.json",
+    what: "staged record",
+    limit: 64 << 10,
+    remedy: "remove it, the boot entries decide what boots",
+};
 
 /// The staged deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,16 +61,16 @@ impl Staged {
     /// # Errors
     /// [`Error::Settings`](crate::error::Error::Settings) for a file that cannot be understood. It may be removed.
     pub fn load(layout: &Layout) -> Result<Option<Self>> {
-        note::read(layout, FILE, "remove it, the boot entries decide what boots")
+        NOTE.read(layout)
     }
 
     /// Writes the note, durable when this returns.
     pub fn save(&self, fs: &dyn Fs, layout: &Layout) -> Result<()> {
-        note::write(fs, layout, FILE, self)
+        NOTE.write(fs, layout, self)
     }
 
     /// Removes the note, durable when this returns.
     pub fn clear(fs: &dyn Fs, layout: &Layout) -> Result<()> {
-        note::remove(fs, layout, FILE)
+        NOTE.remove(fs, layout)
     }
 }

@@ -6,12 +6,17 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::deployment::Layout;
-use crate::error::{Error, Result};
+use crate::deployment::note::{self, Note};
+use crate::error::Result;
 use crate::ids::DeploymentId;
-use crate::sys::fs::{self, Fs};
+use crate::sys::fs::Fs;
 
-const LIMIT: u64 = 1 << 20;
-const VERSION: u32 = 1;
+const NOTE: Note = Note {
+    file: "health.json",
+    what: "health report",
+    limit: 1 << 20,
+    remedy: "remove it, the next boot writes it anew",
+};
 
 /// How a check ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +77,7 @@ impl HealthReport {
     /// Of this moment.
     pub fn new(id: Option<DeploymentId>, boot_id: Option<String>, checks: Vec<Ran>) -> Self {
         Self {
-            format_version: VERSION,
+            format_version: note::VERSION,
             id,
             boot_id,
             time: Timestamp::now(),
@@ -100,25 +105,11 @@ impl HealthReport {
     /// # Errors
     /// [`Error::Settings`] for a file that cannot be understood.
     pub fn load(layout: &Layout) -> Result<Option<Self>> {
-        let path = layout.state().join("health.json");
-        let Some(bytes) = fs::read(&path, LIMIT)? else {
-            return Ok(None);
-        };
-        let refuse = |why: String| Error::Settings {
-            path: path.clone(),
-            why: format!("{why}; remove it, the next boot writes it anew"),
-        };
-        let report: Self = serde_json::from_slice(&bytes).map_err(|e| refuse(format!("no health report: {e}")))?;
-        if report.format_version != VERSION {
-            return Err(refuse(format!("unknown format version {}", report.format_version)));
-        }
-        Ok(Some(report))
+        NOTE.read(layout)
     }
 
     /// Writes it, durable when this returns.
     pub fn save(&self, fs: &dyn Fs, layout: &Layout) -> Result<()> {
-        let mut bytes = serde_json::to_vec(self).unwrap_or_default();
-        bytes.push(b'\n');
-        fs::replace(fs, &layout.state().join("health.json"), 0o600, &bytes)
+        NOTE.write(fs, layout, self)
     }
 }
