@@ -139,7 +139,7 @@ impl FailedDigests {
     /// Reads the list; empty where there is none.
     ///
     /// # Errors
-    /// [`Error::Settings`] for a file that cannot be understood.
+    /// [`Error::Settings`](crate::Error::Settings) for a file that cannot be understood.
     pub fn load(layout: &Layout) -> Result<Self> {
         Ok(NOTE.read(layout)?.unwrap_or_default())
     }

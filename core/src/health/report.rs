@@ -103,7 +103,7 @@ impl HealthReport {
     /// Reads the last report; `None` where there is none.
     ///
     /// # Errors
-    /// [`Error::Settings`] for a file that cannot be understood.
+    /// [`Error::Settings`](crate::Error::Settings) for a file that cannot be understood.
     pub fn load(layout: &Layout) -> Result<Option<Self>> {
         NOTE.read(layout)
     }
