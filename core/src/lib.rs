@@ -19,6 +19,8 @@ pub mod reference;
 #[cfg(feature = "update")]
 pub mod manifest;
 #[cfg(feature = "update")]
+pub mod policy;
+#[cfg(feature = "update")]
 pub mod podman;
 #[cfg(feature = "update")]
 pub mod registry;

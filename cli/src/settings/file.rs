@@ -30,6 +30,7 @@ struct Registry {
     connect_timeout: Option<Spanned<u64>>,
     read_timeout: Option<Spanned<u64>>,
     insecure: Option<Spanned<Vec<String>>>,
+    policy: Option<Spanned<PathBuf>>,
     limit_rate: Option<Spanned<String>>,
 }
 
@@ -110,6 +111,9 @@ impl File {
             }
             registry.insecure = hosts.into_inner();
         }
+        if let Some(policy) = self.registry.policy {
+            registry.policy = Some(absolute(text, policy, "policy")?);
+        }
         if let Some(rate) = self.registry.limit_rate {
             let parsed = rate.get_ref().parse::<LimitRate>();
             registry.limit_rate = parsed
@@ -133,10 +137,7 @@ impl File {
         )?;
         set(text, self.boot.tries, 1..=99, "tries", &mut settings.boot.tries)?;
         if let Some(dir) = self.boot.dir {
-            if !dir.get_ref().is_absolute() {
-                return Err(at(text, dir.span().start, "dir: give an absolute path"));
-            }
-            settings.boot.dir = Some(dir.into_inner());
+            settings.boot.dir = Some(absolute(text, dir, "dir")?);
         }
         let health = &mut settings.health;
         seconds(self.health.timeout, "timeout", &mut health.timeout)?;
@@ -177,6 +178,13 @@ fn set<T: PartialOrd + std::fmt::Display>(
     Ok(())
 }
 
+fn absolute(text: &str, path: Spanned<PathBuf>, name: &str) -> Result<PathBuf, String> {
+    if !path.get_ref().is_absolute() {
+        return Err(at(text, path.span().start, &format!("{name}: give an absolute path")));
+    }
+    Ok(path.into_inner())
+}
+
 fn at(text: &str, offset: usize, why: &str) -> String {
     let line = text.bytes().take(offset).filter(|b| *b == b'\n').count() + 1;
     format!("line {line}: {why}")
@@ -195,7 +203,7 @@ mod tests {
     #[test]
     fn every_key_arrives() {
         let settings = settings(
-            "[registry]\nretries = 1\nconnect-timeout = 2\nread-timeout = 3\ninsecure = [\"a:5000\"]\nlimit-rate = \"2M\"\n\
+            "[registry]\nretries = 1\nconnect-timeout = 2\nread-timeout = 3\ninsecure = [\"a:5000\"]\npolicy = \"/p\"\nlimit-rate = \"2M\"\n\
              [store]\nalgorithm = \"fsverity-sha512-12\"\nthreads = 4\n\
              [deployments]\nkeep = 5\n[boot]\ndir = \"/efi\"\ntries = 6\n\
              [health]\ntimeout = 7\nattempts = 8\npause = 9\n[auto]\nenabled = false\napply = true\ndownload-only = true\n\
@@ -236,6 +244,7 @@ mod tests {
             ("[auto]\nmetered = \"never\"", "line 2"),
             ("[registry]\nlimit-rate = \"fast\"", "line 2"),
             ("[registry]\nlimit-rate = 0", "line 2"),
+            ("[registry]\npolicy = \"p\"", "line 2"),
             ("[strore]\n", "line 1"),
             ("[boot\n", "line 1"),
         ] {

@@ -50,6 +50,8 @@ pub struct Registry {
     pub read_timeout: Duration,
     /// `HOST[:PORT]` of registries that are spoken to without TLS, besides loopback.
     pub insecure: Vec<String>,
+    /// The containers-policy.json(5) that counts, and has to be there; else podman's.
+    pub policy: Option<PathBuf>,
     /// Bytes a second at most.
     pub limit_rate: Option<Rate>,
 }
@@ -131,6 +133,7 @@ impl Default for Settings {
                 connect_timeout: Duration::from_secs(10),
                 read_timeout: Duration::from_secs(60),
                 insecure: Vec::new(),
+                policy: None,
                 limit_rate: None,
             },
             store: Store {

@@ -1,5 +1,6 @@
 //! From settings and environment to what the library's registry takes.
 
+use cfs_core::policy::Files;
 use cfs_core::registry::{Options, Retry, Timeouts};
 
 use super::{Environment, Settings};
@@ -11,6 +12,7 @@ impl Settings {
         let usual = Options::usual(&environment.registry);
         Options {
             insecure: registry.insecure.clone(),
+            policy: registry.policy.clone().map_or(usual.policy.clone(), Files::Only),
             proxy: environment.proxy.clone(),
             retry: Retry {
                 attempts: registry.retries.saturating_add(1),

@@ -6,19 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::common::layout::{self, Finished, How, Image, Layer, noise};
 use crate::common::registry::Registry;
-use crate::common::{Cfs, Ran, is_root, list, repository, scratch, tool};
-
-/// Debian 13 with podman, made on first need.
-fn podman_root() -> PathBuf {
-    static MADE: std::sync::Once = std::sync::Once::new();
-    let root = repository().join("target/podman-root");
-    MADE.call_once(|| drop(tool("sh", [script().as_path(), Path::new("make"), &root])));
-    root
-}
-
-fn script() -> PathBuf {
-    repository().join("testdata/podman.sh")
-}
+use crate::common::{Cfs, Ran, is_root, list, podman, scratch, tool};
 
 /// A machine with podman: its settings and containers are in `dir`, which is the same place inside.
 struct Machine {
@@ -55,17 +43,7 @@ impl Machine {
     #[track_caller]
     fn podman(&self, text: &str) -> String {
         let text = format!("export CONTAINERS_STORAGE_CONF={}\n{text}", self.conf.display());
-        let (script, root) = (script().into_os_string(), podman_root().into_os_string());
-        tool(
-            "sh",
-            [
-                script,
-                "run".into(),
-                root,
-                self.dir.clone().into_os_string(),
-                text.into(),
-            ],
-        )
+        podman::run(&self.dir, &text)
     }
 
     fn expose(&self, code: i32) -> Ran {

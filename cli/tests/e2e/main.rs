@@ -18,6 +18,7 @@ mod mount;
 mod network;
 mod os_image;
 mod podman;
+mod policy;
 mod preflight;
 mod readme;
 mod registry;

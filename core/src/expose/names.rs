@@ -5,7 +5,7 @@ use crate::reference::Reference;
 /// A name without tag and digest.
 pub(super) fn repository(name: &str) -> Option<String> {
     match name.parse::<Reference>().ok()? {
-        Reference::Registry(name) => Some(format!("{}/{}", name.host(), name.repository())),
+        Reference::Registry(name) => Some(name.full()),
         _ => None,
     }
 }

@@ -183,9 +183,7 @@ fn fetched<'a>(
 /// Where blobs come from, if it is a registry.
 pub(super) fn origin(registry: &Registry) -> Option<Origin> {
     match registry.reference() {
-        Reference::Registry(name) if registry.is_remote() => {
-            Some(Origin::new(&format!("{}/{}", name.host(), name.repository())))
-        }
+        Reference::Registry(name) if registry.is_remote() => Some(Origin::new(&name.full())),
         _ => None,
     }
 }

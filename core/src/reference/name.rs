@@ -27,6 +27,11 @@ impl Name {
         &self.repository
     }
 
+    /// Host and path: `quay.io/org/os`.
+    pub fn full(&self) -> String {
+        format!("{}/{}", self.host, self.repository)
+    }
+
     /// The tag; `None` only where there is a digest.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()

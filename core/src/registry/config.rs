@@ -211,7 +211,7 @@ impl Config {
 
     /// Where to ask for `name`: mirrors in order, the registry itself last.
     pub(super) fn places(&self, name: &Name) -> Result<Vec<Place>> {
-        let image = format!("{}/{}", name.host(), name.repository());
+        let image = name.full();
         let tag = name.tag().map(|tag| format!(":{tag}"));
         let digest = name.digest().map(|digest| format!("@{digest}"));
         let versions: Vec<_> = tag.into_iter().chain(digest).collect();

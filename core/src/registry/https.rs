@@ -227,24 +227,17 @@ impl Transport for Https {
     }
 
     fn manifest(&self, wanted: Wanted, monitor: &dyn Monitor) -> Result<Fetched, Failure> {
-        let what = self.what(wanted);
-        let (answer, url) = self
-            .ask_manifest(&Method::GET, &what, monitor)
-            .map_err(|(_, failure)| failure)?;
-        let too_long = || Error::Manifest {
-            reference: shown(&url),
-            why: format!("is longer than {MANIFEST_LIMIT} bytes; refused"),
-        };
-        if content_length(&answer.headers).is_some_and(|length| length > MANIFEST_LIMIT) {
-            return Err(too_long().into());
+        let asked = self.ask_manifest(&Method::GET, &self.what(wanted), monitor);
+        received(asked.map_err(|(_, failure)| failure)?)
+    }
+
+    fn signatures(&self, manifest: &ManifestDigest, monitor: &dyn Monitor) -> Result<Option<Vec<u8>>, Failure> {
+        let tag = format!("sha256-{}.sig", manifest.to_hex());
+        match self.ask_manifest(&Method::GET, &tag, monitor) {
+            Ok(answered) => Ok(Some(received(answered)?.bytes)),
+            Err((Some(StatusCode::NOT_FOUND), _)) => Ok(None),
+            Err((_, failure)) => Err(failure),
         }
-        let content_type = answer
-            .headers
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .map(String::from);
-        let bytes = answer.body.up_to(MANIFEST_LIMIT)?.ok_or_else(too_long)?;
-        Ok(Fetched { bytes, content_type })
     }
 
     fn blob(&self, digest: &BlobDigest, size: u64, wanted: Range<u64>, monitor: &dyn Monitor) -> Result<Body, Failure> {
@@ -316,6 +309,24 @@ impl Transport for Https {
     fn requests(&self) -> u64 {
         self.fetcher.net.requests()
     }
+}
+
+/// A manifest's bytes, bounded.
+fn received((answer, url): (Answer, Url)) -> Result<Fetched, Failure> {
+    let too_long = || Error::Manifest {
+        reference: shown(&url),
+        why: format!("is longer than {MANIFEST_LIMIT} bytes; refused"),
+    };
+    if content_length(&answer.headers).is_some_and(|length| length > MANIFEST_LIMIT) {
+        return Err(too_long().into());
+    }
+    let content_type = answer
+        .headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .map(String::from);
+    let bytes = answer.body.up_to(MANIFEST_LIMIT)?.ok_or_else(too_long)?;
+    Ok(Fetched { bytes, content_type })
 }
 
 pub(super) fn digest_of(headers: &HeaderMap) -> Option<ManifestDigest> {

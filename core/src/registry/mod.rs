@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::ids::{BlobDigest, DiffId, ManifestDigest};
 use crate::manifest::{CONFIG_LIMIT, Config, Descriptor, Document, MANIFEST_LIMIT, Manifest, Platform};
 use crate::monitor::{Event, Monitor};
-use crate::podman::{self as storage, Places, Storage};
+use crate::podman::{Places, Storage};
 use crate::reference::Reference;
 
 mod archive;
@@ -41,11 +41,11 @@ mod parts;
 mod podman;
 mod push;
 mod retry;
+mod signatures;
+mod sources;
 
-use archive::Archive;
-use docker_archive::DockerArchive;
-use files::Files;
-use oci_dir::OciDir;
+use signatures::Guard;
+use sources::Sources;
 
 pub use blob::Blob;
 pub use kept::Kept;
@@ -56,8 +56,6 @@ pub use parts::Parts;
 pub use push::Push;
 pub use retry::Retry;
 
-/// How long podman is waited for, where the image is to be had from it alone.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How deep indexes may be nested.
 const DEPTH_LIMIT: usize = 3;
 
@@ -70,8 +68,9 @@ pub struct Registry {
 #[derive(Debug)]
 struct Inner {
     reference: Reference,
-    /// Mirrors first, the registry itself last; never empty.
-    sources: Vec<Box<dyn Transport>>,
+    /// What the machine's policy demands of the image.
+    guard: Guard,
+    sources: Sources,
     retry: Retry,
     /// The source that had the manifest: blobs are asked for there first.
     good: AtomicUsize,
@@ -170,6 +169,10 @@ trait Transport: std::fmt::Debug + Send + Sync {
     fn plain(&self, _layer: &Descriptor, _diff_id: &DiffId) -> Result<Option<Descriptor>> {
         Ok(None)
     }
+    /// The manifest that lists the signatures of a manifest, if there is one.
+    fn signatures(&self, _: &ManifestDigest, _: &dyn Monitor) -> Result<Option<Vec<u8>>, Failure> {
+        Ok(None)
+    }
     /// Parts of a blob: ranges in order that do not overlap. Only asked of one that [`Transport::serves_parts`].
     fn parts(&self, _: &BlobDigest, _: &[Range<u64>], _: &dyn Monitor) -> Result<parts::Answered, Failure> {
         Ok(parts::Answered::Not)
@@ -186,44 +189,16 @@ trait Transport: std::fmt::Debug + Send + Sync {
 
 impl Registry {
     /// Reads the configuration and finds out where the image is to be had; makes no request.
+    ///
+    /// # Errors
+    /// [`Error::Trust`] where the machine's policy does not allow it; what opening the place gives.
     pub fn open(reference: &Reference, options: &Options) -> Result<Self> {
-        let local = OnceLock::new();
-        let sources = match reference {
-            Reference::Registry(name) => https::sources(name, options)?,
-            Reference::Layout(layout) => {
-                let files = Files::Folder(layout.path().to_path_buf());
-                vec![Box::new(OciDir::open(layout, files)?) as Box<dyn Transport>]
-            }
-            Reference::OciArchive(layout) => {
-                let files = Files::Archive(Archive::open(layout.path(), &options.temporary)?);
-                vec![Box::new(OciDir::open(layout, files)?) as _]
-            }
-            Reference::DockerArchive(layout) => {
-                let archive = Archive::open(layout.path(), &options.temporary)?;
-                vec![Box::new(DockerArchive::open(layout, archive)?) as _]
-            }
-            Reference::ContainersStorage(text) => {
-                let name = |why| Error::Reference {
-                    reference: reference.to_string(),
-                    why,
-                };
-                let (place, image) = storage::split(text).map_err(name)?;
-                let place = match place {
-                    Some(place) => Some(place),
-                    None => options.podman.place()?,
-                };
-                let storage = match &place {
-                    Some(place) => Storage::open(place, PATIENCE)?,
-                    None => None,
-                };
-                let root = place.map(|place| place.root);
-                let storage = Arc::new(storage.ok_or_else(|| podman::no_storage(&reference.to_string(), root))?);
-                let _ = local.set(Some(storage.clone()));
-                vec![Box::new(podman::Podman::open(reference.to_string(), storage, image)?) as _]
-            }
-        };
+        let guard = Guard::new(reference, options)?;
+        let (sources, storage) = sources::open(reference, options)?;
+        let local = storage.map_or_else(OnceLock::new, |storage| OnceLock::from(Some(storage)));
         let inner = Inner {
             reference: reference.clone(),
+            guard,
             sources,
             retry: options.retry.clone(),
             good: AtomicUsize::new(0),
@@ -296,7 +271,7 @@ impl Registry {
         Ok(digest)
     }
 
-    /// The image for `platform`: manifest and config, checked.
+    /// The image for `platform`: manifest and config, checked, and allowed by the machine's policy.
     pub fn image(&self, platform: &Platform, monitor: &dyn Monitor) -> Result<Image> {
         let seen = self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (source, fetched) = match seen {
@@ -310,7 +285,10 @@ impl Registry {
         let top = document.digest();
         for _ in 0..DEPTH_LIMIT {
             let index = match document {
-                Document::Manifest(manifest) => return self.with_config(top, manifest, monitor),
+                Document::Manifest(manifest) => {
+                    self.allowed(top, manifest.digest, monitor)?;
+                    return self.with_config(top, manifest, monitor);
+                }
                 Document::Index(index) => index,
             };
             let entry = index.choose(platform, &name)?;

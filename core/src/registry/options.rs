@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::limit::Limit;
 use super::retry::Retry;
 use crate::podman::Places;
+use crate::policy;
 
 /// Everything a [`super::Registry`] has to know beside the reference.
 ///
@@ -21,6 +22,8 @@ pub struct Options {
     pub registries_conf_d: Vec<PathBuf>,
     /// Folders of certificates, `HOST[:PORT]/{*.crt,*.cert,*.key}`: containers-certs.d(5). All that exist count.
     pub certs_d: Vec<PathBuf>,
+    /// containers-policy.json(5): which images may be taken.
+    pub policy: policy::Files,
     /// Hosts (`host` or `host:port`) that may be asked without TLS or with a certificate that nobody vouches for.
     pub insecure: Vec<String>,
     /// Sent as `User-Agent`.
@@ -81,6 +84,7 @@ impl Default for Options {
             registries_conf: Vec::new(),
             registries_conf_d: Vec::new(),
             certs_d: Vec::new(),
+            policy: policy::Files::First(Vec::new()),
             insecure: Vec::new(),
             user_agent: concat!("cfs-update/", env!("CARGO_PKG_VERSION")).into(),
             proxy: Proxy::default(),
@@ -154,10 +158,17 @@ impl Options {
             registries_conf,
             registries_conf_d,
             certs_d: certs.concat(),
+            policy: policy(env),
             podman: podman(env, config.as_deref()),
             ..Self::default()
         }
     }
+}
+
+/// The user's own, else the system's.
+fn policy(env: &Environment) -> policy::Files {
+    let own = env.home.iter().map(|home| home.join(".config/containers/policy.json"));
+    policy::Files::First(own.chain(["/etc/containers/policy.json".into()]).collect())
 }
 
 /// containers-storage.conf(5): root's images, or the user's own.

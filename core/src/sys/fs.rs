@@ -333,6 +333,11 @@ pub fn leads_to_dir(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|m| m.is_dir())
 }
 
+/// The path without links in it, absolute; as it is where there is no such file.
+pub fn resolved(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.into())
+}
+
 /// Anything at all, a dangling link, too.
 pub fn exists(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()

@@ -3,6 +3,7 @@
 pub mod disk;
 pub mod layout;
 pub mod peer;
+pub mod podman;
 pub mod reference;
 pub mod registry;
 pub mod walk;
@@ -48,7 +49,7 @@ pub fn scratch() -> TempDir {
 pub struct Cfs {
     program: PathBuf,
     sysroot: PathBuf,
-    home: PathBuf,
+    pub home: PathBuf,
     user: Option<u32>,
 }
 
