@@ -75,7 +75,7 @@ pub enum Identity {
     /// Any of this repository.
     #[serde(rename_all = "camelCase")]
     ExactRepository {
-        /// Without one.
+        /// With or without one.
         #[serde(deserialize_with = "repository")]
         docker_repository: SignedName,
     },
@@ -127,12 +127,9 @@ fn reference<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Signed
     }
 }
 
+/// A tag or digest is passed over, as podman does.
 fn repository<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SignedName, D::Error> {
-    let name = SignedName::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)?;
-    match name.version.is_empty() {
-        true => Ok(name),
-        false => Err(D::Error::custom("dockerRepository has a tag or digest")),
-    }
+    SignedName::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 /// A host, a namespace or a repository in its expanded form.

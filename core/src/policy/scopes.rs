@@ -52,6 +52,26 @@ impl Scopes {
     }
 }
 
+/// Whether a transport can have such a scope at all: one that it cannot would never count.
+pub(super) fn check(transport: &str, scope: &str) -> Result<(), &'static str> {
+    let path = |text: &str| {
+        let plain = |name: &str| !matches!(name, "" | "." | "..");
+        let names = text.strip_prefix('/').filter(|names| names.split('/').all(plain));
+        names.map(|_| ()).ok_or("is no absolute path without . and ..")
+    };
+    match transport {
+        _ if scope.is_empty() => Ok(()),
+        "oci" | "oci-archive" | "dir" | "sif" => path(scope),
+        "docker-archive" | "tarball" => Err("is a scope, and this transport has none but the empty one"),
+        "containers-storage" => {
+            let store = scope.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+            let (store, _) = store.ok_or("has no [STORAGE]")?;
+            path(store.split_once('@').map_or(store, |(_, root)| root))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// With its tag or digest, without, and what is above it, to the host.
 fn named(name: &Name) -> Vec<String> {
     let full = name.full();

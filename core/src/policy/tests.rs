@@ -7,7 +7,7 @@ use crate::reference::{Name, Reference};
 
 /// Made by skopeo 1.18: `skopeo generate-sigstore-key`, `skopeo copy --sign-by-sigstore-private-key`.
 const PAYLOAD: &[u8] = include_bytes!("../../../testdata/sigstore/payload.json");
-const SIGNATURE: &str = include_str!("../../../testdata/sigstore/signature");
+const SIGNATURE: &str = include_str!("../../../testdata/sigstore/test.signature");
 const KEY: &[u8] = include_bytes!("../../../testdata/sigstore/test.pub");
 const MANIFEST: &str = "sha256:b5522dfcbc070a6d20880d8e360c5808c8c9eab5d0cf8c034588e5d4b663c528";
 
@@ -77,13 +77,32 @@ fn a_signature_does_not_survive_a_changed_byte() {
     }
 }
 
+/// Made by `openssl dgst -sha256 -sign` (`openssl pkeyutl -sign` for ed25519) of the same document.
+macro_rules! by_openssl {
+    ($($name:literal),*) => {
+        [$((
+            $name,
+            include_bytes!(concat!("../../../testdata/sigstore/", $name, ".pub")).as_slice(),
+            include_str!(concat!("../../../testdata/sigstore/", $name, ".signature")),
+        )),*]
+    };
+}
+
 #[test]
-fn keys_of_the_usual_kinds_are_read_and_others_named() {
-    let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
-    let ed25519 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-    for pem in [p384.public_key_pem(), ed25519.public_key_pem()] {
-        PublicKey::from_pem(pem.as_bytes()).unwrap();
-    }
+fn keys_of_the_usual_kinds_count_and_short_ones_do_not() {
+    let identity = Identity::MatchRepository {};
+    let (asked, manifest) = (name("127.0.0.1:22137/org/os:v1"), MANIFEST.parse().unwrap());
+    let known = by_openssl!("rsa", "p384", "ed25519", "rsa-1024").map(|(name, key, signature)| {
+        let keys = [PublicKey::from_pem(key).unwrap()];
+        let verified = sigstore::verify(PAYLOAD, signature, &keys, &identity, Some(&asked), &[manifest]);
+        (name, verified.is_ok())
+    });
+    let expected = [("rsa", true), ("p384", true), ("ed25519", true), ("rsa-1024", false)];
+    assert_eq!(known, expected);
+}
+
+#[test]
+fn what_is_no_public_key_is_named_so() {
     let private = rcgen::KeyPair::generate().unwrap().serialize_pem();
     let half = &KEY[..KEY.len() / 2];
     for text in [&b""[..], b"x", private.as_bytes(), half] {
@@ -110,6 +129,19 @@ fn files_of_distributions_are_understood() {
 #[test]
 fn a_file_that_is_not_understood_to_the_last_field_is_no_policy() {
     let one = |requirement: &str| format!(r#"{{"default":[{requirement}]}}"#);
+    let scope = |transport: &str, scope: &str| {
+        format!(
+            r#"{{"default":[{{"type":"reject"}}],"transports":{{"{transport}":{{"{scope}":[{{"type":"reject"}}]}}}}}}"#
+        )
+    };
+    for (transport, name) in [
+        ("oci", "/srv"),
+        ("containers-storage", "[/s]a.b/c"),
+        ("docker", "x"),
+        ("new", "x"),
+    ] {
+        policy(&scope(transport, name)).unwrap();
+    }
     let identity = |identity: &str| {
         one(&format!(
             r#"{{"type":"sigstoreSigned","keyPath":"/k","signedIdentity":{identity}}}"#
@@ -126,6 +158,13 @@ fn a_file_that_is_not_understood_to_the_last_field_is_no_policy() {
             .into(),
         r#"{"default":[{"type":"reject"}],"transports":{"docker":{},"docker":{}}}"#.into(),
         r#"{"default":[{"type":"reject"}]} x"#.into(),
+        scope("oci", "quay.io/org"),
+        scope("oci", "/"),
+        scope("oci", "/srv/"),
+        scope("oci-archive", "/srv/../x"),
+        scope("docker-archive", "/srv"),
+        scope("containers-storage", "a.b/c"),
+        scope("containers-storage", "[overlay@s]a.b/c"),
         one(r#"{"type":"accept"}"#),
         one(r#"{"type":"reject","key":1}"#),
         one(r#"{"type":"insecureAcceptAnything","keyPath":"/k"}"#),
@@ -141,7 +180,7 @@ fn a_file_that_is_not_understood_to_the_last_field_is_no_policy() {
         identity(r#"{"type":"matchExact","prefix":"a.b"}"#),
         identity(r#"{"type":"exactReference"}"#),
         identity(r#"{"type":"exactReference","dockerReference":"quay.io/org/os"}"#),
-        identity(r#"{"type":"exactRepository","dockerRepository":"quay.io/org/os:1"}"#),
+        identity(r#"{"type":"exactRepository","dockerRepository":"quay.io/org/OS"}"#),
         identity(r#"{"type":"remapIdentity","prefix":"a.b"}"#),
         identity(r#"{"type":"remapIdentity","prefix":"a.b/","signedPrefix":"c.d"}"#),
         identity(r#"{"type":"remapIdentity","prefix":"busybox","signedPrefix":"c.d"}"#),
@@ -213,6 +252,7 @@ fn identities_fit_as_the_manual_says() {
     let repository = r#"{"type":"matchRepository"}"#;
     let reference = r#"{"type":"exactReference","dockerReference":"busybox:1"}"#;
     let named = r#"{"type":"exactRepository","dockerRepository":"docker.io/library/busybox"}"#;
+    let tagged = r#"{"type":"exactRepository","dockerRepository":"quay.io/org/os:1"}"#;
     let remap = r#"{"type":"remapIdentity","prefix":"mirror:5000/v","signedPrefix":"quay.io/org"}"#;
     for (identity, asked, signed, fits) in [
         (exact, "quay.io/org/os:1", "quay.io/org/os:1", true),
@@ -237,6 +277,7 @@ fn identities_fit_as_the_manual_says() {
         (named, "quay.io/org/os:1", "busybox:2", true),
         (named, "quay.io/org/os:1", "busybox", true),
         (named, "quay.io/org/os:1", "quay.io/org/os:1", false),
+        (tagged, "quay.io/org/app:1", "quay.io/org/os:2", true),
         (remap, "mirror:5000/v/os:1", "quay.io/org/os:1", true),
         (remap, "mirror:5000/v/os:1", "mirror:5000/v/os:1", false),
         (remap, "mirror:5000/vendor/os:1", "quay.io/orgendor/os:1", false),

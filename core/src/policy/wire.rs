@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 
-use super::{Identity, KeySource, Requirement};
+use super::{Identity, KeySource, Requirement, scopes};
 
 /// A file's parts: what counts by default, and by transport and scope.
 type Parts = (Vec<Requirement>, BTreeMap<String, BTreeMap<String, Vec<Requirement>>>);
@@ -20,10 +20,11 @@ pub(super) fn parse(text: &str) -> Result<Parts, String> {
     let file: File = serde_json::from_str(text).map_err(|e| e.to_string())?;
     let default = requirements(file.default, "default")?;
     let mut transports = BTreeMap::new();
-    for (transport, scopes) in file.transports.0 {
+    for (transport, named) in file.transports.0 {
         let mut read = BTreeMap::new();
-        for (scope, list) in scopes.0 {
+        for (scope, list) in named.0 {
             let place = format!("{transport}: {scope:?}");
+            scopes::check(&transport, &scope).map_err(|why| format!("{place} {why}"))?;
             let list = requirements(list, &place)?;
             read.insert(scope, list);
         }
