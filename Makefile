@@ -46,7 +46,11 @@ release:
 install:
 	install -D -m 755 $(BUILT)/cfs-update $(DESTDIR)/usr/bin/cfs-update
 	install -D -m 755 $(BUILT)/cfs-update-root $(DESTDIR)/usr/lib/cfs-update/cfs-update-root
-	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system cli/systemd/*.service cli/systemd/*.timer bootloader/initramfs/*.service
+	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system cli/systemd/*.service cli/systemd/*.timer \
+	    bootloader/initramfs/*.service bootloader/initramfs/*.timer
+	install -d $(DESTDIR)/usr/lib/systemd/system/emergency.target.wants $(DESTDIR)/usr/lib/systemd/system/timers.target.wants
+	ln -sf ../cfs-update-boot-failed.service $(DESTDIR)/usr/lib/systemd/system/emergency.target.wants/
+	ln -sf ../cfs-update-boot-hangs.timer $(DESTDIR)/usr/lib/systemd/system/timers.target.wants/
 	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system-preset cli/systemd/90-cfs-update.preset
 	install -d $(DESTDIR)/usr/lib/cfs-update/health.d
 	install -D -m 755 -t $(DESTDIR)/usr/lib/dracut/modules.d/90cfs-update bootloader/initramfs/dracut/90cfs-update/*

@@ -20,6 +20,8 @@ pub struct BootDir {
     pub path: PathBuf,
     /// Whether it is FAT: no permissions, no links, upper and lower case the same, files below 4 GiB.
     pub fat: bool,
+    /// Of the running system: where its EFI variables are.
+    pub variables: Option<PathBuf>,
 }
 
 /// How to look for it.
@@ -62,9 +64,14 @@ pub fn locate(place: Place<'_>) -> Result<BootDir> {
             }
         }
     };
+    let variables = match place {
+        Place::Host(root) => Some(root.join("sys/firmware/efi/efivars")),
+        _ => None,
+    };
     Ok(BootDir {
         fat: is_fat(&path),
         path,
+        variables,
     })
 }
 

@@ -14,6 +14,7 @@ pub mod counter;
 pub mod name;
 pub mod loader_conf;
 pub mod esp;
+pub mod variables;
 mod publish;
 mod install;
 mod listing;

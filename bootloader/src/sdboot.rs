@@ -20,7 +20,7 @@ use crate::bls::Entry;
 use crate::esp::{self, BootDir};
 use crate::listing::{self, entries_folder, kernels_folder};
 use crate::name::{KERNEL_FOLDER, OwnName, SORT_KEY};
-use crate::{install, publish, upkeep};
+use crate::{install, publish, upkeep, variables};
 
 /// The largest file that FAT can hold.
 const FAT_FILE_LIMIT: u64 = u32::MAX as u64;
@@ -105,7 +105,12 @@ impl Bootloader for SdBoot {
     }
 
     fn entries(&self) -> Result<Entries> {
-        listing::entries(&self.boot.path)
+        let mut entries = listing::entries(&self.boot.path)?;
+        if let Some(folder) = &self.boot.variables {
+            let told = variables::warnings(folder, &entries);
+            entries.warnings.extend(told);
+        }
+        Ok(entries)
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -257,6 +262,7 @@ mod tests {
         let boot = BootDir {
             path: folder.path().join("boot"),
             fat,
+            variables: None,
         };
         let mut loader = SdBoot::new(boot, Arc::new(RealFs));
         loader.free = free;

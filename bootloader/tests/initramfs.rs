@@ -111,6 +111,10 @@ fn mkinitcpio_takes_the_program_and_its_drivers_and_a_unit_or_a_hook() {
         "add_binary /usr/lib/cfs-update/cfs-update-root /usr/lib/cfs-update/cfs-update-root",
         "add_systemd_unit cfs-update-root.service",
         "add_symlink /usr/lib/systemd/system/initrd-root-fs.target.requires/cfs-update-root.service ../cfs-update-root.service",
+        "add_systemd_unit cfs-update-boot-failed.service",
+        "add_systemd_unit cfs-update-root-missing.service",
+        "add_symlink /usr/lib/systemd/system/initrd.target.wants/cfs-update-root-missing.timer ../cfs-update-root-missing.timer",
+        "add_symlink /usr/lib/systemd/system/emergency.target.wants/cfs-update-boot-failed.service ../cfs-update-boot-failed.service",
     ] {
         assert!(systemd.lines().any(|l| l == line), "no {line:?}:\n{systemd}");
     }
@@ -129,6 +133,11 @@ fn dracut_gets_a_unit_with_systemd_and_a_hook_without() {
         "inst_binary /usr/lib/cfs-update/cfs-update-root",
         "inst_simple /u/cfs-update-root.service",
         "systemctl -q --root /i add-requires initrd-root-fs.target cfs-update-root.service",
+        "inst_simple /u/cfs-update-boot-failed.service",
+        "systemctl -q --root /i add-wants emergency.target cfs-update-boot-failed.service",
+        "systemctl -q --root /i add-wants dracut-emergency.service cfs-update-boot-failed.service",
+        "inst_simple /u/cfs-update-root-missing.service",
+        "systemctl -q --root /i add-wants initrd.target cfs-update-root-missing.timer",
     ] {
         assert!(systemd.lines().any(|l| l == line), "no {line:?}:\n{systemd}");
     }
@@ -220,6 +229,12 @@ fn dracut_and_initramfs_tools_of_debian_13_take_everything_along() {
     let unit = "usr/lib/systemd/system/cfs-update-root.service";
     let wanted = "initrd-root-fs.target.requires/cfs-update-root.service";
     assert!(dracut.contains(unit) && dracut.contains(wanted), "{dracut}");
+    let after_a_failure = "emergency.target.wants/cfs-update-boot-failed.service";
+    let root_missing = "initrd.target.wants/cfs-update-root-missing.timer";
+    assert!(
+        dracut.contains(after_a_failure) && dracut.contains(root_missing),
+        "{dracut}"
+    );
     assert!(tools.contains("scripts/local-bottom/cfs-update"), "{tools}");
     let order = tools.split("=== order\n").nth(1).unwrap();
     assert!(order.contains("/scripts/local-bottom/cfs-update"), "{order}");

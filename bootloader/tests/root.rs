@@ -216,6 +216,81 @@ fn after_a_refusal_it_stays_where_a_reboot_would_lead_nowhere() {
 }
 
 #[test]
+fn a_boot_that_failed_after_this_program_stays_where_no_tries_are_counted_and_says_so() {
+    let machine = Machine::new();
+    for (entry, why) in [
+        (None, "the boot loader does not count"),
+        (Some("+00-04"), "the tries of this entry were used up before"),
+        (Some(""), "the boot loader does not count"),
+    ] {
+        if let Some(counter) = entry {
+            machine.counted(&format!("\\loader\\entries\\cfs-000002-000000000000{counter}.conf"));
+        }
+        let seen = machine.run_here(&["--boot-failed"]);
+        assert_eq!(seen.code, Some(0), "{seen}");
+        assert!(seen.stderr.contains("this boot has failed"), "{seen}");
+        assert!(seen.stderr.contains(&format!("no reboot: {why}")), "{seen}");
+        let log = fs::read_to_string(machine.path("kmsg")).unwrap();
+        assert!(log.contains(why), "{log}");
+    }
+}
+
+#[test]
+fn a_boot_that_waits_for_its_disk_is_left_alone_as_soon_as_the_disk_is_there() {
+    let machine = Machine::new();
+    machine.cmdline(&format!("root=UUID=0a-1 {}", machine.argument("?")));
+    fs::create_dir_all(machine.path("dev/disk/by-uuid")).unwrap();
+    let dev = machine.path("dev");
+    let look = ["--boot-failed", "--if-root-is-missing", "--dev", dev.to_str().unwrap()];
+    let seen = machine.run_here(&look);
+    assert!(seen.stderr.contains("the disk that root= names has not come"), "{seen}");
+    assert!(
+        seen.stderr.contains("no reboot: the boot loader does not count"),
+        "{seen}"
+    );
+    fs::write(machine.path("dev/disk/by-uuid/0a-1"), "").unwrap();
+    let seen = machine.run_here(&look);
+    assert_eq!((seen.code, seen.stderr.as_str()), (Some(0), ""), "{seen}");
+}
+
+#[test]
+fn a_first_process_that_cannot_be_read_is_refused_before_it_is_too_late_for_another_try() {
+    if !is_root() {
+        return;
+    }
+    let machine = Machine::new();
+    let init = machine.init();
+    fs::remove_file(&init).unwrap();
+    let seen = machine.try_run(&[], "ls -d $S/composefs; ls -A $RUN");
+    seen.refused(1, &["its first process cannot be started: /sbin/init", "fsck --repair"]);
+    seen.shows("/composefs");
+    assert!(!seen.stdout.contains("cfs-update-root"), "something is left: {seen}");
+    machine.cmdline(&format!("{} init=/usr/lib/os-release", machine.argument("?")));
+    machine.run(&[], "").succeeded();
+}
+
+#[test]
+fn a_panic_or_a_crash_of_systemd_restarts_the_machine_only_where_tries_are_counted() {
+    if !is_root() {
+        return;
+    }
+    for (counter, expected) in [("+02-01", "10"), ("+00-03", "10"), ("", "0")] {
+        let machine = Machine::new();
+        machine.counted(&format!("\\loader\\entries\\cfs-000002-000000000000{counter}.conf"));
+        fs::create_dir_all(machine.path("sysctl/kernel")).unwrap();
+        fs::write(machine.path("sysctl/kernel/panic"), "0").unwrap();
+        let seen = machine.run(&["--on-failure", "reboot"], "cat $RUN/systemd/system.conf.d/*.conf");
+        let panic = fs::read_to_string(machine.path("sysctl/kernel/panic")).unwrap();
+        assert!(panic.starts_with(expected), "{counter}: {panic}");
+        assert_eq!(
+            seen.stdout.contains("CrashReboot=yes"),
+            expected == "10",
+            "{counter}: {seen}"
+        );
+    }
+}
+
+#[test]
 fn another_kind_of_boot_is_left_alone() {
     let machine = Machine::new();
     machine.cmdline("root=UUID=1 quiet");

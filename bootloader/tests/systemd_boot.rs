@@ -11,6 +11,7 @@ use cfs_bootloader::Kind;
 use cfs_bootloader::bls::{self, Entry};
 use cfs_bootloader::cmdline;
 use cfs_bootloader::counter::CountedName;
+use cfs_bootloader::esp::BootDir;
 use cfs_core::boot::{Bootloader, Tries};
 use cfs_core::sys::fs::RealFs;
 use common::{delete, deployment_of, id, install, new_entry, open, stage};
@@ -348,4 +349,39 @@ fn a_deployment_named_by_sha512_gets_an_entry_as_well() {
         );
         assert!(loader.check().unwrap().is_empty());
     });
+}
+
+#[test]
+fn an_efi_variable_that_keeps_a_new_deployment_from_booting_is_told_of() {
+    let folder = common::folder();
+    let variables = folder.path().join("efivars");
+    std::fs::create_dir(&variables).unwrap();
+    let boot = BootDir {
+        path: folder.path().join("boot"),
+        fat: false,
+        variables: Some(variables.clone()),
+    };
+    let loader = cfs_bootloader::open(Kind::SystemdBoot, boot, Arc::new(RealFs));
+    install(&*loader, 1, "6.1").unwrap();
+    install(&*loader, 2, "6.2").unwrap();
+    assert_eq!(warnings(&*loader), "");
+    let set = |name: &str, value: &str| {
+        let path = variables.join(format!("{name}-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"));
+        let text = value.encode_utf16().chain([0]).flat_map(u16::to_le_bytes);
+        let variable: Vec<u8> = [7, 0, 0, 0].into_iter().chain(text).collect();
+        std::fs::write(path, variable).unwrap();
+        warnings(&*loader)
+    };
+    let (old, new) = ("cfs-000001-010101010101.conf", "cfs-000002-020202020202.conf");
+    assert!(set("LoaderEntryOneShot", old).contains("the next boot, and only that one, takes cfs-000001"));
+    assert_eq!(set("LoaderEntryOneShot", new), "");
+    // It is the newest now, and will not be after the next update; `@saved` is whatever was chosen last.
+    for value in [old, new, "@saved"] {
+        let told = set("LoaderEntryDefault", value);
+        assert!(
+            told.contains(&format!("every boot takes {value}")) && told.contains("bootctl"),
+            "{told}"
+        );
+    }
+    assert_eq!(set("LoaderEntryDefault", "cfs-*"), "");
 }

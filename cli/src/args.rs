@@ -217,6 +217,15 @@ impl Command {
             _ => Network::default(),
         }
     }
+
+    /// Whether a boot or a shutdown runs it, and nobody is there to answer.
+    pub fn is_unattended(&self) -> bool {
+        match self {
+            Self::Health(command) => command.is_check(),
+            Self::Finalize(_) => true,
+            _ => false,
+        }
+    }
 }
 
 #[cfg(test)]

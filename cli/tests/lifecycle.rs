@@ -536,6 +536,43 @@ fn a_deployment_that_was_good_once_is_not_left_because_of_a_bad_day() {
 }
 
 #[test]
+fn a_boot_is_judged_also_where_nothing_can_be_written_down() {
+    let mut machine = Machine::new();
+    let old = machine.booted.unwrap();
+    machine.release(2);
+    let bad = machine.staged(Wishes::default()).id;
+    machine.boot();
+    // Whoever is root can write wherever there is room, but not over a folder.
+    let notes = machine.root.join("state/cfs-update");
+    for name in ["health.json", "failed.json", "history.jsonl"] {
+        std::fs::remove_file(notes.join(name)).ok();
+        std::fs::create_dir_all(notes.join(name).join("in the way")).unwrap();
+    }
+    let judge = |machine: &Machine, outcome: Checked| {
+        let ran = Ran {
+            check: "10-app".into(),
+            required: true,
+            outcome,
+            attempts: 1,
+            seconds: 0,
+        };
+        let report = HealthReport::new(machine.booted, None, vec![ran]);
+        let mut lost = Vec::new();
+        let verdict = health::judge_anyway(&machine.open(), &report, false, &mut lost).unwrap();
+        assert!(lost.iter().any(|e| e.to_string().contains("health.json")), "{lost:?}");
+        verdict
+    };
+    assert!(matches!(judge(&machine, Checked::Failed { why: "no".into() }), Verdict::GoBack { to, .. } if to == old));
+    assert!(matches!(machine.tries(bad), Tries::Bad { .. }));
+    assert_eq!(machine.boot(), old);
+    let mut machine = Machine::installed();
+    let good = machine.boot();
+    std::fs::create_dir_all(machine.root.join("state/cfs-update/health.json/in the way")).unwrap();
+    assert!(matches!(judge(&machine, Checked::Passed), Verdict::Good { .. }));
+    assert_eq!(machine.tries(good), Tries::Good);
+}
+
+#[test]
 fn wanted_checks_that_fail_are_told_and_change_nothing() {
     let machine = Machine::new();
     let ran = Ran {

@@ -47,6 +47,11 @@ fn no_service_is_more_exposed_than_the_documentation_says() {
     let documented = fs::read_to_string(repository().join("docs/commands.md")).unwrap();
     for (service, line) in [
         ("cfs-update-health.service", "| `cfs-update-health.service` |"),
+        ("cfs-update-boot-failed.service", "| `cfs-update-boot-failed.service` |"),
+        (
+            "cfs-update-boot-hangs.service",
+            "| `cfs-update-boot-hangs.timer`, `.service` |",
+        ),
         ("cfs-update-finalize.service", "| `cfs-update-finalize.service` |"),
         ("cfs-update-auto.service", "| `cfs-update-auto.timer`, `.service` |"),
     ] {
@@ -142,6 +147,13 @@ fn the_debian_package_has_what_make_install_installs_and_enables_the_units_in_a_
     let package = succeeds(&mut build);
     succeeds(Command::new("dpkg-deb").args(["-x", &package]).arg(at("unpacked")));
     assert_eq!(listing(&at("unpacked")), listing(&at("installed")));
+    for (target, unit) in [
+        ("emergency.target", "cfs-update-boot-failed.service"),
+        ("timers.target", "cfs-update-boot-hangs.timer"),
+    ] {
+        let wanted = at("installed").join(format!("usr/lib/systemd/system/{target}.wants/{unit}"));
+        assert!(fs::metadata(&wanted).is_ok(), "{} leads nowhere", wanted.display());
+    }
     let depends = succeeds(Command::new("dpkg-deb").args(["-f", &package, "Depends"]));
     assert!(depends.contains("libc6 (>= "), "{depends}");
 

@@ -18,7 +18,11 @@ Runs in the initramfs, as root, once the physical root is mounted.
   --run DIR          for the staging place and systemd's note about the device [/run]
   --kmsg FILE        where refusals are written beside standard error [/dev/kmsg]
   --efivars DIR      [/sys/firmware/efi/efivars]
+  --sysctl DIR       [/proc/sys]
+  --dev DIR          [/dev]
   --on-failure WHAT  exit, or reboot: where the boot loader counts this entry's tries and one is used up by it [exit]
+  --boot-failed      mount nothing: the boot failed after this program; reboot where --on-failure reboot would
+  --if-root-is-missing  only where the disk that root= names is not there
   --dry-run          check everything, mount nothing, print what would be done
   --help, --version
 ";
@@ -43,6 +47,9 @@ pub struct Options {
     pub run: PathBuf,
     pub kmsg: PathBuf,
     pub efivars: PathBuf,
+    pub sysctl: PathBuf,
+    pub dev: PathBuf,
+    pub if_root_is_missing: bool,
     pub on_failure: OnFailure,
     pub dry_run: bool,
 }
@@ -51,6 +58,8 @@ pub struct Options {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
     Run(Options),
+    /// The boot failed elsewhere.
+    BootFailed(Options),
     Say(String),
 }
 
@@ -65,9 +74,13 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
         run: "/run".into(),
         kmsg: "/dev/kmsg".into(),
         efivars: "/sys/firmware/efi/efivars".into(),
+        sysctl: "/proc/sys".into(),
+        dev: "/dev".into(),
+        if_root_is_missing: false,
         on_failure: OnFailure::Exit,
         dry_run: false,
     };
+    let mut boot_failed = false;
     let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
         let name = argument.to_str().unwrap_or_default();
@@ -80,6 +93,14 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
             }
             "--dry-run" => {
                 options.dry_run = true;
+                continue;
+            }
+            "--boot-failed" => {
+                boot_failed = true;
+                continue;
+            }
+            "--if-root-is-missing" => {
+                options.if_root_is_missing = true;
                 continue;
             }
             _ => {}
@@ -95,6 +116,8 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
             "--run" => options.run = value()?.into(),
             "--kmsg" => options.kmsg = value()?.into(),
             "--efivars" => options.efivars = value()?.into(),
+            "--sysctl" => options.sysctl = value()?.into(),
+            "--dev" => options.dev = value()?.into(),
             "--on-failure" => {
                 options.on_failure = match value()?.to_str() {
                     Some("exit") => OnFailure::Exit,
@@ -111,7 +134,10 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String
     if options.target.as_os_str().is_empty() {
         options.target.clone_from(&options.sysroot);
     }
-    Ok(Action::Run(options))
+    match boot_failed {
+        true => Ok(Action::BootFailed(options)),
+        false => Ok(Action::Run(options)),
+    }
 }
 
 #[cfg(test)]
@@ -144,6 +170,14 @@ mod tests {
         };
         assert_eq!(options.sysroot, PathBuf::from("/sysroot"));
         assert_eq!(options.target, PathBuf::from("/run/nextroot"));
+    }
+
+    #[test]
+    fn a_boot_that_failed_elsewhere_is_another_task() {
+        let Ok(Action::BootFailed(options)) = read(&["--boot-failed", "--efivars", "/e"]) else {
+            panic!()
+        };
+        assert_eq!(options.efivars, PathBuf::from("/e"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! After a refusal: whether a reboot lets another entry boot.
+//! After a refusal, or any other boot that failed: whether a reboot lets another entry boot.
 //!
 //! The boot loader takes one try off an entry before it boots it and says so in the EFI variable `LoaderBootCountPath`
 //! (systemd-boot). Where it does, a reboot is the way on: the next try, or the next entry once all are used up. Where it
@@ -6,15 +6,19 @@
 //! only hide from the console what is wrong; so a machine with one deployment does not loop. How many tries there were at
 //! first is not known here: above the usual three, that another deployment is there says that a reboot may lead to it.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
 use cfs_bootloader::counter::CountedName;
+use cfs_bootloader::variables;
 use cfs_core::boot::Tries;
 use cfs_core::deployment::Layout;
 use cfs_core::ids::DeploymentId;
-use cfs_core::sys::{fs, power};
+use cfs_core::sys::fs::{Fs, RealFs};
+use cfs_core::sys::{fs, power, process};
 
+use crate::args::Options;
 use crate::console::Console;
 
 /// systemd's vendor id follows the name.
@@ -36,22 +40,65 @@ pub enum Way {
     Stay(&'static str),
 }
 
-/// Reboots, or returns at once.
-pub fn act(efivars: &Path, sysroot: &Path, console: &Console) {
+/// How to reboot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reboot {
+    /// Nothing runs that has to be stopped.
+    AtOnce,
+    /// Through the service manager, where it does as it is told.
+    Orderly,
+}
+
+/// How long a kernel that panicked shows why.
+const AFTER_PANIC: u32 = 10;
+/// systemd reads it when it starts in the new root. Later versions than 255 call it `CrashAction=reboot`, and know this, too.
+const MANAGER: &str = "[Manager]\nCrashReboot=yes\n";
+
+/// Where the tries of this boot are counted, a kernel that panics and a systemd that crashes later on are to restart the
+/// machine: by themselves they stand still for ever, and the tries never run out. What the kernel command line says of panics
+/// stays. What cannot be done here is no reason not to boot.
+pub fn prepare(options: &Options, console: &Console) {
+    if counted_path(&options.efivars).is_none_or(|path| way(Some(&path), true) != Way::Reboot) {
+        return;
+    }
+    let folder = options.run.join("systemd/system.conf.d");
+    let manager = fs::create_dir_all(&RealFs, &folder, 0o755)
+        .and_then(|()| RealFs.create(&folder.join("50-cfs-update.conf"), 0o644, &mut MANAGER.as_bytes()));
+    let kernel = power::restart_after_panic(&options.sysctl, AFTER_PANIC);
+    for problem in manager.err().into_iter().chain(kernel.err()) {
+        console.note(&problem.to_string());
+    }
+}
+
+/// The path of this boot's entry, where the boot loader counts its tries.
+fn counted_path(efivars: &Path) -> Option<String> {
     let variable = fs::read(&efivars.join(VARIABLE), VARIABLE_LIMIT).ok().flatten();
-    let path = variable.as_deref().and_then(text);
-    match way(path.as_deref(), has_others(sysroot)) {
+    variable.as_deref().and_then(variables::text)
+}
+
+/// Reboots, or returns at once.
+pub fn act(efivars: &Path, sysroot: &Path, reboot: Reboot, console: &Console) {
+    match way(counted_path(efivars).as_deref(), has_others(sysroot)) {
         Way::Stay(why) => console.problem(&format!("no reboot: {why}")),
         Way::Reboot => {
             console.problem(
                 "rebooting in 10 seconds: the boot loader goes on to another entry when the tries are used up",
             );
             std::thread::sleep(PAUSE);
+            if reboot == Reboot::Orderly && orderly() {
+                return;
+            }
             if let Err(e) = power::reboot() {
                 console.problem(&e.to_string());
             }
         }
     }
+}
+
+/// Whether the service manager has taken the order.
+fn orderly() -> bool {
+    let order = ["--no-block".into(), "reboot".into()];
+    process::run(OsStr::new("systemctl"), &order, b"").is_ok_and(|output| output.success())
 }
 
 /// Whether there is more than one deployment; `false` where it cannot be seen.
@@ -77,16 +124,6 @@ pub fn way(path: Option<&str>, others: bool) -> Way {
         }
         Tries::Good => Way::Stay("the boot loader does not count the tries of this entry"),
     }
-}
-
-/// The string of an EFI variable: four bytes of attributes, then UTF-16 up to a zero.
-fn text(variable: &[u8]) -> Option<String> {
-    let (units, _) = variable.get(4..)?.as_chunks::<2>();
-    let units = units
-        .iter()
-        .map(|pair| u16::from_le_bytes(*pair))
-        .take_while(|&unit| unit != 0);
-    String::from_utf16(&units.collect::<Vec<_>>()).ok()
 }
 
 #[cfg(test)]
@@ -117,14 +154,5 @@ mod tests {
     #[test]
     fn without_a_counting_boot_loader_the_message_stays_on_the_console() {
         assert!(matches!(way(None, true), Way::Stay(_)));
-    }
-
-    #[test]
-    fn the_variable_is_utf_16_behind_its_attributes() {
-        let mut variable = vec![7, 0, 0, 0];
-        variable.extend("\\a+1-2.conf".encode_utf16().flat_map(u16::to_le_bytes));
-        variable.extend([0, 0]);
-        assert_eq!(text(&variable).as_deref(), Some("\\a+1-2.conf"));
-        assert_eq!(text(&[7, 0]), None);
     }
 }

@@ -7,7 +7,8 @@
 //! Invariants: nothing is mounted that was not proven to be what the command line names; what is refused leaves SYSROOT as
 //! it was and says what was expected, what was found and what to do. Nothing is written to the disk, so that a power cut
 //! changes nothing. In this order: `args`, `config` and `choice` (text in, types out), `image` (which file, and the proof),
-//! `seal`, `state` (where /etc and /var are), `plan` (what is to be mounted, pure), `mounts` (does it), `failure`.
+//! `seal`, `state` (where /etc and /var are), `plan` (what is to be mounted, pure), `mounts` (does it), `init` (whether it
+//! can be started); `failure` and `device` are for boots that end.
 
 #![cfg_attr(
     test,
@@ -25,6 +26,8 @@ mod state;
 mod plan;
 mod mounts;
 mod failure;
+mod device;
+mod init;
 
 use std::process::ExitCode;
 
@@ -45,6 +48,10 @@ const NOTHING_TO_DO: u8 = 77;
 fn main() -> ExitCode {
     let options = match args::parse(std::env::args_os().skip(1)) {
         Ok(Action::Run(options)) => options,
+        Ok(Action::BootFailed(options)) => {
+            boot_failed(&options);
+            return ExitCode::SUCCESS;
+        }
         Ok(Action::Say(text)) => {
             console::answer(&text);
             return ExitCode::SUCCESS;
@@ -64,11 +71,27 @@ fn main() -> ExitCode {
                 console.problem("another deployment can be chosen in the boot loader's menu");
             }
             if options.on_failure == OnFailure::Reboot && !options.dry_run {
-                failure::act(&options.efivars, &options.sysroot, &console);
+                failure::act(&options.efivars, &options.sysroot, failure::Reboot::AtOnce, &console);
             }
             ExitCode::from(refusal.exit_code())
         }
     }
+}
+
+/// A boot that failed before this program came to its work, or after it.
+fn boot_failed(options: &Options) {
+    let console = Console::new(options.kmsg.clone());
+    let why = if options.if_root_is_missing {
+        let arguments = cmdline::split(&text(&options.cmdline).ok().flatten().unwrap_or_default());
+        if !device::is_missing(&arguments, &options.dev) {
+            return;
+        }
+        "the disk that root= names has not come"
+    } else {
+        "it did not come as far as its health checks, or they could not judge it"
+    };
+    console.problem(&format!("this boot has failed: {why}"));
+    failure::act(&options.efivars, &options.sysroot, failure::Reboot::Orderly, &console);
 }
 
 /// `false` where there is nothing to do.
@@ -113,7 +136,10 @@ fn run(options: &Options, console: &Console) -> Result<bool, Refusal> {
         console::answer(&format!("{}\n", lines.join("\n")));
         return Ok(true);
     }
-    mounts::Mounter::new(options, &config, &sysroot, &image, &state)?.run(&steps)?;
+    if options.on_failure == OnFailure::Reboot {
+        failure::prepare(options, console);
+    }
+    mounts::Mounter::new(options, &config, &sysroot, &image, &state)?.run(&steps, &arguments)?;
     let signed = signer.map_or_else(String::new, |key| format!(", signed by {key}"));
     console.note(&format!("booting {} ({proof}{signed})", image.id()));
     Ok(true)

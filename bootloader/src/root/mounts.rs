@@ -14,6 +14,7 @@ use cfs_core::{Error, Result};
 use crate::args::Options;
 use crate::config::Config;
 use crate::image::{Image, Proof};
+use crate::init;
 use crate::plan::{Place, Step};
 use crate::refusal::Refusal;
 use crate::state::State;
@@ -60,9 +61,14 @@ impl<'a> Mounter<'a> {
         })
     }
 
-    /// One step after the other.
-    pub fn run(&self, steps: &[Step]) -> Result<(), Refusal> {
-        steps.iter().try_for_each(|step| self.step(step))
+    /// One step after the other; what is to take the place of another root is looked at once more before it does.
+    pub fn run(&self, steps: &[Step], arguments: &[String]) -> Result<(), Refusal> {
+        steps.iter().try_for_each(|step| {
+            if matches!(step, Step::TakeOver | Step::PutOver) {
+                init::prove(&Dir::open(&self.root)?, arguments)?;
+            }
+            self.step(step)
+        })
     }
 
     fn step(&self, step: &Step) -> Result<(), Refusal> {

@@ -66,6 +66,7 @@ pub fn open(kind: Kind, boot: &Path, fs: Arc<dyn Fs>) -> Box<dyn Bootloader> {
     let boot = BootDir {
         path: boot.to_path_buf(),
         fat: false,
+        variables: None,
     };
     cfs_bootloader::open(kind, boot, fs)
 }

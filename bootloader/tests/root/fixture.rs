@@ -85,6 +85,8 @@ impl Outcome {
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cfs-update-root");
 
+const INIT: &[u8] = b"What systemd starts first, and more than sixty-four bytes, so that it is an object of its own\n";
+
 /// A machine with one deployment, as far as the initramfs sees it.
 pub struct Machine {
     keep: tempfile::TempDir,
@@ -114,7 +116,8 @@ impl Machine {
         let content = b"NAME=of the image, and more than sixty-four bytes, so that it is an object of its own\n";
         let object = store.put(content).unwrap();
         let mut text = String::from("/ 0 40755 9 0 0 0 5.0 - - -\n");
-        for folder in ["etc", "sysroot", "usr", "usr/lib", "var"] {
+        let init = store.put(INIT).unwrap();
+        for folder in ["etc", "sbin", "sysroot", "usr", "usr/lib", "var"] {
             if folder != missing {
                 text += &format!("/{folder} 0 40755 2 0 0 0 5.0 - - -\n");
             }
@@ -124,6 +127,11 @@ impl Machine {
             "/usr/lib/os-release {} 100644 1 0 0 0 5.0 {} - {object}\n",
             content.len(),
             object.object_path()
+        );
+        text += &format!(
+            "/sbin/init {} 100755 1 0 0 0 5.0 {} - {init}\n",
+            INIT.len(),
+            init.object_path()
         );
         let image = writer::build(&dump::parse(text.as_bytes()).unwrap(), Versions::V1).unwrap();
         let id = store.put_image(&image).unwrap();
@@ -168,6 +176,13 @@ impl Machine {
     pub fn has_verity(&self) -> bool {
         let file = fs::File::open(self.object()).unwrap();
         verity::measure(&file).unwrap().is_some()
+    }
+
+    /// Where the object with the first process is.
+    pub fn init(&self) -> PathBuf {
+        let repository = self.sysroot().join("composefs");
+        let id = Store::open(&repository).unwrap().put(INIT).unwrap();
+        repository.join("objects").join(id.object_path())
     }
 
     /// Also where a file with fs-verity is.
@@ -223,6 +238,7 @@ impl Machine {
             ("--run", self.path("run")),
             ("--kmsg", self.path("kmsg")),
             ("--efivars", self.path("efivars")),
+            ("--sysctl", self.path("sysctl")),
         ] {
             arguments.extend([name.into(), path.into()]);
         }

@@ -7,7 +7,7 @@ use cfs_core::boot::Mark;
 use cfs_core::deployment::Staged;
 use cfs_core::health::{self, HealthReport, Limits, Outcome, Ran, Verdict};
 use cfs_core::monitor::{Event, Monitor};
-use cfs_core::sys::fs;
+use cfs_core::sys::fs::{self, Fs, RealFs};
 use cfs_core::sysroot::Sysroot;
 use cfs_core::{Error, finalize};
 use serde::Serialize;
@@ -20,6 +20,13 @@ use crate::reboot;
 /// systemd's own program for marking entries, and the variable by which systemd-boot says that it counts this one.
 const BLESS_BOOT: &str = "usr/lib/systemd/systemd-bless-boot";
 const COUNTED: &str = "sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+
+/// Since this boot, for the units that reboot where no health check comes to an end (docs/boot.md).
+const RUN: &str = "/run/cfs-update";
+/// The checks have begun, and each has a time limit.
+const BEGUN: &str = "health-begun";
+/// They have ended, and what follows from them was done.
+const JUDGED: &str = "health-judged";
 
 /// Whether this boot is good
 #[derive(Debug, clap::Subcommand)]
@@ -79,6 +86,11 @@ impl Report for Checked {
 }
 
 impl Health {
+    /// Whether it is the one that each boot runs.
+    pub fn is_check(&self) -> bool {
+        matches!(self, Self::Check(_))
+    }
+
     pub fn run(self, context: &Context) -> Result<()> {
         match self {
             Self::Check(command) => command.run(context),
@@ -97,24 +109,59 @@ impl Check {
             attempts: set.attempts,
             pause: set.pause,
         };
+        self.note(BEGUN);
         let checks = health::find(&context.config_root)?;
         let ran = health::run(&checks, limits, &mut |ran| context.ui.event(event(ran)));
         if !context.has_repository()? {
             return conclude(context, &HealthReport::new(None, None, ran), &Verdict::NotOurs);
         }
-        let sysroot = context.open_waiting(&self.boot, "health check")?;
-        let mut report = HealthReport::new(sysroot.booted(), boot_id()?, ran);
-        report.notes = arrived(&sysroot)?;
-        let verdict = health::judge(&sysroot, &report, marks_itself(&context.config_root));
-        // Names mean the images of the system that runs now.
-        super::image::expose::refresh(context, &sysroot);
-        drop(sysroot);
-        let verdict = verdict?;
+        let mut report = HealthReport::new(None, boot_id()?, ran);
+        let by_systemd = marks_itself(&context.config_root);
+        let verdict = match self.judge(context, &mut report, by_systemd) {
+            // The checks have the last word, not what is wrong with the store or with notes about them.
+            Err(e) if by_systemd && report.is_good() => {
+                self.note(JUDGED);
+                return context.show(&unnoted(&report, &e));
+            }
+            verdict => verdict?,
+        };
+        self.note(JUDGED);
         let shown = conclude(context, &report, &verdict);
         if self.apply && matches!(verdict, Verdict::GoBack { .. }) {
             reboot::restart(false)?;
         }
         shown
+    }
+
+    /// The verdict on what was found; what could not be written down is among the notes.
+    fn judge(&self, context: &Context, report: &mut HealthReport, by_systemd: bool) -> Result<Verdict> {
+        let sysroot = context.open_waiting(&self.boot, "health check")?;
+        report.id = sysroot.booted();
+        let mut lost = Vec::new();
+        match arrived(&sysroot) {
+            Ok(notes) => report.notes = notes,
+            Err(e) => report.notes.push(format!("the last merge of /etc: {e:#}")),
+        }
+        let verdict = health::judge_anyway(&sysroot, report, by_systemd, &mut lost);
+        report
+            .notes
+            .extend(lost.iter().map(|e| format!("could not be written down: {e}")));
+        // Names mean the images of the system that runs now.
+        super::image::expose::refresh(context, &sysroot);
+        Ok(verdict?)
+    }
+
+    /// For other units of the running system.
+    fn note(&self, name: &str) {
+        if !self.apply {
+            return;
+        }
+        let written = RealFs
+            .create_dir(Path::new(RUN), 0o755)
+            .and_then(|()| fs::replace(&RealFs, &Path::new(RUN).join(name), 0o644, b""));
+        if let Err(e) = written {
+            tracing::warn!("{e}");
+        }
     }
 }
 
@@ -163,6 +210,16 @@ impl Bad {
     }
 }
 
+/// A good boot that systemd-bless-boot marks, though nothing could be noted of it.
+fn unnoted(report: &HealthReport, error: &anyhow::Error) -> Checked {
+    Checked {
+        result: "good",
+        verdict: "every required check passed, and systemd-bless-boot marks its entry".into(),
+        checks: report.checks.clone(),
+        notes: vec![format!("nothing else could be done: {error:#}")],
+    }
+}
+
 fn nothing_runs() -> Error {
     Error::Deployment {
         id: "booted".into(),
@@ -203,7 +260,7 @@ fn arrived(sysroot: &Sysroot) -> Result<Vec<String>> {
     let layout = sysroot.deployments().layout();
     let runs = |staged: Staged| sysroot.booted() == Some(staged.id);
     if Staged::load(layout)?.is_some_and(runs) {
-        Staged::clear(&fs::RealFs, layout)?;
+        Staged::clear(&RealFs, layout)?;
     }
     Ok(notes)
 }

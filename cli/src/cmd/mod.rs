@@ -25,10 +25,11 @@ mod updated;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use cfs_core::monitor::{Event, Monitor};
 use cfs_core::registry::{self, Limit};
 use cfs_core::sysroot::Sysroot;
 
-use crate::args::{Args, BootDir, Command, Global, Network};
+use crate::args::{Args, BootDir, Command, Global};
 use crate::output::{Output, Report};
 use crate::reboot::Apply;
 use crate::settings::{Environment, Settings};
@@ -48,13 +49,20 @@ pub struct Context {
 }
 
 impl Context {
-    fn new(global: &Global, boot: BootDir, network: Network, output: Output) -> Result<Self> {
+    fn new(global: &Global, boot: BootDir, command: &Command, output: Output) -> Result<Self> {
         let environment = Environment::of_process();
         let config_root = global.config_root.clone().unwrap_or_else(|| "/".into());
-        let settings = Settings::load(&config_root)?;
+        let (settings, problems) = match command.is_unattended() {
+            true => Settings::load_anyway(&config_root),
+            false => (Settings::load(&config_root)?, Vec::new()),
+        };
         let ui = Ui::new(global, !environment.no_color)?;
         let directives = environment.log.clone().unwrap_or_else(|| log_directives(global));
         ui.start_log(&directives)?;
+        for problem in problems {
+            ui.event(Event::Warning(format!("goes on without these settings: {problem}")));
+        }
+        let network = command.network();
         let rate = network.limit_rate.map_or(settings.registry.limit_rate, |given| given.0);
         Ok(Self {
             output,
@@ -115,7 +123,7 @@ pub fn run(args: Args, output: Output) -> Result<()> {
         Command::Man(command) => return command.run(),
         command => command,
     };
-    let context = Context::new(&args.global, args.boot, command.network(), output)?;
+    let context = Context::new(&args.global, args.boot, &command, output)?;
     let result = with_context(command, &context);
     context.ui.finish(result.is_ok());
     result

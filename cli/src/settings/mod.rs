@@ -1,7 +1,9 @@
 //! The only reader of configuration files and of the environment.
 //!
 //! Invariant: a file that cannot be understood stops the command before anything is changed, naming file and line; a
-//! key that is not known is such a mistake, so that a misspelt setting is never silently without effect.
+//! key that is not known is such a mistake, so that a misspelt setting is never silently without effect. What a boot and a
+//! shutdown do by themselves (`health check`, `finalize`) warns and goes on without it: no update is to be given up, and no
+//! change of /etc to be left behind, for a typing error.
 //!
 //! Order, later wins key by key: built-in defaults; `/usr/lib/cfs-update/config.toml`; `/etc/cfs-update/config.toml`;
 //! then, as systemd does it, all `config.toml.d/*.toml` of `/usr/lib`, `/run` and `/etc` together, sorted by file name
@@ -172,6 +174,27 @@ impl Settings {
         }
         Ok(settings)
     }
+
+    /// For what a boot or a shutdown does, which has nobody to correct a file: without those that cannot be understood, and
+    /// what is wrong with them.
+    pub fn load_anyway(root: &Path) -> (Self, Vec<Error>) {
+        let (mut settings, mut problems) = (Self::default(), Vec::new());
+        let files = files(root).unwrap_or_else(|e| {
+            problems.push(e);
+            Vec::new()
+        });
+        for path in files {
+            let applied = match fs::read_text(&path, LIMIT) {
+                Ok(text) => file::parse(&text.unwrap_or_default()).and_then(|file| {
+                    let mut with = settings.clone();
+                    file.apply(&mut with).map(|()| settings = with)
+                }),
+                Err(e) => Err(e.to_string()),
+            };
+            problems.extend(applied.err().map(|why| Error::Settings { path, why }));
+        }
+        (settings, problems)
+    }
 }
 
 /// The files that may exist, in the order in which they are applied.
@@ -227,6 +250,23 @@ mod tests {
         ]);
         let settings = root.load().unwrap();
         assert_eq!((settings.boot.tries, settings.deployments.keep), (5, 4));
+    }
+
+    #[test]
+    fn where_nobody_can_correct_a_file_the_others_count_and_the_mistake_is_named() {
+        let root = Root::with(&[
+            ("etc/cfs-update/config.toml", "[boot]\ntries = 7\n"),
+            (
+                "etc/cfs-update/config.toml.d/10-typo.toml",
+                "[boot]\ntries = 9\nattemps = 1\n",
+            ),
+            ("etc/cfs-update/config.toml.d/20-more.toml", "[deployments]\nkeep = 4\n"),
+        ]);
+        assert!(root.load().is_err());
+        let (settings, problems) = Settings::load_anyway(root.0.path());
+        assert_eq!((settings.boot.tries, settings.deployments.keep), (7, 4));
+        let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        assert!(told.len() == 1 && told[0].contains("10-typo.toml"), "{told:?}");
     }
 
     #[test]

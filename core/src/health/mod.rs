@@ -5,7 +5,7 @@
 //! good deployment and no timer installs the bad one again (promise 3).
 //!
 //! Invariant: an entry loses its tries only while another one is there that boots, so a machine with one deployment
-//! never loops; and the reason is written down before the entry is marked, so that a power cut between the two leaves an
+//! never loops; and the reason, where it can be written at all, is written down before the entry is marked, so that a power cut between the two leaves an
 //! entry that is tried again, never one that was dropped without a reason.
 
 mod checks;
@@ -14,7 +14,7 @@ mod verdict;
 
 pub use checks::{Check, Limits, find, run};
 pub use report::{HealthReport, Outcome, Ran};
-pub use verdict::{Verdict, condemn, judge, settle};
+pub use verdict::{Verdict, condemn, judge, judge_anyway, settle};
 
 #[cfg(test)]
 mod tests;

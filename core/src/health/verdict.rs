@@ -46,26 +46,53 @@ pub enum Verdict {
 /// good entry.
 ///
 /// # Errors
-/// Those of reading the deployments and of writing to `$BOOT`; what was found is in the report all the same.
+/// Those of reading the deployments and of writing to `$BOOT`; what was found is in the report all the same. And where
+/// anything could not be written down.
 pub fn judge(sysroot: &Sysroot, report: &HealthReport, by_systemd: bool) -> Result<Verdict> {
-    report.save(sysroot.fs(), sysroot.layout())?;
+    let mut lost = Vec::new();
+    let verdict = judge_anyway(sysroot, report, by_systemd, &mut lost)?;
+    lost.into_iter().next().map_or(Ok(verdict), Err)
+}
+
+/// As [`judge`], also where nothing can be written down: a root file system that is full, or read-only since it is damaged,
+/// must neither keep a good boot from being marked nor a bad one from being left. What could not be noted is in `lost`.
+///
+/// # Errors
+/// Those of reading the deployments and of writing to `$BOOT`.
+pub fn judge_anyway(
+    sysroot: &Sysroot,
+    report: &HealthReport,
+    by_systemd: bool,
+    lost: &mut Vec<Error>,
+) -> Result<Verdict> {
+    lost.extend(report.save(sysroot.fs(), sysroot.layout()).err());
     let known = sysroot.known()?;
-    settle(sysroot, &known)?;
+    lost.extend(settle(sysroot, &known).err());
     let Some(running) = known.iter().find(|k| k.standing.booted) else {
         return Ok(Verdict::NotOurs);
     };
     let counted = running.entry.as_ref().is_some_and(|e| e.tries != Tries::Good);
     match (report.failure(), counted) {
         (None, false) => Ok(Verdict::StillGood),
-        (None, true) => good(sysroot, running, by_systemd),
+        (None, true) => good(sysroot, running, by_systemd, lost),
         (Some(why), false) => Ok(Verdict::NoLongerGood { why }),
-        (Some(why), true) => condemn(sysroot, &known, running.id, &why),
+        (Some(why), true) => condemn_anyway(sysroot, &known, running.id, &why, lost),
     }
 }
 
 /// Takes the counter off the running deployment's entry and forgets that its image ever failed.
-fn good(sysroot: &Sysroot, running: &Known, by_systemd: bool) -> Result<Verdict> {
+fn good(sysroot: &Sysroot, running: &Known, by_systemd: bool, lost: &mut Vec<Error>) -> Result<Verdict> {
     let entry = running.entry.as_ref().ok_or_else(|| no_entry(running.id))?;
+    lost.extend(forgive(sysroot, running).err());
+    let entry = match by_systemd {
+        true => entry.file.clone(),
+        false => sysroot.bootloader().mark(entry, Mark::Good)?,
+    };
+    Ok(Verdict::Good { entry, by_systemd })
+}
+
+/// Forgets that its image ever failed.
+fn forgive(sysroot: &Sysroot, running: &Known) -> Result<()> {
     if let Some(manifest) = running.manifest() {
         let mut failed = FailedDigests::load(sysroot.layout())?;
         if failed.remove(&manifest) {
@@ -75,35 +102,50 @@ fn good(sysroot: &Sysroot, running: &Known, by_systemd: bool) -> Result<Verdict>
     if let Some(origin) = running.origin() {
         sysroot.remember("health", &running.id, origin, "good")?;
     }
-    let entry = match by_systemd {
-        true => entry.file.clone(),
-        false => sysroot.bootloader().mark(entry, Mark::Good)?,
-    };
-    Ok(Verdict::Good { entry, by_systemd })
+    Ok(())
 }
 
 /// Takes the tries of a deployment's entry, unless nothing else could boot, and remembers its image with the reason.
 ///
 /// # Errors
-/// [`Error::Deployment`] where it has no entry.
+/// [`Error::Deployment`] where it has no entry; where anything could not be written down.
 pub fn condemn(sysroot: &Sysroot, known: &[Known], id: DeploymentId, why: &str) -> Result<Verdict> {
+    let mut lost = Vec::new();
+    let verdict = condemn_anyway(sysroot, known, id, why, &mut lost)?;
+    lost.into_iter().next().map_or(Ok(verdict), Err)
+}
+
+fn condemn_anyway(
+    sysroot: &Sysroot,
+    known: &[Known],
+    id: DeploymentId,
+    why: &str,
+    lost: &mut Vec<Error>,
+) -> Result<Verdict> {
     let found = known.iter().find(|k| k.id == id).ok_or_else(|| no_entry(id))?;
     let others = known.iter().filter(|k| k.id != id && k.standing.bootable);
     let Some(to) = others.max_by_key(|k| k.standing.generation).map(|k| k.id) else {
-        if let Some(origin) = found.origin() {
-            sysroot.remember("health", &id, origin, why)?;
-        }
+        let noted = found
+            .origin()
+            .map_or(Ok(()), |origin| sysroot.remember("health", &id, origin, why));
+        lost.extend(noted.err());
         return Ok(Verdict::Alone { why: why.into() });
     };
     let entry = found.entry.as_ref().ok_or_else(|| no_entry(id))?;
-    if let Some(origin) = found.origin() {
-        let mut failed = FailedDigests::load(sysroot.layout())?;
-        failed.add(failure(found, why).ok_or_else(|| no_entry(id))?);
-        failed.save(sysroot.fs(), sysroot.layout())?;
-        sysroot.remember("health", &id, origin, why)?;
-    }
+    lost.extend(blame(sysroot, found, why).err());
     sysroot.bootloader().mark(entry, Mark::Bad)?;
     Ok(Verdict::GoBack { to, why: why.into() })
+}
+
+/// Remembers its image as one that failed.
+fn blame(sysroot: &Sysroot, found: &Known, why: &str) -> Result<()> {
+    let (Some(origin), Some(failure)) = (found.origin(), failure(found, why)) else {
+        return Ok(());
+    };
+    let mut failed = FailedDigests::load(sysroot.layout())?;
+    failed.add(failure);
+    failed.save(sysroot.fs(), sysroot.layout())?;
+    sysroot.remember("health", &found.id, origin, why)
 }
 
 /// Remembers the images of deployments whose tries the boot loader used up: they never came far enough to be judged.
@@ -115,7 +157,12 @@ pub fn settle(sysroot: &Sysroot, known: &[Known]) -> Result<()> {
         let Some(Tries::Bad { done }) = found.entry.as_ref().map(|e| e.tries) else {
             continue;
         };
-        let why = format!("it was tried {done} times and never came up as far as its health checks");
+        let times = if done == 1 {
+            "once".into()
+        } else {
+            format!("{done} times")
+        };
+        let why = format!("it was tried {times} and never came up as far as its health checks");
         if let Some(failure) = failure(found, &why).filter(|f| list.get(&f.digest).is_none_or(|f| f.by_admin)) {
             list.add(failure);
             news.push((found, why));

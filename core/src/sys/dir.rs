@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{self as sys, AtFlags, FileType, Mode, OFlags, XattrFlags};
+use rustix::fs::{self as sys, AtFlags, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -152,6 +152,26 @@ impl Dir {
             return Err(fail(io::Error::other("it is not a regular file")));
         }
         Ok(file)
+    }
+
+    /// Opens what `path` leads to for reading, where this folder is the root: links are followed as a program would whose root it
+    /// is, and lead nowhere else. `None` where there is no such name; one whose content is missing, as it may be in an overlay,
+    /// is an error.
+    pub fn open_inside(&self, path: &Path) -> Result<Option<File>> {
+        let open = |flags| {
+            sys::openat2(
+                &self.fd,
+                path,
+                flags | OFlags::CLOEXEC,
+                Mode::empty(),
+                ResolveFlags::IN_ROOT,
+            )
+        };
+        match open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
+            Ok(fd) => Ok(Some(File::from(fd))),
+            Err(Errno::NOENT | Errno::NOTDIR) if open(OFlags::PATH).is_err() => Ok(None),
+            Err(e) => Err(Error::io("open", self.path.join(path), e)),
+        }
     }
 
     /// Makes a symbolic link.

@@ -129,10 +129,10 @@ pub fn run_for(program: &Path, limit: Duration) -> Result<(Ended, Vec<u8>)> {
     Ok((ended, said))
 }
 
-/// Takes what has been said; whether more may come.
+/// Takes what has been said, of one that never stops talking a part; whether more may come.
 fn listen(reader: &mut PipeReader, said: &mut Vec<u8>) -> bool {
     let mut buffer = [0; 4096];
-    loop {
+    for _ in 0..256 {
         match reader.read(&mut buffer) {
             Ok(0) => return false,
             Ok(n) => said.extend_from_slice(&buffer[..n]),
@@ -142,6 +142,7 @@ fn listen(reader: &mut PipeReader, said: &mut Vec<u8>) -> bool {
         let surplus = said.len().saturating_sub(SAID);
         said.drain(..surplus);
     }
+    true
 }
 
 /// Kills what is left of a program's group and takes its exit status.
@@ -210,6 +211,14 @@ mod tests {
         let (ended, said) = run_for(&path, LONG).unwrap();
         assert_eq!((ended, said.len()), (Ended::Exited(0), SAID));
         assert!(said.ends_with(b"\0end\n"));
+    }
+
+    #[test]
+    fn a_program_that_never_stops_talking_is_killed_in_time() {
+        let (_keep, path) = script("yes & yes & exec yes");
+        let begun = Instant::now();
+        assert_eq!(run_for(&path, Duration::from_millis(300)).unwrap().0, Ended::TimedOut);
+        assert!(begun.elapsed() < Duration::from_secs(10));
     }
 
     #[test]

@@ -34,6 +34,13 @@ install() {
     if dracut_module_included "systemd"; then
         inst_simple "$systemdsystemunitdir/cfs-update-root.service"
         $SYSTEMCTL -q --root "$initdir" add-requires initrd-root-fs.target cfs-update-root.service
+        # What fails before that program comes to it: no root, a file system that cannot be mounted.
+        inst_simple "$systemdsystemunitdir/cfs-update-boot-failed.service"
+        $SYSTEMCTL -q --root "$initdir" add-wants emergency.target cfs-update-boot-failed.service
+        $SYSTEMCTL -q --root "$initdir" add-wants dracut-emergency.service cfs-update-boot-failed.service
+        inst_simple "$systemdsystemunitdir/cfs-update-root-missing.service"
+        inst_simple "$systemdsystemunitdir/cfs-update-root-missing.timer"
+        $SYSTEMCTL -q --root "$initdir" add-wants initrd.target cfs-update-root-missing.timer
     else
         inst_hook pre-pivot 05 "$moddir/cfs-update-root.sh"
     fi

@@ -1,0 +1,71 @@
+//! EFI variables of the Boot Loader Interface that choose an entry, as far as they keep another one from booting.
+//!
+//! They are the administrator's (`bootctl set-default`, `set-oneshot`), and are only read and told of. One that names an entry
+//! goes before everything that its counter or generation says.
+
+use std::path::Path;
+
+use cfs_core::boot::Entries;
+use cfs_core::sys::fs;
+
+use crate::counter::CountedName;
+use crate::loader_conf;
+
+/// Variables by name; systemd's vendor id follows.
+const ALWAYS: &str = "LoaderEntryDefault";
+const ONCE: &str = "LoaderEntryOneShot";
+const VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+/// No name of an entry is longer.
+const LIMIT: u64 = 4096;
+
+/// What is to be said of the variables in this folder (`/sys/firmware/efi/efivars`), given the entries in menu order.
+pub fn warnings(folder: &Path, entries: &Entries) -> Vec<String> {
+    let newest = entries.ours.iter().find(|entry| entry.is_complete());
+    let Some(newest) = newest.map(|entry| CountedName::parse(&entry.file).id()) else {
+        return Vec::new();
+    };
+    let read = |name: &str| {
+        let variable = fs::read(&folder.join(format!("{name}-{VENDOR}")), LIMIT)
+            .ok()
+            .flatten()?;
+        text(&variable).filter(|value| !value.is_empty())
+    };
+    let mut warnings = Vec::new();
+    if let Some(value) = read(ONCE).filter(|value| !loader_conf::matches(value, &newest)) {
+        warnings.push(format!(
+            "the next boot, and only that one, takes {value} (EFI variable {ONCE}) before any update; undo it with: bootctl \
+             set-oneshot ''"
+        ));
+    }
+    if let Some(value) = read(ALWAYS).filter(|value| loader_conf::is_special(value) || !loader_conf::is_glob(value)) {
+        warnings.push(format!(
+            "every boot takes {value} (EFI variable {ALWAYS}), which keeps a new deployment from booting and a bad one from \
+             being left; undo it with: bootctl set-default ''"
+        ));
+    }
+    warnings
+}
+
+/// The string of an EFI variable: four bytes of attributes, then UTF-16 up to a zero.
+pub fn text(variable: &[u8]) -> Option<String> {
+    let (units, _) = variable.get(4..)?.as_chunks::<2>();
+    let units = units
+        .iter()
+        .map(|pair| u16::from_le_bytes(*pair))
+        .take_while(|&unit| unit != 0);
+    String::from_utf16(&units.collect::<Vec<_>>()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_utf_16_behind_its_attributes() {
+        let mut variable = vec![7, 0, 0, 0];
+        variable.extend("\\a+1-2.conf".encode_utf16().flat_map(u16::to_le_bytes));
+        variable.extend([0, 0]);
+        assert_eq!(text(&variable).as_deref(), Some("\\a+1-2.conf"));
+        assert_eq!(text(&[7, 0]), None);
+    }
+}
