@@ -155,6 +155,32 @@ fn a_disk_that_becomes_full_when_the_deployment_is_recorded_is_given_back_everyt
 }
 
 #[test]
+fn where_not_a_byte_is_free_delete_and_gc_make_room_all_the_same() {
+    if !is_root("a file system of its own") {
+        return;
+    }
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let disk = Tmpfs::mount(cfs.sysroot(), 60);
+    let layout = dir.path().join("oci");
+    let mut first = String::new();
+    for version in [1, 2] {
+        let reference = small(version, "a", 4, 500_000).finish().layout(&layout, "os");
+        cfs.run(["switch", &reference]).expect(0);
+        first = first.is_empty().then(|| cfs.deployments().remove(0)).unwrap_or(first);
+    }
+    // Its text tells who has it, and is not needed.
+    fs::remove_file(cfs.sysroot().join("state/cfs-update/lock")).unwrap();
+    disk.leave(0);
+    assert_eq!(disk.free(), 0);
+    cfs.run(["status"]).expect(0);
+    cfs.run(["delete", &first]).expect(0);
+    cfs.run(["gc"]).expect(0);
+    assert!(disk.free() > 1_000_000, "{}", disk.free());
+    cfs.fsck();
+}
+
+#[test]
 fn the_setting_turns_the_comparison_off() {
     if !is_root("a file system of its own") {
         return;
