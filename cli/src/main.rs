@@ -14,6 +14,7 @@
 mod args;
 mod cmd;
 mod host;
+mod journal;
 mod metered;
 mod output;
 mod reboot;

@@ -204,6 +204,9 @@ class Life(Running):
                               (good, "rollback, three times"), (staged, "rollback, four times")):
             self.guest.check("cfs-update rollback")
             self.next_is(expected, why)
+        told = self.guest.check("""journalctl --sync
+                journalctl -b -o cat MESSAGE_ID=26f3b1eb24464d12aa5e7b544a6b5468""").splitlines()
+        expect(len(told) == 4 and staged in told[-1] and good in told[-2], f"the journal has of the rollbacks: {told}")
         changed = self.guest.json("cfs-update kargs --append cfs.kept=1 --json")
         expect(changed["deployment"] == staged and changed["change"]["added"] == ["cfs.kept=1"], changed)
         self.next_is(staged, "after kargs")

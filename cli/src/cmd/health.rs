@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::Context;
 use crate::args::BootDir;
+use crate::journal;
 use crate::output::Report;
 use crate::reboot;
 
@@ -148,6 +149,9 @@ impl Check {
             .extend(lost.iter().map(|e| format!("could not be written down: {e}")));
         // Names mean the images of the system that runs now.
         super::image::expose::refresh(context, &sysroot);
+        if let Ok(Verdict::GoBack { to, why }) = &verdict {
+            journal::rolled_back(&sysroot, to, why);
+        }
         Ok(verdict?)
     }
 
@@ -191,6 +195,9 @@ impl Bad {
         let known = sysroot.known()?;
         let id = sysroot.booted().ok_or_else(nothing_runs)?;
         let verdict = health::condemn(&sysroot, &known, id, &self.reason)?;
+        if let Verdict::GoBack { to, .. } = &verdict {
+            journal::rolled_back(&sysroot, to, &self.reason);
+        }
         drop(sysroot);
         let Verdict::GoBack { to, .. } = &verdict else {
             let why = "no other deployment could boot, so it stays as it is";

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Context;
 use crate::args::BootDir;
+use crate::journal;
 use crate::output::Report;
 use crate::reboot::Apply;
 
@@ -55,6 +56,7 @@ impl Rollback {
         context.check_apply(self.apply.is_some())?;
         let sysroot = context.open(&self.boot, "rollback")?;
         let done = rollback::rollback(&sysroot)?;
+        journal::rolled_back(&sysroot, &done.id, "the administrator asked for it");
         let report = RolledBack {
             deployment: done.id.to_string(),
             instead_of: done.instead_of.map(|id| id.to_string()),

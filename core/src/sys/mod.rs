@@ -6,6 +6,7 @@ pub mod dir;
 mod fresh;
 pub mod filesystem;
 pub mod fs;
+pub mod journal;
 pub mod kernel_log;
 pub mod lock;
 pub mod loop_device;
