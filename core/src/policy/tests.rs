@@ -129,19 +129,6 @@ fn files_of_distributions_are_understood() {
 #[test]
 fn a_file_that_is_not_understood_to_the_last_field_is_no_policy() {
     let one = |requirement: &str| format!(r#"{{"default":[{requirement}]}}"#);
-    let scope = |transport: &str, scope: &str| {
-        format!(
-            r#"{{"default":[{{"type":"reject"}}],"transports":{{"{transport}":{{"{scope}":[{{"type":"reject"}}]}}}}}}"#
-        )
-    };
-    for (transport, name) in [
-        ("oci", "/srv"),
-        ("containers-storage", "[/s]a.b/c"),
-        ("docker", "x"),
-        ("new", "x"),
-    ] {
-        policy(&scope(transport, name)).unwrap();
-    }
     let identity = |identity: &str| {
         one(&format!(
             r#"{{"type":"sigstoreSigned","keyPath":"/k","signedIdentity":{identity}}}"#
@@ -158,13 +145,6 @@ fn a_file_that_is_not_understood_to_the_last_field_is_no_policy() {
             .into(),
         r#"{"default":[{"type":"reject"}],"transports":{"docker":{},"docker":{}}}"#.into(),
         r#"{"default":[{"type":"reject"}]} x"#.into(),
-        scope("oci", "quay.io/org"),
-        scope("oci", "/"),
-        scope("oci", "/srv/"),
-        scope("oci-archive", "/srv/../x"),
-        scope("docker-archive", "/srv"),
-        scope("containers-storage", "a.b/c"),
-        scope("containers-storage", "[overlay@s]a.b/c"),
         one(r#"{"type":"accept"}"#),
         one(r#"{"type":"reject","key":1}"#),
         one(r#"{"type":"insecureAcceptAnything","keyPath":"/k"}"#),
@@ -189,6 +169,35 @@ fn a_file_that_is_not_understood_to_the_last_field_is_no_policy() {
         let error = policy(&text).expect_err(&text);
         assert_eq!(error.kind(), crate::error::Kind::Trust, "{text}: {error}");
         assert!(error.to_string().contains("/etc/containers/policy.json"), "{error}");
+    }
+}
+
+#[test]
+fn a_scope_that_its_transport_cannot_have_is_refused() {
+    let read = |(transport, scope): (&str, &str)| {
+        policy(&format!(
+            r#"{{"default":[{{"type":"reject"}}],"transports":{{"{transport}":{{"{scope}":[{{"type":"reject"}}]}}}}}}"#
+        ))
+    };
+    for good in [
+        ("oci", "/srv"),
+        ("containers-storage", "[/s]a.b/c"),
+        ("docker", "x"),
+        ("new", "x"),
+    ] {
+        read(good).unwrap();
+    }
+    for bad in [
+        ("oci", "quay.io/org"),
+        ("oci", "/"),
+        ("oci", "/srv/"),
+        ("oci-archive", "/srv/../x"),
+        ("docker-archive", "/srv"),
+        ("containers-storage", "a.b/c"),
+        ("containers-storage", "[overlay@s]a.b/c"),
+    ] {
+        let why = read(bad).unwrap_err().to_string();
+        assert!(why.contains(bad.1), "{why}");
     }
 }
 
