@@ -102,6 +102,7 @@ class Life(Running):
             ("require-signature in the initramfs: what this machine signed boots", self._signed),
             ("require-signature: a tampered signature is refused, the old one boots", self._forged),
             ("an image that its health check fails: back by itself, remembered; rollback works after it", self._unhealthy),
+            ("an image that ends in emergency mode: back by itself, remembered", self._emergency),
             ("an image whose kernel panics, three times: back on the good one by itself", self._panics),
         ]:
             with self.part.step(title) as note:
@@ -379,6 +380,21 @@ class Life(Running):
         self.refused("cfs-update auto run", 77)
         self.refused("cfs-update upgrade", 1, "--retry")
         self.fsck()
+
+    def _emergency(self, note):
+        old, mark = self.booted(), len(self.guest.console())
+        fstab = "/dev/disk/by-label/not-there /data ext4 defaults,x-systemd.device-timeout=5s 0 2\n"
+        self.images.version("emergency", {"etc/fstab": fstab})
+        self._stage("emergency")
+        self.guest.send("systemctl reboot")
+        self.guest.wait_ready(500)
+        expect(self.booted()[1] == "emergency", f"{self.booted()} runs")
+        self.guest.send("true")
+        back = self.guest.wait_ready(500)
+        said = [line for line in self.guest.console()[mark:].splitlines() if "this boot has failed" in line]
+        expect(said, "the console does not say that the boot failed")
+        note(f"{back:.0f} s back; {said[0].strip()[-100:]}")
+        self._is_remembered(old, note)
 
     def _panics(self, note):
         old = self.booted()

@@ -126,11 +126,11 @@ impl Check {
             }
             verdict => verdict?,
         };
-        self.note(JUDGED);
         let shown = conclude(context, &report, &verdict);
         if self.apply && matches!(verdict, Verdict::GoBack { .. }) {
             reboot::restart(false)?;
         }
+        self.note(JUDGED);
         shown
     }
 
