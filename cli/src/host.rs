@@ -204,7 +204,12 @@ impl Report for Host {
         } = &self.status;
         let mut text = String::new();
         if let Some(image) = &self.spec.image {
-            text.push_str(&format!("Following {}\n", image.full()));
+            let only = if image.signature.is_some() {
+                ", with a signature"
+            } else {
+                ""
+            };
+            text.push_str(&format!("Following {}{only}\n", image.full()));
         }
         let first = [("Staged", staged), ("Booted", booted), ("Rollback", rollback)];
         let first = first
@@ -271,7 +276,7 @@ impl System {
 
 impl ImageReference {
     /// As it can be given to `switch`.
-    fn full(&self) -> String {
+    pub fn full(&self) -> String {
         match self.transport.as_str() {
             "registry" => self.image.clone(),
             transport => format!("{transport}:{}", self.image),

@@ -6,6 +6,7 @@ use cfs_core::deployment::{BootType, Downloaded, FailedDigests, Layout, Origin, 
 use cfs_core::health::HealthReport;
 use cfs_core::ids::DeploymentId;
 use cfs_core::plan;
+use cfs_core::registry::signature_demanded;
 use cfs_core::sysroot::{Known, Sysroot};
 
 use super::Context;
@@ -34,6 +35,7 @@ impl Status {
                 let sysroot = context.look_anyway(&self.boot)?;
                 let mut host = host(&sysroot)?;
                 host.status.cfs_update = system(sysroot.deployments().layout());
+                policy(context, &mut host);
                 host
             }
             false => Host::new(None),
@@ -165,6 +167,19 @@ fn system(layout: &Layout) -> System {
         Err(e) => system.problems.push(e.to_string()),
     }
     system
+}
+
+/// What the machine's policy says of the image that is followed. Where it would not be taken, that is a problem, and no failure.
+fn policy(context: &Context, host: &mut Host) {
+    let Some(image) = &mut host.spec.image else { return };
+    let asked = image
+        .full()
+        .parse()
+        .and_then(|reference| signature_demanded(&reference, &context.registry()));
+    match asked {
+        Ok(demanded) => image.signature = demanded.then_some("containerPolicy"),
+        Err(e) => host.status.cfs_update.problems.push(e.to_string()),
+    }
 }
 
 fn entry(sysroot: &Sysroot, known: &Known, index: usize) -> Entry {

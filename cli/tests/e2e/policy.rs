@@ -81,6 +81,14 @@ fn an_image_that_podman_has_signed_is_followed_and_another_refused() {
         ran.stderr
     );
     cfs.run(["upgrade"]).expect(77);
+    let followed = cfs.run(["status", "--json"]).expect(0).json()["spec"]["image"].clone();
+    assert_eq!(followed["signature"], "containerPolicy");
+    assert!(
+        cfs.run(["status"])
+            .expect(0)
+            .stdout
+            .contains("os:1, with a signature\n")
+    );
     let before = cfs.run(["status", "--json"]).expect(0).stdout;
     for args in [
         &["switch", &unsigned][..],
@@ -123,7 +131,11 @@ fn a_machine_that_rejects_all_but_one_repository_follows_that_one() {
     // A policy that is not understood lets nothing in, and the machine boots what it has.
     fs::write(cfs.home.join(".config/containers/policy.json"), "{").unwrap();
     cfs.run(["upgrade"]).expect(3);
-    cfs.run(["status"]).expect(0);
+    let status = cfs.run(["status"]).expect(0).stdout;
+    assert!(
+        status.contains("Problem: policy ") && status.contains("no image is taken"),
+        "{status}"
+    );
     // One that the settings name counts instead.
     let own = dir.path().join("own.json");
     fs::write(&own, json!({"default": accept}).to_string()).unwrap();

@@ -55,6 +55,7 @@ pub use options::{Environment, Options, Proxy, Timeouts};
 pub use parts::Parts;
 pub use push::Push;
 pub use retry::Retry;
+pub use signatures::signature_demanded;
 
 /// How deep indexes may be nested.
 const DEPTH_LIMIT: usize = 3;

@@ -27,6 +27,14 @@ use crate::sys::fs;
 /// Signatures of one image that are looked at.
 const MOST: usize = 100;
 
+/// Whether the machine's policy takes the image only with a signature. Asks nobody.
+///
+/// # Errors
+/// [`Error::Trust`] where it would not be taken at all.
+pub fn signature_demanded(reference: &Reference, options: &Options) -> Result<bool> {
+    Ok(!Guard::new(reference, options)?.wanted.is_empty())
+}
+
 /// What has to be proven of an image before it is taken.
 #[derive(Debug, Default)]
 pub(super) struct Guard {
