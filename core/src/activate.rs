@@ -62,6 +62,15 @@ pub(crate) fn first(
     Ok(sysroot.bootloader().publish(staged)?.file)
 }
 
+/// Gives the deployment that is to be gone back to, should `new` fail, a further entry, where the boot loader would try
+/// another one before it. Until `new` has its entry, it boots next.
+pub(crate) fn keep_good_next(sysroot: &Sysroot, known: &[Known], new: DeploymentId) -> Result<()> {
+    match plan::overtaken(&Sysroot::standing(known), new) {
+        Some(good) => again(sysroot, known, good, None, "keep").map(drop),
+        None => Ok(()),
+    }
+}
+
 /// A new entry, above all others, for a deployment that has one already, with another command line where one is given;
 /// then the older ones of it go.
 pub(crate) fn again(

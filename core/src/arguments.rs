@@ -95,6 +95,7 @@ pub fn change(sysroot: &Sysroot, edit: &Edit, monitor: &dyn Monitor) -> Result<D
                      change them in the boot loader's menu (key e), and here";
         monitor.event(Event::Warning(alone.into()));
     }
+    activate::keep_good_next(sysroot, &known, id)?;
     let (entry, _) = activate::again(sysroot, &known, id, Some(before.wanted.clone()), "kargs")?;
     let not_in = |list: &[String], other: &[String]| list.iter().filter(|a| !other.contains(a)).cloned().collect();
     Ok(Done {

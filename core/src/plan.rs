@@ -46,17 +46,31 @@ pub fn next_to_boot(all: &[Standing]) -> Option<&Standing> {
         .max_by_key(|d| d.generation)
 }
 
-/// What `rollback` takes: the newest bootable one that is not next already. With an update staged on a running
-/// machine that is the running one; on a machine whose default is running, the one before.
+/// What `rollback` takes: with an update staged on a running machine the running one, whatever was staged before; on a
+/// machine whose default is running, the newest other bootable one.
 pub fn rollback_target(all: &[Standing]) -> Result<&Standing> {
     let next = next_to_boot(all).map(|d| d.id);
     all.iter()
         .filter(|d| d.bootable && d.generation.is_some() && Some(d.id) != next)
-        .max_by_key(|d| d.generation)
+        .max_by_key(|d| (d.booted, d.generation))
         .ok_or_else(|| Error::Deployment {
             id: "rollback".into(),
             why: "there is no other deployment that could boot; nothing was changed".into(),
         })
+}
+
+/// What is to be gone back to, should `new` fail that is to boot next: the running one or, where that is `new`, the newest
+/// that proved itself. Given only where it needs a further entry for that: the boot loader would try another one before it
+/// that never proved itself, an earlier update, say, that waits or was gone back from.
+pub fn overtaken(all: &[Standing], new: DeploymentId) -> Option<DeploymentId> {
+    let others = || {
+        all.iter()
+            .filter(|d| d.id != new && d.bootable && d.generation.is_some())
+    };
+    let good = others().filter(|d| d.booted || d.proven);
+    let good = good.max_by_key(|d| (d.booted, d.generation))?;
+    let before = others().any(|d| d.generation > good.generation && !d.proven);
+    before.then_some(good.id)
 }
 
 /// What an update lets go of once its own entry is durable: all but the next, the booted and the pinned ones, and
@@ -154,6 +168,37 @@ mod tests {
         assert_eq!(rollback_target(&all).unwrap().id, id(1));
         all[0].generation = None;
         assert!(rollback_target(&all).is_err());
+    }
+
+    #[test]
+    fn a_rollback_with_two_updates_staged_takes_what_runs() {
+        let mut all = [standing(1, 1), standing(2, 2), standing(3, 3)];
+        (all[0].booted, all[0].proven) = (true, true);
+        assert_eq!(rollback_target(&all).unwrap().id, id(1));
+        all[0].bootable = false;
+        assert_eq!(rollback_target(&all).unwrap().id, id(2));
+    }
+
+    #[test]
+    fn what_is_gone_back_to_is_overtaken_by_what_never_proved_itself_and_not_by_the_update_itself() {
+        let mut all = [standing(1, 1), standing(2, 2)];
+        (all[0].booted, all[0].proven) = (true, true);
+        assert_eq!(overtaken(&all, id(3)), Some(id(1)));
+        assert_eq!(overtaken(&all, id(2)), None, "it gets another entry");
+        assert_eq!(
+            overtaken(&all, id(1)),
+            None,
+            "there is nothing better than the other one"
+        );
+        all[1].proven = true;
+        assert_eq!(overtaken(&all, id(3)), None, "it is good as well");
+        let mut all = [standing(1, 1), standing(2, 2), standing(3, 3)];
+        (all[0].proven, all[2].booted) = (true, true);
+        assert_eq!(
+            overtaken(&all, id(3)),
+            Some(id(1)),
+            "what runs is the one that may fail"
+        );
     }
 
     #[test]

@@ -270,7 +270,6 @@ pub struct Recorded {
     deployment: Deployment,
     bootable: Bootable,
     tree: Tree,
-    generation: u64,
     conflicts: Vec<etc::Conflict>,
 }
 
@@ -366,7 +365,6 @@ pub fn record(sysroot: &Sysroot, fetched: Fetched, known: &[Known], monitor: &dy
         deployment,
         bootable,
         tree,
-        generation,
         conflicts,
     })
 }
@@ -376,11 +374,18 @@ pub fn publish(sysroot: &Sysroot, recorded: Recorded, known: &[Known], monitor: 
     let Recorded {
         deployment,
         bootable,
-        generation,
         conflicts,
         ..
     } = recorded;
     monitor.event(Event::Stage(Stage::Boot));
+    activate::keep_good_next(sysroot, known, *deployment.id())?;
+    let generation = activate::next_generation(sysroot, known)?;
+    if deployment.origin().generation != Some(generation) {
+        let id = deployment.id();
+        sysroot
+            .deployments
+            .update(sysroot.fs(), id, |origin| origin.generation = Some(generation))?;
+    }
     let entry = activate::first(sysroot, &deployment, &bootable, generation, known)?;
     let removed = activate::let_go(sysroot, monitor)?;
     note(sysroot, &deployment, sysroot.current(known))?;
@@ -414,8 +419,9 @@ fn refuse_older(source: &registry::Image, current: Option<&Known>, wishes: Wishe
 
 /// The staged note and the history: for people, after everything that counts is durable.
 fn note(sysroot: &Sysroot, deployment: &Deployment, current: Option<&Known>) -> Result<()> {
-    let now = Timestamp::now();
-    let mut staged = Staged::new(*deployment.id(), now);
+    // What is written in /etc from then on may have come too late for the merge.
+    let since = deployment.origin().deployed.unwrap_or_else(Timestamp::now);
+    let mut staged = Staged::new(*deployment.id(), since);
     staged.merge_from = current.map(|k| k.id).filter(|id| id != deployment.id());
     staged.save(sysroot.fs(), sysroot.layout())?;
     sysroot.remember("deploy", deployment.id(), deployment.origin(), "done")

@@ -53,9 +53,12 @@ pub fn select(text: &str, choices: &[Choice<'_>], roles: &Roles) -> Result<Deplo
     let is_number = !text.is_empty() && text.len() < SHORTEST_ID && text.bytes().all(|b| b.is_ascii_digit());
     if is_number {
         let index = text.parse::<usize>().ok().and_then(|index| choices.get(index));
-        return index
-            .map(|choice| choice.id)
-            .ok_or_else(|| fail(format!("there are {} deployments, counted from 0", choices.len())));
+        return index.map(|choice| choice.id).ok_or_else(|| {
+            let there = choices.len();
+            fail(format!(
+                "there are {there} deployments, counted from 0; `cfs-update status` shows them"
+            ))
+        });
     }
     let is_id = text.len() >= SHORTEST_ID && text.bytes().all(|b| b.is_ascii_hexdigit());
     let prefix = text.to_ascii_lowercase();
