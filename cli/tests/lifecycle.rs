@@ -633,6 +633,130 @@ fn a_rollback_does_what_it_says_twice_with_an_update_staged_and_after_a_failed_o
 }
 
 #[test]
+fn with_an_earlier_update_still_staged_a_rollback_takes_what_runs_and_so_does_a_bad_update() {
+    for pinned in [false, true] {
+        let mut machine = Machine::new();
+        let one = machine.booted.unwrap();
+        machine.release(2);
+        let two = machine.staged(NONE).id;
+        if pinned {
+            rollback::pin(&machine.open(), "staged", true).unwrap();
+        }
+        machine.release(3);
+        let three = machine.staged(NONE).id;
+        let known = machine.open().known().unwrap();
+        assert!(known.iter().any(|k| k.id == two), "it is kept");
+        assert_eq!(
+            rollback::rollback(&machine.open()).unwrap().id,
+            one,
+            "what runs, not {two}"
+        );
+        assert_eq!(rollback::rollback(&machine.open()).unwrap().id, three);
+
+        assert_eq!(machine.boot(), three);
+        let Verdict::GoBack { to, .. } = machine.check(Some("bad")) else {
+            panic!("it is left");
+        };
+        assert_eq!(to, one, "the last good one, not {two}, which never ran");
+        assert_eq!(machine.boot(), one);
+        machine.fsck();
+    }
+}
+
+#[test]
+fn new_arguments_that_do_not_come_up_lead_to_the_last_good_deployment_not_to_an_update_gone_back_from() {
+    let mut machine = Machine::new();
+    let one = machine.booted.unwrap();
+    machine.release(2);
+    let two = machine.staged(NONE).id;
+    machine.boot();
+    machine.check(None);
+    machine.release(3);
+    let three = machine.staged(NONE).id;
+    assert_eq!(rollback::rollback(&machine.open()).unwrap().id, two);
+    machine.arguments("init=/bin/false", "").unwrap();
+    for _ in 0..3 {
+        assert_eq!(machine.boot(), two);
+    }
+    assert_eq!(machine.boot(), one, "not {three}");
+    assert_eq!(machine.check(None), Verdict::StillGood);
+    machine.fsck();
+}
+
+#[test]
+fn an_update_that_never_ran_gets_the_last_merge_of_etc_by_whatever_way_it_comes_to_boot_next() {
+    let mut machine = Machine::new();
+    let one = machine.booted.unwrap();
+    machine.release(2);
+    let two = machine.staged(NONE).id;
+    machine.release(3);
+    machine.staged(NONE);
+    std::fs::write(machine.etc(one).join("late"), "late").unwrap();
+    assert_eq!(rollback::rollback(&machine.open()).unwrap().id, one);
+    rollback::delete(&machine.open(), "rollback").unwrap();
+    assert_eq!(rollback::rollback(&machine.open()).unwrap().id, two);
+    let done = finalize::finalize(&machine.open(), &Quiet).unwrap();
+    assert!(matches!(done, Finalized::Merged { id, .. } if id == two), "{done:?}");
+    assert_eq!(std::fs::read_to_string(machine.etc(two).join("late")).unwrap(), "late");
+
+    // It ran, so its /etc is its own from then on.
+    assert_eq!(machine.boot(), two);
+    std::fs::write(machine.etc(two).join("own"), "own").unwrap();
+    assert_eq!(rollback::rollback(&machine.open()).unwrap().id, one);
+    assert_eq!(machine.boot(), one);
+    machine.check(None);
+    assert_eq!(rollback::rollback(&machine.open()).unwrap().id, two);
+    assert_eq!(finalize::finalize(&machine.open(), &Quiet).unwrap(), Finalized::Nothing);
+    assert!(machine.etc(two).join("own").exists());
+    machine.fsck();
+}
+
+#[test]
+fn what_is_written_in_etc_right_after_staging_or_after_the_last_merge_is_told_when_it_is_missed() {
+    for merged in [false, true] {
+        let mut machine = Machine::new();
+        let one = machine.booted.unwrap();
+        machine.release(2);
+        let two = machine.staged(NONE).id;
+        if merged {
+            finalize::finalize(&machine.open(), &Quiet).unwrap();
+        }
+        std::fs::write(machine.etc(one).join("late"), "late").unwrap();
+        assert_eq!(machine.boot(), two);
+        let missed = finalize::missed(&machine.open()).unwrap().unwrap();
+        assert_eq!(
+            (missed.from, missed.files.as_slice()),
+            (one, &[PathBuf::from("late")][..])
+        );
+    }
+}
+
+#[test]
+fn an_earlier_update_that_boots_since_a_later_one_does_not_come_up_tells_what_it_misses_of_etc() {
+    let mut machine = Machine::new();
+    let one = machine.booted.unwrap();
+    let first = machine.release(1);
+    machine.release(2);
+    let two = machine.staged(NONE).id;
+    std::fs::write(machine.etc(one).join("late"), "late").unwrap();
+    machine.release(1);
+    let again = update::switch(&machine.open(), &first.parse().unwrap(), NONE, &Quiet).unwrap();
+    assert!(
+        matches!(again, Outcome::Staged(done) if done.id == one),
+        "what runs has to prove itself again"
+    );
+    for _ in 0..3 {
+        assert_eq!(machine.boot(), one);
+    }
+    assert_eq!(machine.boot(), two);
+    let missed = finalize::missed(&machine.open()).unwrap().unwrap();
+    assert_eq!(
+        (missed.from, missed.files.as_slice()),
+        (one, &[PathBuf::from("late")][..])
+    );
+}
+
+#[test]
 fn what_is_changed_in_etc_after_staging_is_there_after_the_reboot() {
     let mut machine = Machine::new();
     let one = machine.booted.unwrap();

@@ -276,6 +276,30 @@ fn whenever_the_power_is_cut_during_a_rollback_either_deployment_boots() {
 }
 
 #[test]
+fn whenever_the_power_is_cut_while_a_rollback_brings_an_update_back_what_it_misses_of_etc_is_told() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut bench, old) = Bench::new();
+    let (root, fs) = bench.machine("waits");
+    let fs: Arc<dyn Fs> = Arc::new(fs);
+    let back = |root: &Path, fs| rollback::rollback(&running(root, fs, old)?).map(drop);
+    update::upgrade(&running(&root, fs.clone(), old).unwrap(), Wishes::default(), &Quiet).unwrap();
+    let new = next(&root);
+    back(&root, fs).unwrap();
+    let etc = |root: &Path, id: DeploymentId| root.join("state/deploy").join(id.to_hex()).join("etc");
+    std::fs::write(etc(&root, old).join("late"), "late").unwrap();
+    bench.before = root;
+    let operations = bench.cut_everywhere(back, |root, cut| {
+        let after = next(root);
+        assert!(after == old || after == new, "{cut}");
+        let missed = finalize::missed(&running(root, Arc::new(RealFs), after).unwrap()).unwrap();
+        let files = missed.map(|missed| missed.files).unwrap_or_default();
+        assert_eq!(files.contains(&PathBuf::from("late")), after == new, "{cut}: {files:?}");
+        fsck(root);
+    });
+    assert!(operations > 5, "{operations} operations were cut");
+}
+
+#[test]
 fn whenever_the_power_is_cut_while_kernel_arguments_change_it_boots_and_the_same_command_finishes_it() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (bench, old) = Bench::new();

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use crate::bootable::Bootable;
 use crate::deployment::{Deployment, Origin};
 use crate::error::Result;
-use crate::etc::{self, Conflict, FolderSource, Listing, Report, Rules, Source, TreeSource};
+use crate::etc::{self, Conflict, FolderSource, Listing, Node, Report, Rules, Source, TreeSource};
 use crate::ids::{DeploymentId, ObjectId};
 use crate::image::reader;
 use crate::monitor::{Event, Monitor};
@@ -87,10 +87,12 @@ pub(crate) fn record(
         let mut conflicts = Vec::new();
         if current.is_some_and(|k| k.id == id) || sysroot.options.booted == Some(id) {
             origin.etc_unprivileged = former.map_or(!is_privileged(), |former| former.etc_unprivileged);
+            origin.etc_from = former.ok().and_then(|former| former.etc_from);
         } else {
             let draft = deployments.begin_etc(fs, &id)?;
             let (report, found) = write_etc(sysroot, tree, current, draft.path(), monitor)?;
             origin.etc_unprivileged = !report.complete();
+            origin.etc_from = current.map(|k| k.id);
             conflicts = found;
             draft.commit_etc(fs)?;
         }
@@ -100,6 +102,7 @@ pub(crate) fn record(
     let draft = deployments.begin(fs, signed)?;
     let (report, conflicts) = write_etc(sysroot, tree, current, &draft.etc(), monitor)?;
     origin.etc_unprivileged = !report.complete();
+    origin.etc_from = current.map(|k| k.id);
     Ok((draft.commit(fs, origin)?, conflicts))
 }
 
@@ -194,7 +197,9 @@ fn image_listing(sysroot: &Sysroot, id: &ObjectId) -> Result<Listing> {
 pub(crate) fn etc_written_since(sysroot: &Sysroot, id: &DeploymentId, since: Timestamp) -> Result<Vec<PathBuf>> {
     let here = FolderSource::scan(&sysroot.layout().etc(id), sysroot.store.algorithm())?;
     let nodes = here.listing().iter();
-    let late = nodes.filter(|(_, node)| !node.is_dir() && node.meta.mtime.sec > since.as_second());
+    let since = (since.as_second(), since.subsec_nanosecond());
+    let written = |node: &Node| (node.meta.mtime.sec, i32::try_from(node.meta.mtime.nsec).unwrap_or(0));
+    let late = nodes.filter(|(_, node)| !node.is_dir() && written(node) > since);
     Ok(late.map(|(path, _)| path.to_path_buf()).collect())
 }
 

@@ -12,13 +12,13 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
+use crate::boot::Tries;
 use crate::deploy;
 use crate::deployment::Staged;
 use crate::error::{Error, Result};
 use crate::etc::Conflict;
 use crate::ids::DeploymentId;
 use crate::monitor::Monitor;
-use crate::plan;
 use crate::sysroot::{Known, Sysroot};
 
 /// What finalizing did.
@@ -35,7 +35,7 @@ pub enum Finalized {
     },
 }
 
-/// A deployment that was booted without the last merge.
+/// A deployment that was booted without the last merge, or with changes that were made after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missed {
     /// Where the files are: the deployment whose /etc was not merged once more.
@@ -51,27 +51,21 @@ pub struct Missed {
 /// # Errors
 /// Those of the merge; the reason is noted for the next boot and the staged /etc stays as it was.
 pub fn finalize(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Finalized> {
-    let Some(mut staged) = Staged::load(sysroot.layout())? else {
-        return Ok(Finalized::Nothing);
-    };
-    let Some(from) = staged.merge_from.filter(|id| *id != staged.id) else {
-        return Ok(Finalized::Nothing);
-    };
-    if sysroot.options.booted.is_some_and(|booted| booted != from) {
-        // The one that it was staged from does not run: its /etc did not change.
-        return Ok(Finalized::Nothing);
-    }
     let known = sysroot.known()?;
-    let standing = Sysroot::standing(&known);
-    let generation = standing.iter().find(|d| d.id == staged.id).and_then(|d| d.generation);
-    if plan::next_to_boot(&standing).is_some_and(|next| next.generation > generation) {
-        // The administrator went back from it; what boots has an /etc of its own.
+    let Some((next, from)) = waiting(sysroot, &known) else {
         return Ok(Finalized::Nothing);
-    }
+    };
+    // A note that is lost, or about another one, is made anew: it is for people.
+    let note = Staged::load(sysroot.layout())
+        .ok()
+        .flatten()
+        .filter(|note| note.id == next.id);
+    let now = Timestamp::now();
+    let mut staged = note.unwrap_or_else(|| Staged::waiting(next.id, from, next.origin()));
     let merged = merge(sysroot, &known, &staged, from, monitor);
     match &merged {
         Ok(_) => {
-            staged.finalized = Some(Timestamp::now());
+            staged.finalized = Some(now);
             staged.finalize_failed = None;
         }
         Err(e) => staged.finalize_failed = Some(e.to_string()),
@@ -81,6 +75,22 @@ pub fn finalize(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Finalized> {
         id: staged.id,
         conflicts: merged?,
     })
+}
+
+/// The deployment that boots next, where it never ran, and the one whose /etc it is to have: the one that runs.
+fn waiting<'k>(sysroot: &Sysroot, known: &'k [Known]) -> Option<(&'k Known, DeploymentId)> {
+    let generation = |k: &Known| k.standing.generation;
+    let counts = |k: &&Known| {
+        k.entry
+            .as_ref()
+            .is_some_and(|entry| !matches!(entry.tries, Tries::Bad { .. }))
+    };
+    // Whatever is broken about it: the boot loader does not know, and the merge says what it is.
+    let next = known.iter().filter(counts).max_by_key(|k| generation(k))?;
+    let from = next.origin()?.etc_from.filter(|from| *from != next.id)?;
+    // Another one's /etc did not change since.
+    let runs = sysroot.booted().is_none_or(|booted| booted == from);
+    runs.then_some((next, from))
 }
 
 fn merge(
@@ -112,12 +122,12 @@ pub fn missed(sysroot: &Sysroot) -> Result<Option<Missed>> {
     let Some(staged) = Staged::load(sysroot.layout())? else {
         return Ok(None);
     };
-    let runs = sysroot.options.booted == Some(staged.id) && staged.finalized.is_none();
+    let runs = sysroot.options.booted == Some(staged.id);
     let Some(from) = staged.merge_from.filter(|from| runs && *from != staged.id) else {
         return Ok(None);
     };
     let files = match sysroot.deployments.has_etc(&from) {
-        true => deploy::etc_written_since(sysroot, &from, staged.since)?,
+        true => deploy::etc_written_since(sysroot, &from, staged.finalized.unwrap_or(staged.since))?,
         false => Vec::new(),
     };
     let why = staged.finalize_failed;

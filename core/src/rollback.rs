@@ -38,11 +38,9 @@ pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
     let instead_of = plan::next_to_boot(&standing).map(|d| d.id);
     let staged = sysroot.roles(&standing).staged;
     let was_staged = staged.is_some() && staged == instead_of;
+    let waits = note_waiting(sysroot, &known, target)?;
     let (entry, generation) = activate::again(sysroot, &known, target, None, "rollback")?;
-    let note = Staged::load(sysroot.layout()).ok().flatten();
-    // An update that waits may come back by a second rollback, and is to have the last merge of /etc then.
-    let waits = |note: &Staged| note.id == target || was_staged && Some(note.id) == instead_of;
-    if note.is_some_and(|note| !waits(&note)) {
+    if !waits {
         Staged::clear(sysroot.fs(), sysroot.layout())?;
     }
     leave_alone(sysroot, &known, instead_of, target)?;
@@ -53,6 +51,20 @@ pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
         entry,
         generation,
     })
+}
+
+/// Where the target never ran, the note is about it before it boots next: it has to have the last merge of /etc, and what a
+/// power cut keeps from it is told afterwards. Whether that is so.
+fn note_waiting(sysroot: &Sysroot, known: &[Known], target: DeploymentId) -> Result<bool> {
+    let origin = known.iter().find(|k| k.id == target).and_then(Known::origin);
+    let Some(from) = origin.and_then(|origin| origin.etc_from) else {
+        return Ok(false);
+    };
+    let note = Staged::load(sysroot.layout()).ok().flatten();
+    if note.is_none_or(|note| note.id != target) {
+        Staged::waiting(target, from, origin).save(sysroot.fs(), sysroot.layout())?;
+    }
+    Ok(true)
 }
 
 /// Tells automatic updates not to install again what the administrator went back from, and that he wants the other.

@@ -99,6 +99,7 @@ impl Sysroot {
         let store = Store::open_or_create(&repository(layout.root()), options.algorithm)?;
         let deployments = Deployments::new(layout);
         deployments.clean(&*options.fs)?;
+        let _ = arrived(&options, &deployments);
         Ok(Self {
             options,
             store,
@@ -324,6 +325,24 @@ impl Known {
             manifest: self.manifest(),
         }
     }
+}
+
+/// What runs has an /etc of its own from now on; the note, which says what it may lack, is about it. Where that cannot be
+/// written, the next time is early enough.
+fn arrived(options: &Options, deployments: &Deployments) -> Result<()> {
+    let record = options.booted.and_then(|id| deployments.load(&id).ok());
+    let Some((id, origin)) = options.booted.zip(record.as_ref().map(Record::origin)) else {
+        return Ok(());
+    };
+    let Some(from) = origin.etc_from else {
+        return Ok(());
+    };
+    let (fs, layout) = (&*options.fs, deployments.layout());
+    let note = Staged::load(layout).ok().flatten();
+    if note.is_none_or(|note| note.id != id) {
+        Staged::waiting(id, from, Some(origin)).save(fs, layout)?;
+    }
+    deployments.update(fs, &id, |origin| origin.etc_from = None).map(drop)
 }
 
 /// The repository of a SYSROOT.

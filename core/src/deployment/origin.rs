@@ -8,7 +8,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 
 use super::ini::Ini;
-use crate::ids::ManifestDigest;
+use crate::ids::{DeploymentId, ManifestDigest};
 
 const OWN: &str = "cfs-update";
 /// How ostree's container code writes a reference that it checks no signature of (ostree-ext, `OstreeImageReference`).
@@ -61,6 +61,8 @@ pub struct Origin {
     pub pinned: bool,
     /// /etc was written without the right to set owners and capabilities, so these are not compared in a merge.
     pub etc_unprivileged: bool,
+    /// It never ran: the deployment that its /etc was merged from, and is merged from once more when the machine goes down.
+    pub etc_from: Option<DeploymentId>,
     /// Everything that was in the file, for a rewrite.
     ini: Ini,
 }
@@ -81,6 +83,7 @@ impl Origin {
             generation: None,
             pinned: false,
             etc_unprivileged: false,
+            etc_from: None,
             ini: Ini::default(),
         }
     }
@@ -123,6 +126,7 @@ impl Origin {
             generation: optional("generation", own("generation"))?,
             pinned: flag("pinned", own("pinned"))?,
             etc_unprivileged: flag("etc_unprivileged", own("etc_unprivileged"))?,
+            etc_from: optional("etc_from", own("etc_from"))?,
             ini,
         })
     }
@@ -150,6 +154,7 @@ impl Origin {
             "etc_unprivileged",
             self.etc_unprivileged.then(|| "true".into()),
         );
+        put(&mut ini, OWN, "etc_from", self.etc_from.map(|id| id.to_hex()));
         ini
     }
 }

@@ -6,8 +6,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Layout;
 use super::note::{self, Note};
+use super::{Layout, Origin};
 use crate::error::Result;
 use crate::ids::DeploymentId;
 use crate::sys::fs::Fs;
@@ -53,6 +53,15 @@ impl Staged {
             merge_from: None,
             finalized: None,
             finalize_failed: None,
+        }
+    }
+
+    /// One that never ran, and has its /etc from another one.
+    pub fn waiting(id: DeploymentId, from: DeploymentId, origin: Option<&Origin>) -> Self {
+        let since = origin.and_then(|origin| origin.deployed).unwrap_or_else(Timestamp::now);
+        Self {
+            merge_from: Some(from),
+            ..Self::new(id, since)
         }
     }
 
