@@ -853,6 +853,28 @@ fn object(id: DeploymentId) -> PathBuf {
 }
 
 #[test]
+fn fsck_says_that_gc_removes_only_what_gc_removes() {
+    let machine = Machine::new();
+    machine.release(2);
+    let two = machine.staged(NONE).id;
+    let entry = machine.entries().into_iter().find(|file| file.contains(&two.short()));
+    std::fs::remove_file(machine.root.join("boot/loader/entries").join(entry.unwrap())).unwrap();
+    let said = || {
+        let mut said = Vec::new();
+        upkeep::fsck(&machine.open(), &mut |finding| said.push(finding)).unwrap();
+        said.retain(|finding| finding.what == "deployment");
+        said.pop().map(|finding| finding.why)
+    };
+    rollback::pin(&machine.open(), &two.to_hex(), true).unwrap();
+    assert!(said().unwrap().contains("unpin"));
+    assert_eq!(upkeep::gc(&machine.open(), false).unwrap().deployments, []);
+    rollback::pin(&machine.open(), &two.to_hex(), false).unwrap();
+    assert!(said().unwrap().ends_with("`cfs-update gc` removes it"));
+    assert_eq!(upkeep::gc(&machine.open(), false).unwrap().deployments, [two]);
+    assert_eq!(said(), None);
+}
+
+#[test]
 fn what_differs_in_etc_is_listed() {
     let machine = Machine::new();
     let id = machine.booted.unwrap();

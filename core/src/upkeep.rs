@@ -337,7 +337,13 @@ fn of_deployment(known: &Known, lost: bool) -> Vec<Finding> {
     let wrong = wrong.into_iter().chain(known.problem.clone());
     let mut findings: Vec<_> = wrong.map(|why| Finding::damage("deployment", name(), why)).collect();
     if known.entry.is_none() && !lost {
-        let why = "has no boot entry; `cfs-update gc` removes it";
+        let why = match (known.standing.booted, known.standing.pinned) {
+            (true, _) => "runs and has no boot entry; deploy its image again",
+            (_, true) => {
+                "has no boot entry and is pinned; deploy its image again, or `cfs-update unpin` it, and `gc` takes it"
+            }
+            _ => "has no boot entry; `cfs-update gc` removes it",
+        };
         findings.push(Finding {
             damage: false,
             ..Finding::damage("deployment", name(), why.into())

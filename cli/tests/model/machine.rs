@@ -251,7 +251,10 @@ impl Machine {
         let checked = upkeep::fsck(&sysroot, &mut |finding| findings.push(finding)).unwrap();
         assert_eq!(checked.damaged, 0, "fsck: {findings:#?}");
         if !self.model.untidy && !self.model.stale {
-            let odd = findings.iter().filter(|f| f.why.contains("gc")).collect::<Vec<_>>();
+            let odd = findings
+                .iter()
+                .filter(|f| f.why.ends_with("removes it"))
+                .collect::<Vec<_>>();
             assert!(odd.is_empty(), "fsck: {odd:#?}");
         }
         let known = sysroot.known().unwrap();
