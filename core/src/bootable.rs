@@ -59,7 +59,7 @@ pub fn look(store: &Store, tree: &Tree, architecture: &str) -> Result<Bootable> 
 /// # Errors
 /// [`Error::Settings`] for a file that cannot be understood.
 pub fn arguments(store: &Store, tree: &Tree, architecture: &str) -> Result<Vec<String>> {
-    kargs::collect(argument_files(store, tree)?, architecture)
+    kargs::collect(settings_files(store, tree, &kargs::FOLDERS)?, architecture)
 }
 
 /// Bytes of the kernel and the initrd that [`look`] would find; reads no file.
@@ -223,9 +223,10 @@ fn unescape(text: &str) -> String {
     plain
 }
 
-fn argument_files(store: &Store, tree: &Tree) -> Result<Vec<(PathBuf, String)>> {
+/// The `*.toml` of these folders of an image, with their text; folder by folder.
+pub(crate) fn settings_files(store: &Store, tree: &Tree, folders: &[&str]) -> Result<Vec<(PathBuf, String)>> {
     let mut files = Vec::new();
-    for folder in kargs::FOLDERS {
+    for folder in folders {
         let Some(inode) = tree.resolve(folder) else {
             continue;
         };

@@ -36,8 +36,10 @@ fn loader(layer: Layer) -> Layer {
 /// A bootable image with systemd-boot, kernel arguments of its own, and root's home in /var.
 fn image(dir: &Path, version: u32) -> String {
     let layer = loader(Layer::default().dirs(&["usr", "usr/lib"]))
-        .dirs(&["usr/lib/bootc", "usr/lib/bootc/kargs.d", "etc", "var", "var/roothome"])
+        .dirs(&["usr/lib/bootc", "usr/lib/bootc/kargs.d", "usr/lib/bootc/install"])
+        .dirs(&["etc", "var", "var/roothome"])
         .file("usr/lib/bootc/kargs.d/10.toml", "kargs = [\"quiet\"]\n")
+        .file("usr/lib/bootc/install/10.toml", "[install]\nkargs = [\"wanted=1\"]\n")
         .file("etc/machine-id", "uninitialized\n")
         .symlink("root", "var/roothome");
     small(version, &format!("k{version}"), 3, 5000)
@@ -160,6 +162,7 @@ fn a_file_system_that_was_made_by_hand_gets_a_whole_system_that_can_be_updated()
             &wanted,
             "rw",
             "quiet",
+            "wanted=1",
             "console=ttyS0,115200",
             "dyndbg=\"file",
             "a.c",

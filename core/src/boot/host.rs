@@ -144,7 +144,7 @@ impl Edit {
 }
 
 /// What the machine may want of every entry: one argument, and not the image's digest, which each entry has its own of.
-fn check(argument: &str) -> Result<(), String> {
+pub(crate) fn check(argument: &str) -> Result<(), String> {
     cmdline::check(argument).map_err(|why| format!("kernel argument {argument:?} {why}"))?;
     match cmdline::names_image(argument) {
         true => Err(format!(

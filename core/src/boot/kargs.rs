@@ -40,14 +40,23 @@ pub fn parse(path: &Path, text: &str, architecture: &str) -> Result<Vec<String>>
         why,
     };
     let file: File = toml::from_str(text).map_err(|e| fail(e.to_string().trim_end().to_owned()))?;
-    let wanted = canonical(architecture);
-    let matches = |list: &Vec<String>| list.iter().any(|own| canonical(own) == wanted);
-    if !file.match_architectures.as_ref().is_none_or(matches) {
+    if !is_for(file.match_architectures.as_deref(), architecture) {
         return Ok(Vec::new());
     }
-    let arguments = cmdline::split(&cmdline::join(&file.kargs));
+    arguments(&file.kargs).map_err(fail)
+}
+
+/// Whether a `match-architectures` names this one; none at all names every one.
+pub(crate) fn is_for(list: Option<&[String]>, architecture: &str) -> bool {
+    let wanted = canonical(architecture);
+    list.is_none_or(|list| list.iter().any(|own| canonical(own) == wanted))
+}
+
+/// The arguments of a list of strings that may hold several each; on failure says which is none.
+pub(crate) fn arguments(list: &[String]) -> Result<Vec<String>, String> {
+    let arguments = cmdline::split(&cmdline::join(list));
     for argument in &arguments {
-        cmdline::check(argument).map_err(|why| fail(format!("kernel argument {argument:?} {why}")))?;
+        cmdline::check(argument).map_err(|why| format!("kernel argument {argument:?} {why}"))?;
     }
     Ok(arguments)
 }

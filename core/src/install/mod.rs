@@ -7,6 +7,7 @@
 //! boot and can be installed again, never one that boots half a system. What is mounted or attached is so for this
 //! process only and goes with it.
 
+pub mod configuration;
 pub mod disk;
 pub mod existing;
 pub mod format;
@@ -80,6 +81,7 @@ pub fn install(sysroot: &Sysroot, place: &Prepared, request: Request<'_>, monito
         Some(inode) => read_file(sysroot.store(), &loader, inode)?,
         None => Vec::new(),
     };
+    let host = with_wanted(host, sysroot, fetched.tree(), &architecture, monitor)?;
     host.save(sysroot.fs(), sysroot.layout())?;
     let recorded = update::record(sysroot, fetched, &known, monitor)?;
     let etc = recorded.deployment().etc();
@@ -98,6 +100,29 @@ pub fn install(sysroot: &Sysroot, place: &Prepared, request: Request<'_>, monito
     }
     let done = update::publish(sysroot, recorded, &known, monitor)?;
     Ok(Installed { done, loader, host })
+}
+
+/// With the kernel arguments that the image wants from its installation on, before those that were asked for.
+fn with_wanted(
+    host: HostArguments,
+    sysroot: &Sysroot,
+    tree: &Tree,
+    architecture: &str,
+    monitor: &dyn Monitor,
+) -> Result<HostArguments> {
+    let files = bootable::settings_files(sysroot.store(), tree, &configuration::FOLDERS)?;
+    let wanted = configuration::kernel_arguments(files, architecture)?;
+    if !wanted.is_empty() {
+        let list = wanted.join(" ");
+        monitor.event(Event::Note(format!(
+            "kernel arguments of the image's bootc/install: {list}"
+        )));
+    }
+    let kernel_arguments = [wanted, host.kernel_arguments].concat();
+    Ok(HostArguments {
+        kernel_arguments,
+        ..host
+    })
 }
 
 /// What a failed installation left has no entry, and is taken over.
