@@ -712,6 +712,22 @@ fn an_update_that_never_ran_gets_the_last_merge_of_etc_by_whatever_way_it_comes_
 }
 
 #[test]
+fn an_update_whose_predecessor_is_gone_waits_for_no_etc() {
+    let mut machine = Machine::installed();
+    for _ in 0..3 {
+        machine.boot();
+    }
+    // Looked at from another system, with nothing of it running: the one that does not come up goes.
+    machine.booted = None;
+    machine.release(2);
+    let two = machine.staged(NONE);
+    assert_eq!(two.removed.len(), 1);
+    assert_eq!(finalize::finalize(&machine.open(), &Quiet).unwrap(), Finalized::Nothing);
+    assert_eq!(machine.boot(), two.id);
+    assert_eq!(finalize::missed(&machine.open()).unwrap(), None);
+}
+
+#[test]
 fn what_is_written_in_etc_right_after_staging_or_after_the_last_merge_is_told_when_it_is_missed() {
     for merged in [false, true] {
         let mut machine = Machine::new();

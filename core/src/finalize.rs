@@ -88,8 +88,11 @@ fn waiting<'k>(sysroot: &Sysroot, known: &'k [Known]) -> Option<(&'k Known, Depl
     // Whatever is broken about it: the boot loader does not know, and the merge says what it is.
     let next = known.iter().filter(counts).max_by_key(|k| generation(k))?;
     let from = next.origin()?.etc_from.filter(|from| *from != next.id)?;
-    // Another one's /etc did not change since.
-    let runs = sysroot.booted().is_none_or(|booted| booted == from);
+    // Another one's /etc did not change since, and one that is gone has none.
+    let runs = match sysroot.booted() {
+        Some(booted) => booted == from,
+        None => known.iter().any(|k| k.id == from),
+    };
     runs.then_some((next, from))
 }
 

@@ -90,7 +90,7 @@ impl Bootloader for Tight {
 }
 
 /// Deployment ids by content: what each image becomes on a machine of its own.
-fn ids() -> &'static [String] {
+pub fn ids() -> &'static [String] {
     static IDS: OnceLock<Vec<String>> = OnceLock::new();
     IDS.get_or_init(|| {
         let mut ids = vec![String::new(); IMAGES];
@@ -826,7 +826,7 @@ impl Machine {
     }
 }
 
-fn name(which: Which) -> String {
+pub fn name(which: Which) -> String {
     match which {
         Which::Booted => "booted".into(),
         Which::Staged => "staged".into(),

@@ -1,5 +1,5 @@
-//! The life of a machine as a whole: random sequences of everything that may happen to one, on the real library, beside a
-//! model of what the documentation promises (`model.rs`). After every step everything is compared and `fsck` runs.
+//! The life of a machine as a whole: random sequences of everything that may happen to one, on the real library and,
+//! as far as another system's root can be worked on, with the real program, beside a model of what the documentation promises (`model.rs`). After every step everything is compared and `fsck` runs.
 //!
 //! `CFS_MODEL_SECONDS` says for how long sequences are tried (10 where it is not set), `CFS_MODEL_SEED` which one is the
 //! first; one that fails is made shorter as long as it fails, and printed with its seed.
@@ -15,36 +15,50 @@ mod etc;
 mod images;
 mod machine;
 mod model;
+mod program;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use actions::Action;
 use common::scratch;
 use machine::Machine;
+use program::Program;
 
 const LENGTH: usize = 60;
 
+thread_local! {
+    /// Failures of sequences are told by the test.
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
 /// What is wrong with a sequence, and at which step; `None` where all holds.
-fn failure(actions: &[Action]) -> Option<(usize, String)> {
+fn failure(actions: &[Action], run: fn(&[Action], &mut usize)) -> Option<(usize, String)> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                hook(info);
+            }
+        }));
+    });
     let mut at = 0;
-    let run = catch_unwind(AssertUnwindSafe(|| {
-        let mut machine = Machine::new();
-        for (index, action) in actions.iter().enumerate() {
-            at = index;
-            machine.step(action);
-        }
-    }));
-    let panic = run.err()?;
+    QUIET.set(true);
+    let done = catch_unwind(AssertUnwindSafe(|| run(actions, &mut at)));
+    QUIET.set(false);
+    let panic = done.err()?;
     let text = panic.downcast_ref::<String>().cloned();
     let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
     Some((at, text.unwrap_or_default()))
 }
 
 /// The shortest sequence found that still fails.
-fn shrunk(mut actions: Vec<Action>, at: usize) -> Vec<Action> {
+fn shrunk(mut actions: Vec<Action>, at: usize, run: fn(&[Action], &mut usize)) -> Vec<Action> {
     actions.truncate(at + 1);
     let mut piece = actions.len() / 2;
     while piece > 0 {
@@ -52,7 +66,7 @@ fn shrunk(mut actions: Vec<Action>, at: usize) -> Vec<Action> {
         while from < actions.len() {
             let mut shorter = actions.clone();
             shorter.drain(from..(from + piece).min(shorter.len()));
-            match failure(&shorter) {
+            match failure(&shorter, run) {
                 Some((at, _)) => {
                     shorter.truncate(at + 1);
                     actions = shorter;
@@ -69,31 +83,46 @@ fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
 }
 
-#[test]
-fn whatever_happens_to_a_machine_it_does_what_the_documentation_says() {
+/// Tries sequences as long as there is time.
+fn explore(run: fn(&[Action], &mut usize)) {
     let until = Instant::now() + Duration::from_secs(setting("CFS_MODEL_SECONDS", 10));
     let first = setting("CFS_MODEL_SEED", 1);
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let (mut sequences, mut failed) = (0, None);
+    let mut sequences = 0;
     for seed in first.. {
         let actions = actions::sequence(seed, LENGTH);
-        if let Some((at, _)) = failure(&actions) {
-            let short = shrunk(actions, at);
-            let why = failure(&short).map(|(_, why)| why);
-            failed = Some((seed, short, why));
-            break;
+        if let Some((at, _)) = failure(&actions, run) {
+            let short = shrunk(actions, at, run);
+            let why = failure(&short, run).map(|(_, why)| why);
+            let steps: Vec<_> = short.iter().map(|action| format!("{action:?}")).collect();
+            let why = why.unwrap_or_else(|| "not when it is tried again".into());
+            panic!("seed {seed}: {why}\n{}", steps.join("\n"));
         }
         sequences += 1;
         if Instant::now() > until {
             break;
         }
     }
-    std::panic::set_hook(hook);
     println!("{sequences} sequences of {LENGTH} steps from seed {first} on");
-    if let Some((seed, short, why)) = failed {
-        let steps: Vec<_> = short.iter().map(|action| format!("{action:?}")).collect();
-        let why = why.unwrap_or_else(|| "not when it is tried again".into());
-        panic!("seed {seed}: {why}\n{}", steps.join("\n"));
-    }
+}
+
+#[test]
+fn whatever_happens_to_a_machine_it_does_what_the_documentation_says() {
+    explore(|actions, at| {
+        let mut machine = Machine::new();
+        for (index, action) in actions.iter().enumerate() {
+            *at = index;
+            machine.step(action);
+        }
+    });
+}
+
+#[test]
+fn whatever_the_program_is_told_it_ends_as_documented_and_a_failure_leaves_all_as_it_was() {
+    explore(|actions, at| {
+        let mut program = Program::new();
+        for (index, action) in actions.iter().enumerate() {
+            *at = index;
+            program.step(action);
+        }
+    });
 }
