@@ -664,6 +664,26 @@ fn with_an_earlier_update_still_staged_a_rollback_takes_what_runs_and_so_does_a_
 }
 
 #[test]
+fn what_fails_after_a_rollback_to_it_leads_to_the_last_good_one_not_to_what_was_gone_back_from() {
+    let mut machine = Machine::new();
+    let one = machine.booted.unwrap();
+    machine.release(2);
+    let two = machine.staged(NONE).id;
+    assert_eq!(machine.boot(), two);
+    machine.release(3);
+    machine.staged(NONE);
+    assert_eq!(rollback::rollback(&machine.open()).unwrap().id, two);
+    assert_eq!(machine.boot(), two);
+    let Verdict::GoBack { to, .. } = machine.check(Some("bad")) else {
+        panic!("it is left");
+    };
+    assert_eq!(to, one);
+    assert_eq!(machine.boot(), one);
+    assert_eq!(machine.check(None), Verdict::StillGood);
+    machine.fsck();
+}
+
+#[test]
 fn new_arguments_that_do_not_come_up_lead_to_the_last_good_deployment_not_to_an_update_gone_back_from() {
     let mut machine = Machine::new();
     let one = machine.booted.unwrap();

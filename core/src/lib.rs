@@ -68,11 +68,11 @@ pub mod deploy;
 #[cfg(feature = "update")]
 pub mod finalize;
 #[cfg(feature = "update")]
+pub(crate) mod activate;
+#[cfg(feature = "update")]
 pub mod health;
 #[cfg(feature = "update")]
 pub mod expected;
-#[cfg(feature = "update")]
-pub(crate) mod activate;
 #[cfg(feature = "update")]
 pub mod changes;
 #[cfg(feature = "update")]

@@ -1,7 +1,7 @@
 //! The life of a machine as a whole: random sequences of everything that may happen to one, on the real library and,
 //! as far as another system's root can be worked on, with the real program, beside a model of what the documentation promises (`model.rs`). After every step everything is compared and `fsck` runs.
 //!
-//! `CFS_MODEL_SECONDS` says for how long sequences are tried (10 where it is not set), `CFS_MODEL_SEED` which one is the
+//! `CFS_MODEL_SECONDS` says for how long sequences are tried (6 where it is not set, for each of the two), `CFS_MODEL_SEED` which one is the
 //! first; one that fails is made shorter as long as it fails, and printed with its seed.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
@@ -21,15 +21,18 @@ mod support;
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use std::path::Path;
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use actions::Action;
-use common::scratch;
 use machine::Machine;
 use program::Program;
 
 const LENGTH: usize = 60;
+
+/// One test at a time: a child process that starts shares for a moment the lock that the other test holds.
+static ALONE: Mutex<()> = Mutex::new(());
 
 thread_local! {
     /// Failures of sequences are told by the test.
@@ -79,13 +82,23 @@ fn shrunk(mut actions: Vec<Action>, at: usize, run: fn(&[Action], &mut usize)) -
     actions
 }
 
+/// A folder in memory, where there is one: power cuts are made, not waited for.
+fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    match tempfile::tempdir_in(memory) {
+        Ok(folder) => folder,
+        Err(_) => common::scratch(),
+    }
+}
+
 fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
 }
 
 /// Tries sequences as long as there is time.
 fn explore(run: fn(&[Action], &mut usize)) {
-    let until = Instant::now() + Duration::from_secs(setting("CFS_MODEL_SECONDS", 10));
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let until = Instant::now() + Duration::from_secs(setting("CFS_MODEL_SECONDS", 6));
     let first = setting("CFS_MODEL_SEED", 1);
     let mut sequences = 0;
     for seed in first.. {

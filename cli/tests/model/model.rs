@@ -4,8 +4,8 @@
 //! * What boots next is the entry with the highest generation that has tries left; where none has, the highest of all.
 //! * An update is the next to boot as soon as it is staged, with three tries, and an /etc merged from the one that runs.
 //! * A rollback makes the previous deployment the next: the one that runs, where an update waits; else the newest other one.
-//! * A good boot takes the counter off. A bad one of a counted entry takes its tries, is remembered, and what it
-//!   was staged on boots, or the last good one; one that was good before, or has nobody else, stays.
+//! * A good boot takes the counter off. A bad one of a counted entry takes its tries, is remembered, and the
+//!   last good one boots, where there is one; one that was good before, or has nobody else, stays.
 //! * What failed is not taken again but with `--retry`; what was gone back from, not by the timer.
 //! * An update waits for the last merge of /etc until it ran; nothing else changes anybody's /etc.
 //! * What runs, what boots next and what is pinned is never removed, and what a rollback would take only where another one

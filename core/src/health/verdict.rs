@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use super::report::HealthReport;
+use crate::activate;
 use crate::boot::{Mark, Tries};
 use crate::deployment::{Failed, FailedDigests};
 use crate::error::{Error, Result};
@@ -105,7 +106,8 @@ fn forgive(sysroot: &Sysroot, running: &Known) -> Result<()> {
     Ok(())
 }
 
-/// Takes the tries of a deployment's entry, unless nothing else could boot, and remembers its image with the reason.
+/// Takes the tries of a deployment's entry, unless nothing else could boot, and remembers its image with the reason. The
+/// last good deployment boots next, with a further entry where something newer was never found good.
 ///
 /// # Errors
 /// [`Error::Deployment`] where it has no entry; where anything could not be written down.
@@ -123,8 +125,9 @@ fn condemn_anyway(
     lost: &mut Vec<Error>,
 ) -> Result<Verdict> {
     let found = known.iter().find(|k| k.id == id).ok_or_else(|| no_entry(id))?;
-    let others = known.iter().filter(|k| k.id != id && k.standing.bootable);
-    let Some(to) = others.max_by_key(|k| k.standing.generation).map(|k| k.id) else {
+    let others = || known.iter().filter(|k| k.id != id && k.standing.bootable);
+    let newest = others().max_by_key(|k| k.standing.generation).map(|k| k.id);
+    let Some(newest) = newest else {
         let noted = found
             .origin()
             .map_or(Ok(()), |origin| sysroot.remember("health", &id, origin, why));
@@ -133,6 +136,14 @@ fn condemn_anyway(
     };
     let entry = found.entry.as_ref().ok_or_else(|| no_entry(id))?;
     lost.extend(blame(sysroot, found, why).err());
+    let good = others()
+        .filter(|k| k.standing.proven)
+        .max_by_key(|k| k.standing.generation);
+    let to = match good.map(|k| k.id).filter(|good| *good != newest) {
+        // Something that never proved itself is above it. Without room for an entry it is that one's turn.
+        Some(good) if activate::again(sysroot, known, good, None, "keep").is_ok() => good,
+        _ => newest,
+    };
     sysroot.bootloader().mark(entry, Mark::Bad)?;
     Ok(Verdict::GoBack { to, why: why.into() })
 }
