@@ -725,7 +725,7 @@ impl Machine {
             .deployments
             .iter()
             .filter(|(id, d)| *id != booted && d.count().is_some_and(|count| !count.is_bad()))
-            .map(|(id, d)| (id.clone(), d.good))
+            .map(|(id, d)| (id.clone(), d.count() == Some(Count::None)))
             .collect();
         let running = self.model.deployments.get_mut(booted).unwrap();
         match (good, counted) {
@@ -751,13 +751,10 @@ impl Machine {
                 self.reorder();
                 assert_eq!(Some(&to.to_hex()), self.model.boots(), "what it says boots next");
                 let to = to.to_hex();
-                let proven = self.model.deployments[&to].good;
+                let proven = self.model.deployments[&to].count() == Some(Count::None);
                 let better = others.iter().any(|(_, good)| *good);
                 assert!(proven || !better, "the last good deployment boots next, not {to}");
             }
-        }
-        if good {
-            self.model.deployments.get_mut(booted).unwrap().good = true;
         }
     }
 

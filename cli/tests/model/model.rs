@@ -4,8 +4,9 @@
 //! * What boots next is the entry with the highest generation that has tries left; where none has, the highest of all.
 //! * An update is the next to boot as soon as it is staged, with three tries, and an /etc merged from the one that runs.
 //! * A rollback makes the previous deployment the next: the one that runs, where an update waits; else the newest other one.
-//! * A good boot takes the counter off. A bad one of a counted entry takes its tries, is remembered, and the
-//!   last good one boots, where there is one; one that was good before, or has nobody else, stays.
+//! * A good boot takes the counter off. A bad one of a counted entry takes its tries and is remembered; the newest one that was
+//!   found good, with the arguments that it has, boots then, where there is one. One that was good before, or has nobody
+//!   else, stays.
 //! * What failed is not taken again but with `--retry`; what was gone back from, not by the timer.
 //! * An update waits for the last merge of /etc until it ran; nothing else changes anybody's /etc.
 //! * What runs, what boots next and what is pinned is never removed, and what a rollback would take only where another one
@@ -34,8 +35,6 @@ pub struct Deployment {
     pub arguments: Vec<String>,
     /// It ran with this /etc.
     pub ran: bool,
-    /// It was found good.
-    pub good: bool,
     /// Whose /etc it was merged from, and what was written there since.
     pub from: Option<String>,
     pub since: BTreeSet<&'static str>,
@@ -241,7 +240,6 @@ impl Model {
             etc,
             arguments: self.arguments.clone(),
             ran: keeps && former.is_some_and(|former| former.ran),
-            good: former.is_some_and(|former| former.good),
             from: if keeps {
                 former.and_then(|former| former.from.clone())
             } else {
@@ -374,7 +372,6 @@ impl Model {
                 ran: former
                     .filter(|_| same)
                     .map_or(record.etc_from.is_none(), |former| former.ran),
-                good: former.is_some_and(|former| former.good),
                 from: former
                     .filter(|_| same)
                     .map_or(record.etc_from.clone(), |former| former.from.clone()),
