@@ -63,69 +63,75 @@ pub enum Action {
     Say(String),
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            sysroot: "/sysroot".into(),
+            target: PathBuf::new(),
+            cmdline: "/proc/cmdline".into(),
+            config: "/usr/lib/composefs/setup-root-conf.toml".into(),
+            keys: Vec::new(),
+            run: "/run".into(),
+            kmsg: "/dev/kmsg".into(),
+            efivars: "/sys/firmware/efi/efivars".into(),
+            sysctl: "/proc/sys".into(),
+            dev: "/dev".into(),
+            if_root_is_missing: false,
+            on_failure: OnFailure::Exit,
+            dry_run: false,
+        }
+    }
+}
+
+impl Options {
+    /// Takes an argument that has a value; `None` where there is no such one.
+    fn set(&mut self, name: &str, value: OsString) -> Option<Result<(), String>> {
+        match name {
+            "--sysroot" => self.sysroot = value.into(),
+            "--target" => self.target = value.into(),
+            "--cmdline" => self.cmdline = value.into(),
+            "--config" => self.config = value.into(),
+            "--keys" => self.keys.push(value.into()),
+            "--run" => self.run = value.into(),
+            "--kmsg" => self.kmsg = value.into(),
+            "--efivars" => self.efivars = value.into(),
+            "--sysctl" => self.sysctl = value.into(),
+            "--dev" => self.dev = value.into(),
+            "--on-failure" => match value.to_str() {
+                Some("exit") => self.on_failure = OnFailure::Exit,
+                Some("reboot") => self.on_failure = OnFailure::Reboot,
+                _ => return Some(Err("--on-failure is exit or reboot".into())),
+            },
+            _ => return None,
+        }
+        Some(Ok(()))
+    }
+}
+
 /// Reads the arguments; the text of an error says which one is wrong.
-pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Action, String> {
-    let mut options = Options {
-        sysroot: "/sysroot".into(),
-        target: PathBuf::new(),
-        cmdline: "/proc/cmdline".into(),
-        config: "/usr/lib/composefs/setup-root-conf.toml".into(),
-        keys: Vec::new(),
-        run: "/run".into(),
-        kmsg: "/dev/kmsg".into(),
-        efivars: "/sys/firmware/efi/efivars".into(),
-        sysctl: "/proc/sys".into(),
-        dev: "/dev".into(),
-        if_root_is_missing: false,
-        on_failure: OnFailure::Exit,
-        dry_run: false,
-    };
+pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Action, String> {
+    let mut options = Options::default();
     let mut boot_failed = false;
-    let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
         let name = argument.to_str().unwrap_or_default();
         match name {
             "--help" | "-h" => return Ok(Action::Say(USAGE.into())),
             "--version" | "-V" => {
-                return Ok(Action::Say(
-                    concat!("cfs-update-root ", env!("CARGO_PKG_VERSION"), "\n").into(),
-                ));
+                let version = concat!("cfs-update-root ", env!("CARGO_PKG_VERSION"), "\n");
+                return Ok(Action::Say(version.into()));
             }
-            "--dry-run" => {
-                options.dry_run = true;
-                continue;
-            }
-            "--boot-failed" => {
-                boot_failed = true;
-                continue;
-            }
-            "--if-root-is-missing" => {
-                options.if_root_is_missing = true;
-                continue;
-            }
-            _ => {}
-        }
-        let value = arguments.next();
-        let value = || value.clone().ok_or_else(|| format!("{name} wants a value"));
-        match name {
-            "--sysroot" => options.sysroot = value()?.into(),
-            "--target" => options.target = value()?.into(),
-            "--cmdline" => options.cmdline = value()?.into(),
-            "--config" => options.config = value()?.into(),
-            "--keys" => options.keys.push(value()?.into()),
-            "--run" => options.run = value()?.into(),
-            "--kmsg" => options.kmsg = value()?.into(),
-            "--efivars" => options.efivars = value()?.into(),
-            "--sysctl" => options.sysctl = value()?.into(),
-            "--dev" => options.dev = value()?.into(),
-            "--on-failure" => {
-                options.on_failure = match value()?.to_str() {
-                    Some("exit") => OnFailure::Exit,
-                    Some("reboot") => OnFailure::Reboot,
-                    _ => return Err("--on-failure is exit or reboot".into()),
+            "--dry-run" => options.dry_run = true,
+            "--boot-failed" => boot_failed = true,
+            "--if-root-is-missing" => options.if_root_is_missing = true,
+            _ => {
+                let value = arguments.next();
+                let missing = value.is_none();
+                match options.set(name, value.unwrap_or_default()) {
+                    None => return Err(format!("{} is no argument of this program", argument.display())),
+                    Some(_) if missing => return Err(format!("{name} wants a value")),
+                    Some(taken) => taken?,
                 }
             }
-            _ => return Err(format!("{} is no argument of this program", argument.display())),
         }
     }
     if options.keys.is_empty() {
