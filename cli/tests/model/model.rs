@@ -359,7 +359,8 @@ impl Model {
             let arguments = entry.map_or(Vec::new(), |entry| {
                 entry.arguments[images::get(image).arguments.len()..].to_vec()
             });
-            let same = former.is_some_and(|former| former.etc == record.etc);
+            // What waits for another one's /etc says so; a merge may give what was there.
+            let same = record.etc_from.is_none() && former.is_some_and(|former| former.etc == record.etc);
             let adopted = Deployment {
                 image,
                 manifest: record.manifest.clone(),
