@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use cfs_core::error::{Error, Result};
 use rustix::fs::{Access, AtFlags, StatVfsMountFlags};
 
+use crate::variables;
+
 /// `MSDOS_SUPER_MAGIC` of linux/magic.h: FAT in all its variants.
 const MSDOS_SUPER_MAGIC: i64 = 0x4d44;
 
@@ -65,7 +67,7 @@ pub fn locate(place: Place<'_>) -> Result<BootDir> {
         }
     };
     let variables = match place {
-        Place::Host(root) => Some(root.join("sys/firmware/efi/efivars")),
+        Place::Host(root) => Some(root.join(VARIABLES)),
         _ => None,
     };
     Ok(BootDir {
@@ -76,16 +78,16 @@ pub fn locate(place: Place<'_>) -> Result<BootDir> {
 }
 
 /// The variable in which systemd-boot and systemd-stub say which partition they were started from (Boot Loader
-/// Interface): four bytes of attributes, then a UUID in UTF-16.
-const LOADER_PARTITION: &str = "sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+/// Interface), by its UUID.
+const LOADER_PARTITION: &str = "LoaderDevicePartUUID";
+/// Below the root of the running system.
+const VARIABLES: &str = "sys/firmware/efi/efivars";
 
 /// Refuses an EFI system partition that is not the one the machine was started from: with two of them, entries on the
 /// wrong one would never be read, and the update silently never boot.
 fn refuse_other_esp(root: &Path, probe: &Probe) -> Result<()> {
-    let Some(uuid) = std::fs::read(root.join(LOADER_PARTITION))
-        .ok()
-        .and_then(|raw| partition_uuid(&raw))
-    else {
+    let started_from = variables::read(&root.join(VARIABLES), LOADER_PARTITION);
+    let Some(uuid) = started_from.and_then(|text| partition_uuid(&text)) else {
         return Ok(());
     };
     let node = root.join("dev/disk/by-partuuid").join(&uuid);
@@ -105,16 +107,7 @@ fn refuse_other_esp(root: &Path, probe: &Probe) -> Result<()> {
 }
 
 /// The UUID in the variable's content, in lower case; `None` for anything else, so that no path can be made of it.
-fn partition_uuid(raw: &[u8]) -> Option<String> {
-    let units = raw
-        .get(4..)?
-        .as_chunks::<2>()
-        .0
-        .iter()
-        .map(|unit| u16::from_le_bytes(*unit));
-    let text: String = char::decode_utf16(units.take_while(|unit| *unit != 0))
-        .collect::<Result<_, _>>()
-        .ok()?;
+fn partition_uuid(text: &str) -> Option<String> {
     let is_uuid = text.len() == 36 && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
     is_uuid.then(|| text.to_ascii_lowercase())
 }
@@ -278,7 +271,7 @@ mod tests {
         };
         std::fs::create_dir_all(esp.path.join("EFI")).unwrap();
         assert!(refuse_other_esp(root, &esp).is_ok(), "no variable: another boot loader");
-        let variable = root.join(LOADER_PARTITION);
+        let variable = variables::path(&root.join(VARIABLES), LOADER_PARTITION);
         std::fs::create_dir_all(variable.parent().unwrap()).unwrap();
         let uuid = "0FC63DAF-8483-4772-8E79-3D69D8477DE4";
         let units = uuid.encode_utf16().chain([0]).flat_map(u16::to_le_bytes);
@@ -299,7 +292,9 @@ mod tests {
             "an extended boot partition is another one"
         );
         for raw in [&b""[..], b"abc", &[0; 80], "....../../../../etc/passwd".as_bytes()] {
-            assert_eq!(partition_uuid(raw), None);
+            std::fs::write(&variable, raw).unwrap();
+            let text = variables::read(&root.join(VARIABLES), LOADER_PARTITION);
+            assert_eq!(text.and_then(|text| partition_uuid(&text)), None);
         }
     }
 

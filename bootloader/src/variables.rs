@@ -1,9 +1,10 @@
-//! EFI variables of the Boot Loader Interface that choose an entry, as far as they keep another one from booting.
+//! EFI variables of the Boot Loader Interface, as text; and what is to be said of those that choose an entry, as far as they
+//! keep another one from booting.
 //!
-//! They are the administrator's (`bootctl set-default`, `set-oneshot`), and are only read and told of. One that names an entry
+//! The latter are the administrator's (`bootctl set-default`, `set-oneshot`), and are only read and told of. One that names an entry
 //! goes before everything that its counter or generation says.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cfs_core::boot::Entries;
 use cfs_core::sys::fs;
@@ -11,12 +12,21 @@ use cfs_core::sys::fs;
 use crate::counter::CountedName;
 use crate::loader_conf;
 
-/// Variables by name; systemd's vendor id follows.
 const ALWAYS: &str = "LoaderEntryDefault";
 const ONCE: &str = "LoaderEntryOneShot";
 const VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 /// No name of an entry is longer.
 const LIMIT: u64 = 4096;
+
+/// Where a variable of that interface is, below `folder` (`/sys/firmware/efi/efivars`): systemd's vendor id follows its name.
+pub fn path(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}-{VENDOR}"))
+}
+
+/// Its string; `None` where there is no such variable, or no string in it.
+pub fn read(folder: &Path, name: &str) -> Option<String> {
+    text(&fs::read(&path(folder, name), LIMIT).ok().flatten()?)
+}
 
 /// What is to be said of the variables in this folder (`/sys/firmware/efi/efivars`), given the entries in menu order.
 pub fn warnings(folder: &Path, entries: &Entries) -> Vec<String> {
@@ -24,12 +34,7 @@ pub fn warnings(folder: &Path, entries: &Entries) -> Vec<String> {
     let Some(newest) = newest.map(|entry| CountedName::parse(&entry.file).id()) else {
         return Vec::new();
     };
-    let read = |name: &str| {
-        let variable = fs::read(&folder.join(format!("{name}-{VENDOR}")), LIMIT)
-            .ok()
-            .flatten()?;
-        text(&variable).filter(|value| !value.is_empty())
-    };
+    let read = |name: &str| read(folder, name).filter(|value| !value.is_empty());
     let mut warnings = Vec::new();
     if let Some(value) = read(ONCE).filter(|value| !loader_conf::matches(value, &newest)) {
         warnings.push(format!(
@@ -47,7 +52,7 @@ pub fn warnings(folder: &Path, entries: &Entries) -> Vec<String> {
 }
 
 /// The string of an EFI variable: four bytes of attributes, then UTF-16 up to a zero.
-pub fn text(variable: &[u8]) -> Option<String> {
+fn text(variable: &[u8]) -> Option<String> {
     let (units, _) = variable.get(4..)?.as_chunks::<2>();
     let units = units
         .iter()

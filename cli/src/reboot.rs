@@ -21,7 +21,8 @@ use clap::ValueEnum;
 const ROOT_PROGRAM: &str = "/usr/lib/cfs-update/cfs-update-root";
 /// Where systemd looks for the root to go on with (systemd-soft-reboot.service(8)).
 const NEXT_ROOT: &str = "/run/nextroot";
-const RUN: &str = "/run/cfs-update";
+/// What counts for this boot alone.
+pub const RUN: &str = "/run/cfs-update";
 /// Written before a soft reboot; /run is kept over it, and is new after every other one.
 const NEXT_LINE: &str = "/run/cfs-update/next-cmdline";
 /// systemd-bless-boot would look for the entry that the boot loader counted, which is not the one that runs then.

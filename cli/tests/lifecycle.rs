@@ -187,6 +187,16 @@ impl Machine {
         self.root.join("state/deploy").join(id.to_hex()).join("etc")
     }
 
+    /// What runs says that it lacks this file, which was written in the /etc of `from`.
+    #[track_caller]
+    fn misses(&self, from: DeploymentId, file: &str) {
+        let missed = finalize::missed(&self.open()).unwrap().unwrap();
+        assert_eq!(
+            (missed.from, missed.files.as_slice()),
+            (from, &[PathBuf::from(file)][..])
+        );
+    }
+
     fn fsck(&self) {
         let mut findings = Vec::new();
         let checked = upkeep::fsck(&self.open(), &mut |finding| findings.push(finding)).unwrap();
@@ -759,11 +769,7 @@ fn what_is_written_in_etc_right_after_staging_or_after_the_last_merge_is_told_wh
         }
         std::fs::write(machine.etc(one).join("late"), "late").unwrap();
         assert_eq!(machine.boot(), two);
-        let missed = finalize::missed(&machine.open()).unwrap().unwrap();
-        assert_eq!(
-            (missed.from, missed.files.as_slice()),
-            (one, &[PathBuf::from("late")][..])
-        );
+        machine.misses(one, "late");
     }
 }
 
@@ -785,11 +791,7 @@ fn an_earlier_update_that_boots_since_a_later_one_does_not_come_up_tells_what_it
         assert_eq!(machine.boot(), one);
     }
     assert_eq!(machine.boot(), two);
-    let missed = finalize::missed(&machine.open()).unwrap().unwrap();
-    assert_eq!(
-        (missed.from, missed.files.as_slice()),
-        (one, &[PathBuf::from("late")][..])
-    );
+    machine.misses(one, "late");
 }
 
 #[test]

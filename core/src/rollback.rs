@@ -60,10 +60,7 @@ fn note_waiting(sysroot: &Sysroot, known: &[Known], target: DeploymentId) -> Res
     let Some(from) = origin.and_then(|origin| origin.etc_from) else {
         return Ok(false);
     };
-    let note = Staged::load(sysroot.layout()).ok().flatten();
-    if note.is_none_or(|note| note.id != target) {
-        Staged::waiting(target, from, origin).save(sysroot.fs(), sysroot.layout())?;
-    }
+    Staged::turn_to(sysroot.fs(), sysroot.layout(), target, from, origin)?;
     Ok(true)
 }
 

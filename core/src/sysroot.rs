@@ -338,10 +338,7 @@ fn arrived(options: &Options, deployments: &Deployments) -> Result<()> {
         return Ok(());
     };
     let (fs, layout) = (&*options.fs, deployments.layout());
-    let note = Staged::load(layout).ok().flatten();
-    if note.is_none_or(|note| note.id != id) {
-        Staged::waiting(id, from, Some(origin)).save(fs, layout)?;
-    }
+    Staged::turn_to(fs, layout, id, from, Some(origin))?;
     deployments.update(fs, &id, |origin| origin.etc_from = None).map(drop)
 }
 

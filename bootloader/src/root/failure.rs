@@ -21,9 +21,8 @@ use cfs_core::sys::{fs, power, process};
 use crate::args::Options;
 use crate::console::Console;
 
-/// systemd's vendor id follows the name.
-const VARIABLE: &str = "LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
-const VARIABLE_LIMIT: u64 = 4096;
+/// The entry that was started, as long as it is counted.
+const VARIABLE: &str = "LoaderBootCountPath";
 /// So that a person can read what is wrong.
 const PAUSE: Duration = Duration::from_secs(10);
 /// What `cfs-update` gives a new entry, unless it is set otherwise.
@@ -72,8 +71,7 @@ pub fn prepare(options: &Options, console: &Console) {
 
 /// The path of this boot's entry, where the boot loader counts its tries.
 fn counted_path(efivars: &Path) -> Option<String> {
-    let variable = fs::read(&efivars.join(VARIABLE), VARIABLE_LIMIT).ok().flatten();
-    variable.as_deref().and_then(variables::text)
+    variables::read(efivars, VARIABLE)
 }
 
 /// Reboots, or returns at once.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use cfs_bootloader::variables;
 use cfs_core::boot::Mark;
 use cfs_core::deployment::Staged;
 use cfs_core::health::{self, HealthReport, Limits, Outcome, Ran, Verdict};
@@ -16,15 +17,16 @@ use super::Context;
 use crate::args::BootDir;
 use crate::journal;
 use crate::output::Report;
-use crate::reboot;
+use crate::reboot::{self, RUN};
 
-/// systemd's own program for marking entries, and the variable by which systemd-boot says that it counts this one.
+/// systemd's own program for marking entries, the folder of EFI variables, and the one by which systemd-boot says that it
+/// counts this entry.
 const BLESS_BOOT: &str = "usr/lib/systemd/systemd-bless-boot";
-const COUNTED: &str = "sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+const VARIABLES: &str = "sys/firmware/efi/efivars";
+const COUNTED: &str = "LoaderBootCountPath";
 
-/// Since this boot, for the units that reboot where no health check comes to an end (docs/boot.md).
-const RUN: &str = "/run/cfs-update";
-/// The checks have begun, and each has a time limit.
+/// In /run, for the units that reboot where no health check comes to an end (docs/boot.md): the checks have begun, and each has
+/// a time limit.
 const BEGUN: &str = "health-begun";
 /// They have ended, and what follows from them was done.
 const JUDGED: &str = "health-judged";
@@ -309,7 +311,8 @@ fn conclude(context: &Context, report: &HealthReport, verdict: &Verdict) -> Resu
 /// Whether systemd-bless-boot will mark the entry, once all that have a say are heard: not after a soft reboot, when the
 /// entry that the boot loader counted is another one.
 fn marks_itself(root: &Path) -> bool {
-    fs::exists(&root.join(BLESS_BOOT)) && fs::exists(&root.join(COUNTED)) && !reboot::was_soft()
+    let counted = variables::path(&root.join(VARIABLES), COUNTED);
+    fs::exists(&root.join(BLESS_BOOT)) && fs::exists(&counted) && !reboot::was_soft()
 }
 
 fn boot_id() -> Result<Option<String>> {

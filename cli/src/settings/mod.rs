@@ -163,16 +163,8 @@ impl Default for Settings {
 impl Settings {
     /// Reads all files below `root`, which is `/` but for tests.
     pub fn load(root: &Path) -> Result<Self> {
-        let mut settings = Self::default();
-        for path in files(root)? {
-            let Some(text) = fs::read_text(&path, LIMIT)? else {
-                continue;
-            };
-            file::parse(&text)
-                .and_then(|file| file.apply(&mut settings))
-                .map_err(|why| Error::Settings { path, why })?;
-        }
-        Ok(settings)
+        let (settings, problems) = Self::load_anyway(root);
+        problems.into_iter().next().map_or(Ok(settings), Err)
     }
 
     /// For what a boot or a shutdown does, which has nobody to correct a file: without those that cannot be understood, and
@@ -184,14 +176,15 @@ impl Settings {
             Vec::new()
         });
         for path in files {
-            let applied = match fs::read_text(&path, LIMIT) {
-                Ok(text) => file::parse(&text.unwrap_or_default()).and_then(|file| {
-                    let mut with = settings.clone();
-                    file.apply(&mut with).map(|()| settings = with)
-                }),
-                Err(e) => Err(e.to_string()),
-            };
-            problems.extend(applied.err().map(|why| Error::Settings { path, why }));
+            let mut with = settings.clone();
+            let applied = fs::read_text(&path, LIMIT).and_then(|text| {
+                let read = file::parse(&text.unwrap_or_default()).and_then(|file| file.apply(&mut with));
+                read.map_err(|why| Error::Settings { path, why })
+            });
+            match applied {
+                Ok(()) => settings = with,
+                Err(problem) => problems.push(problem),
+            }
         }
         (settings, problems)
     }

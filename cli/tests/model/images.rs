@@ -24,6 +24,21 @@ pub struct Spec {
     etc: &'static [(&'static str, &'static str)],
 }
 
+/// There with two manifests.
+const SECOND: Spec = spec(
+    1,
+    2,
+    Some("one"),
+    &[],
+    &[
+        ("conf.d/", ""),
+        ("conf.d/a", "2"),
+        ("conf.d/c", "2"),
+        ("x/", ""),
+        ("x/y", "2"),
+    ],
+);
+
 const SPECS: [Spec; IMAGES] = [
     spec(
         0,
@@ -32,19 +47,7 @@ const SPECS: [Spec; IMAGES] = [
         &[],
         &[("conf.d/", ""), ("conf.d/a", "1"), ("conf.d/b", "1"), ("x", "1")],
     ),
-    spec(
-        1,
-        2,
-        Some("one"),
-        &[],
-        &[
-            ("conf.d/", ""),
-            ("conf.d/a", "2"),
-            ("conf.d/c", "2"),
-            ("x/", ""),
-            ("x/y", "2"),
-        ],
-    ),
+    SECOND,
     spec(
         2,
         3,
@@ -60,19 +63,7 @@ const SPECS: [Spec; IMAGES] = [
         &[("conf.d", "4"), ("x", "1"), ("new/", ""), ("new/n", "4")],
     ),
     // The same as 1, with another manifest.
-    spec(
-        1,
-        2,
-        Some("one"),
-        &[],
-        &[
-            ("conf.d/", ""),
-            ("conf.d/a", "2"),
-            ("conf.d/c", "2"),
-            ("x/", ""),
-            ("x/y", "2"),
-        ],
-    ),
+    SECOND,
     spec(5, 5, None, &[], &[("x", "5")]),
     // Older than all others.
     spec(

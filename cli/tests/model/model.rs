@@ -14,6 +14,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use super::actions::{Asked, Which};
 use super::disk::{Count, Seen};
@@ -90,6 +91,12 @@ impl Deployment {
 }
 
 impl Model {
+    /// A tag leads to this image from now on, in the layouts in `folder`.
+    pub fn release(&mut self, folder: &Path, channel: usize, image: usize) {
+        let (reference, manifest) = images::release(folder, channel, image);
+        self.tags[channel] = (reference, image, manifest);
+    }
+
     /// In the order of `status`.
     pub fn listed(&self) -> Vec<&String> {
         let mut ids: Vec<_> = self.deployments.keys().collect();

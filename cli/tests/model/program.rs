@@ -90,10 +90,7 @@ impl Program {
 
     pub fn step(&mut self, action: &Action) {
         match action {
-            Action::Release { channel, image } => {
-                let (reference, manifest) = images::release(&self.folder, *channel, *image);
-                self.model.tags[*channel] = (reference, *image, manifest);
-            }
+            Action::Release { channel, image } => self.model.release(&self.folder, *channel, *image),
             Action::Switch { channel, asked } => self.update(Some(*channel), *asked),
             Action::Upgrade(asked) => self.update(None, *asked),
             Action::FromDownloaded(asked) => self.take_downloaded(*asked),

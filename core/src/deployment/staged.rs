@@ -65,6 +65,21 @@ impl Staged {
         }
     }
 
+    /// Makes the note be about one that never ran, and has its /etc from another one, unless it is already.
+    pub fn turn_to(
+        fs: &dyn Fs,
+        layout: &Layout,
+        id: DeploymentId,
+        from: DeploymentId,
+        origin: Option<&Origin>,
+    ) -> Result<()> {
+        match Self::load(layout) {
+            Ok(Some(note)) if note.id == id => Ok(()),
+            // One that cannot be read is for people, as all of it is.
+            _ => Self::waiting(id, from, origin).save(fs, layout),
+        }
+    }
+
     /// Reads the note; `None` where nothing is staged.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use crate::boot::{Mark, Tries};
 use crate::deployment::{Failed, FailedDigests};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
+use crate::plan;
 use crate::sysroot::{Known, Sysroot};
 
 /// What a boot was found to be, and what was done about it.
@@ -125,9 +126,8 @@ fn condemn_anyway(
     lost: &mut Vec<Error>,
 ) -> Result<Verdict> {
     let found = known.iter().find(|k| k.id == id).ok_or_else(|| no_entry(id))?;
-    let others = || known.iter().filter(|k| k.id != id && k.standing.bootable);
-    let newest = others().max_by_key(|k| k.standing.generation).map(|k| k.id);
-    let Some(newest) = newest else {
+    let others = known.iter().filter(|k| k.id != id && k.standing.bootable);
+    let Some(newest) = others.max_by_key(|k| k.standing.generation).map(|k| k.id) else {
         let noted = found
             .origin()
             .map_or(Ok(()), |origin| sysroot.remember("health", &id, origin, why));
@@ -136,10 +136,7 @@ fn condemn_anyway(
     };
     let entry = found.entry.as_ref().ok_or_else(|| no_entry(id))?;
     lost.extend(blame(sysroot, found, why).err());
-    let good = others()
-        .filter(|k| k.standing.proven)
-        .max_by_key(|k| k.standing.generation);
-    let to = match good.map(|k| k.id).filter(|good| *good != newest) {
+    let to = match plan::overtaken(&Sysroot::standing(known), id) {
         // Something that never proved itself is above it. Without room for an entry it is that one's turn.
         Some(good) if activate::again(sysroot, known, good, None, "keep").is_ok() => good,
         _ => newest,
