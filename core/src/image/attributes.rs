@@ -15,6 +15,31 @@ enum Piece<'t> {
     Own(usize, usize),
 }
 
+/// A value, while it is gathered.
+#[derive(Clone, Copy)]
+enum Gathered<'t> {
+    Piece(Piece<'t>),
+    Derived(Derived),
+}
+
+/// A value.
+#[derive(Clone, Copy)]
+pub enum Value<'a> {
+    Bytes(&'a [u8]),
+    /// Not made yet: that takes longer than all else about it.
+    Derived(Derived),
+}
+
+impl Value<'_> {
+    /// How many bytes it has.
+    pub fn len(self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Derived(derived) => derived.len(),
+        }
+    }
+}
+
 /// What a value can be made of again, so that nobody has to keep it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Derived {
@@ -63,6 +88,14 @@ impl Derived {
         made
     }
 
+    /// Where in the tree the digest is. Of two values of one kind the digests are in the order of the values, if these are
+    /// equally long.
+    pub fn digest(self) -> Span {
+        match self {
+            Self::Record(digest) | Self::Path(digest) => digest,
+        }
+    }
+
     /// How many bytes the value has.
     pub fn len(self) -> usize {
         match self {
@@ -76,7 +109,7 @@ impl Derived {
 /// Keys and values of one inode; used again for the next.
 #[derive(Default)]
 pub struct Attributes<'t> {
-    pairs: Vec<(Piece<'t>, Piece<'t>, Option<Derived>)>,
+    pairs: Vec<(Piece<'t>, Gathered<'t>)>,
     bytes: Vec<u8>,
 }
 
@@ -100,15 +133,19 @@ impl<'t> Attributes<'t> {
         self.bytes.clear();
     }
 
-    /// Names and values; what a value can be made of again.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8], Option<Derived>)> {
+    /// Names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Value<'_>)> {
+        let value = |value| match value {
+            &Gathered::Derived(derived) => Value::Derived(derived),
+            Gathered::Piece(piece) => Value::Bytes(get(&self.bytes, piece)),
+        };
         let pairs = self.pairs.iter();
-        pairs.map(|(key, value, derived)| (self.get(key), self.get(value), *derived))
+        pairs.map(move |(key, held)| (get(&self.bytes, key), value(held)))
     }
 
     /// Adds one whose name the inode does not have yet.
     pub fn label(&mut self, key: &'static [u8], value: &'t [u8]) {
-        self.pairs.push((Piece::Of(key), Piece::Of(value), None));
+        self.pairs.push((Piece::Of(key), Gathered::Piece(Piece::Of(value))));
     }
 
     /// Adds those of the tree.
@@ -119,29 +156,30 @@ impl<'t> Attributes<'t> {
                 Some(rest) => self.own(|bytes| [ESCAPED, rest].iter().for_each(|part| bytes.extend_from_slice(part))),
                 None => Piece::Of(key),
             };
-            self.pairs.push((key, Piece::Of(tree.get(xattr.value)), None));
+            let value = Piece::Of(tree.get(xattr.value));
+            self.pairs.push((key, Gathered::Piece(value)));
         }
     }
 
     /// Adds what leads overlayfs to the content of a file.
     pub fn of_content(&mut self, tree: &'t Tree, payload: Payload, digest: Span) {
-        self.derive(METACOPY, Derived::Record(digest), tree);
+        self.set(METACOPY, Gathered::Derived(Derived::Record(digest)));
         match payload {
             Payload::None => {}
-            Payload::Object => self.derive(REDIRECT, Derived::Path(digest), tree),
+            Payload::Object => self.set(REDIRECT, Gathered::Derived(Derived::Path(digest))),
             Payload::Text(text) => {
                 let redirect = self.own(|bytes| {
                     bytes.push(b'/');
                     bytes.extend_from_slice(tree.get(text));
                 });
-                self.set(REDIRECT, redirect, None);
+                self.set(REDIRECT, Gathered::Piece(redirect));
             }
         }
     }
 
     /// Adds what tells overlayfs of whiteouts and of the root.
     pub fn of_marks(&mut self, marks: Marks) {
-        let mut mark = |key, value| self.set(key, Piece::Of(value), None);
+        let mut mark = |key, value| self.set(key, Gathered::Piece(Piece::Of(value)));
         if marks.whiteout {
             mark(WHITEOUT, b"");
             mark(USER_WHITEOUT, b"");
@@ -166,11 +204,6 @@ impl<'t> Attributes<'t> {
             .sort_unstable_by(|(a, ..), (b, ..)| get(bytes, a).cmp(get(bytes, b)));
     }
 
-    fn derive(&mut self, key: &'static [u8], derived: Derived, tree: &Tree) {
-        let value = self.own(|bytes| bytes.extend_from_slice(&derived.value(tree)));
-        self.set(key, value, Some(derived));
-    }
-
     fn own(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Piece<'t> {
         let start = self.bytes.len();
         write(&mut self.bytes);
@@ -178,16 +211,12 @@ impl<'t> Attributes<'t> {
     }
 
     /// Sets an attribute in place of one with the same key.
-    fn set(&mut self, key: &'static [u8], value: Piece<'t>, derived: Option<Derived>) {
+    fn set(&mut self, key: &'static [u8], value: Gathered<'t>) {
         let bytes = &self.bytes;
-        match self.pairs.iter_mut().find(|(k, ..)| get(bytes, k) == key) {
-            Some(pair) => (pair.1, pair.2) = (value, derived),
-            None => self.pairs.push((Piece::Of(key), value, derived)),
+        match self.pairs.iter_mut().find(|(k, _)| get(bytes, k) == key) {
+            Some(pair) => pair.1 = value,
+            None => self.pairs.push((Piece::Of(key), value)),
         }
-    }
-
-    fn get<'a>(&'a self, piece: &'a Piece<'t>) -> &'a [u8] {
-        get(&self.bytes, piece)
     }
 }
 
@@ -196,6 +225,18 @@ fn get<'a>(bytes: &'a [u8], piece: &'a Piece<'_>) -> &'a [u8] {
         Piece::Of(bytes) => bytes,
         Piece::Own(start, end) => &bytes[start..end],
     }
+}
+
+/// The digest in a value that is an object's path.
+pub fn digest_in(value: &[u8]) -> Option<([u8; 64], usize)> {
+    let [b'/', first, second, b'/', rest @ ..] = value else {
+        return None;
+    };
+    let mut digest = [0; 64];
+    let len = 1 + rest.len() / 2;
+    hex::decode_to_slice([*first, *second], &mut digest[..1]).ok()?;
+    hex::decode_to_slice(rest, digest.get_mut(1..len)?).ok()?;
+    Some((digest, len))
 }
 
 /// overlayfs' record of a digest (`struct ovl_metacopy`): version, length, flags, algorithm, digest.

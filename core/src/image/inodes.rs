@@ -5,7 +5,7 @@
 //! kept: millions of them shall fit into the memory of a small machine.
 
 use super::Versions;
-use super::attributes::{Attributes, Marks};
+use super::attributes::{Attributes, Marks, Value};
 use super::format::{
     self, ACL_ACCESS, ACL_DEFAULT, MAX_CHUNKS, MAX_SHARED, Packing, chunk_count, merge_names, stub_names,
 };
@@ -287,8 +287,8 @@ impl<'t> Inodes<'t> {
                 }
             }
             self.list[at].attributes = count(self.lists.len())?;
-            for (key, value, derived) in list.iter() {
-                let attribute = self.pool.attribute(key, value, derived)?;
+            for (key, value) in list.iter() {
+                let attribute = self.pool.attribute(key, value)?;
                 self.lists.push(attribute);
             }
         }
@@ -296,7 +296,9 @@ impl<'t> Inodes<'t> {
     }
 
     fn check_attributes(&self, source: Source, list: &Attributes<'t>) -> Result<()> {
-        for (key, value, _) in list.iter() {
+        for (key, value) in list.iter() {
+            // What we derive is never too long.
+            let Value::Bytes(value) = value else { continue };
             let (_, prefix) = prefix(key);
             if key.is_empty() || key.len() - prefix > 255 || key.contains(&0) {
                 return Err(self.too_much(source, "an attribute whose name is empty or has more than 255 bytes"));

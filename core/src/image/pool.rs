@@ -3,12 +3,13 @@
 //! Invariant: the numbers of attributes follow the order of their first use; hashes only find equal ones. Nearly all are the
 //! digest and the path of one object: of these only where the tree has the digest is kept.
 
+use std::cmp::Ordering;
 use std::hash::{BuildHasher, Hasher};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use xxhash_rust::xxh32::xxh32;
 
-use super::attributes::{Derived, Made};
+use super::attributes::{Derived, Made, Value, digest_in};
 use super::format::{FILTER_SEED, PREFIXES};
 use crate::error::Result;
 use crate::tree::{Span, Tree, count, push_bytes};
@@ -24,16 +25,16 @@ struct Key {
 /// A name with a value, once however often it is used.
 struct Attribute {
     key: u32,
-    value: Value,
+    value: Stored,
     uses: u32,
     /// In the shared table, where it is in it.
     offset: u32,
 }
 
 #[derive(Clone, Copy)]
-enum Value {
+enum Stored {
     /// In [`Pool::bytes`].
-    Kept(Span),
+    Bytes(Span),
     Derived(Derived),
 }
 
@@ -86,19 +87,19 @@ impl<'t> Pool<'t> {
         }
     }
 
-    /// The number of an attribute; counts its use. `derived`: what `value` can be made of again.
-    pub fn attribute(&mut self, key: &[u8], value: &[u8], derived: Option<Derived>) -> Result<u32> {
+    /// The number of an attribute; counts its use.
+    pub fn attribute(&mut self, key: &[u8], value: Value<'_>) -> Result<u32> {
         let key = self.key(key)?;
-        let hash = hash(&self.hasher, key, value);
-        let same = |number: &u32| self.attributes[*number as usize].key == key && *self.value(*number) == *value;
+        let hash = self.hash(key, value);
+        let same = |number: &u32| self.attributes[*number as usize].key == key && self.is(*number, value);
         if let Some(number) = self.index.find(hash, same).copied() {
             self.attributes[number as usize].uses += 1;
             return Ok(number);
         }
         let number = count(self.attributes.len())?;
-        let value = match derived {
-            Some(derived) => Value::Derived(derived),
-            None => Value::Kept(push_bytes(&mut self.bytes, value)?),
+        let value = match value {
+            Value::Derived(derived) => Stored::Derived(derived),
+            Value::Bytes(bytes) => Stored::Bytes(push_bytes(&mut self.bytes, bytes)?),
         };
         self.attributes.push(Attribute {
             key,
@@ -108,14 +109,35 @@ impl<'t> Pool<'t> {
         });
         let mut index = std::mem::take(&mut self.index);
         index.insert_unique(hash, number, |number| {
-            self::hash(
-                &self.hasher,
-                self.attributes[*number as usize].key,
-                &self.value(*number),
-            )
+            self.hash(self.attributes[*number as usize].key, self.kept(*number))
         });
         self.index = index;
         Ok(number)
+    }
+
+    /// The same for equal values, whether they are made or not.
+    fn hash(&self, key: u32, value: Value<'_>) -> u64 {
+        match value {
+            Value::Derived(derived) => hash(&self.hasher, key, self.tree.get(derived.digest())),
+            Value::Bytes(bytes) => match digest_in(bytes) {
+                Some((digest, len)) => hash(&self.hasher, key, &digest[..len]),
+                None => hash(&self.hasher, key, bytes),
+            },
+        }
+    }
+
+    /// Whether an attribute has this value.
+    fn is(&self, number: u32, value: Value<'_>) -> bool {
+        match (self.kept(number), value) {
+            (Value::Bytes(one), Value::Bytes(other)) => one == other,
+            (Value::Derived(one), Value::Derived(other)) => {
+                std::mem::discriminant(&one) == std::mem::discriminant(&other)
+                    && self.tree.get(one.digest()) == self.tree.get(other.digest())
+            }
+            (Value::Derived(made), Value::Bytes(bytes)) | (Value::Bytes(bytes), Value::Derived(made)) => {
+                *made.value(self.tree) == *bytes
+            }
+        }
     }
 
     fn key(&mut self, name: &[u8]) -> Result<u32> {
@@ -159,9 +181,16 @@ impl<'t> Pool<'t> {
         &self.keys[self.attributes[number as usize].key as usize]
     }
 
-    fn value(&self, number: u32) -> Bytes<'_> {
+    fn kept(&self, number: u32) -> Value<'_> {
         match self.attributes[number as usize].value {
-            Value::Kept(span) => Bytes::Kept(span.of(&self.bytes)),
+            Stored::Bytes(span) => Value::Bytes(span.of(&self.bytes)),
+            Stored::Derived(derived) => Value::Derived(derived),
+        }
+    }
+
+    fn value(&self, number: u32) -> Bytes<'_> {
+        match self.kept(number) {
+            Value::Bytes(bytes) => Bytes::Kept(bytes),
             Value::Derived(derived) => Bytes::Made(derived.value(self.tree)),
         }
     }
@@ -169,11 +198,7 @@ impl<'t> Pool<'t> {
     /// Bytes that an attribute takes.
     pub fn size(&self, number: u32) -> usize {
         let key = self.key_of(number);
-        let value = match self.attributes[number as usize].value {
-            Value::Kept(span) => span.len(),
-            Value::Derived(derived) => derived.len(),
-        };
-        (4 + key.name.len() - key.prefix_len + value).next_multiple_of(4)
+        (4 + key.name.len() - key.prefix_len + self.kept(number).len()).next_multiple_of(4)
     }
 
     /// Whether more than one inode has it, so that it is in the shared table.
@@ -197,10 +222,9 @@ impl<'t> Pool<'t> {
         let mut shared: Vec<u32> = all.filter(|number| self.is_shared(*number)).collect();
         shared.sort_unstable_by(|a, b| {
             let name = |number: &u32| self.key_of(*number).name.of(&self.bytes);
-            name(b).cmp(name(a)).then_with(|| {
-                let (value_a, value_b) = (self.value(*a), self.value(*b));
-                value_b.len().cmp(&value_a.len()).then_with(|| value_b.cmp(&value_a))
-            })
+            let len = |number: &u32| self.kept(*number).len();
+            let names = name(b).cmp(name(a));
+            names.then_with(|| len(b).cmp(&len(a))).then_with(|| self.order(*b, *a))
         });
         let mut offset = 0;
         for number in &shared {
@@ -208,6 +232,16 @@ impl<'t> Pool<'t> {
             offset += self.size(*number);
         }
         Ok(shared)
+    }
+
+    /// The order of the values of two attributes that have the same name and equally long ones.
+    fn order(&self, one: u32, other: u32) -> Ordering {
+        match (self.kept(one), self.kept(other)) {
+            (Value::Derived(one), Value::Derived(other)) => {
+                self.tree.get(one.digest()).cmp(self.tree.get(other.digest()))
+            }
+            _ => self.value(one).cmp(&self.value(other)),
+        }
     }
 }
 

@@ -408,23 +408,29 @@ fn is_object_path(text: &[u8], digest: &[u8]) -> bool {
 
 /// `ab/cdef…` of a raw digest of at most 64 bytes; what is beyond them is left out.
 pub(crate) fn object_path<'p>(digest: &[u8], path: &'p mut [u8; 129]) -> &'p [u8] {
-    let mut len = 0;
-    for (at, byte) in digest.iter().take(64).enumerate() {
-        if at == 1 {
-            path[len] = b'/';
-            len += 1;
-        }
-        path[len] = hex_digit(byte >> 4);
-        path[len + 1] = hex_digit(byte & 15);
-        len += 2;
+    let Some((first, rest)) = digest[..digest.len().min(64)].split_first() else {
+        return &[];
+    };
+    path[..2].copy_from_slice(&HEX[usize::from(*first)]);
+    path[2] = b'/';
+    for (digits, byte) in path[3..].as_chunks_mut::<2>().0.iter_mut().zip(rest) {
+        *digits = HEX[usize::from(*byte)];
     }
+    // Of one byte it has no slash.
+    let len = if rest.is_empty() { 2 } else { 3 + 2 * rest.len() };
     &path[..len]
 }
 
-/// A lower-case hex digit of 0..16.
-pub(crate) fn hex_digit(value: u8) -> u8 {
-    b"0123456789abcdef"[usize::from(value & 15)]
-}
+/// Every byte's two lower-case hex digits.
+pub(crate) const HEX: [[u8; 2]; 256] = {
+    let mut digits = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        digits[byte] = [b"0123456789abcdef"[byte >> 4], b"0123456789abcdef"[byte & 15]];
+        byte += 1;
+    }
+    digits
+};
 
 /// Refuses what cannot be a name in a folder.
 pub(crate) fn check_name(name: &[u8]) -> Result<(), &'static str> {

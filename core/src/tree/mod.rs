@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::ids::{Algorithm, ObjectId};
 use crate::layers::Mtime;
 
-pub(crate) use build::{Builder, EMPTY_DIRECTORY, Leaf, Links, check_name, hex_digit, object_path, path_error};
+pub(crate) use build::{Builder, EMPTY_DIRECTORY, HEX, Leaf, Links, check_name, object_path, path_error};
 pub use compare::{Differences, compare};
 pub use merge::Merge;
 pub use scan::{ScanOptions, scan};

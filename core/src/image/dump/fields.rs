@@ -1,8 +1,10 @@
 //! A line of a dump in its fields, and the numbers among them.
 
-use memchr::memchr;
+use std::borrow::Cow;
 
-use crate::image::dump::text::{Refused, integer, low32, take_until};
+use memchr::{memchr, memchr2};
+
+use crate::image::dump::text::{Refused, integer, low32, take_short, take_until, unescape};
 use crate::layers::Mtime;
 
 /// The eleven fields of a line, still escaped.
@@ -19,25 +21,54 @@ pub struct Fields<'a> {
     pub content: &'a [u8],
     pub digest: &'a [u8],
     pub xattrs: &'a [u8],
+    /// Nothing on the line is escaped, so that no field has to be looked through for it.
+    plain: bool,
 }
 
 impl<'a> Fields<'a> {
-    pub fn split(mut line: &'a [u8]) -> Self {
-        let mut next = || take_until(&mut line, b' ');
-        Self {
-            path: next(),
-            size: next(),
-            mode: next(),
-            nlink: next(),
-            uid: next(),
-            gid: next(),
-            rdev: next(),
-            mtime: next(),
-            payload: next(),
-            content: next(),
-            digest: next(),
-            xattrs: line,
+    /// A line without its end.
+    pub fn split(mut line: &'a [u8]) -> Result<Self, Refused> {
+        let special = memchr2(0, b'\\', line);
+        if special.is_some_and(|at| memchr(0, &line[at..]).is_some()) {
+            return Err("a NUL byte".into());
         }
+        let line = &mut line;
+        Ok(Self {
+            path: take_until(line, b' '),
+            size: take_short(line, b' '),
+            mode: take_short(line, b' '),
+            nlink: take_short(line, b' '),
+            uid: take_short(line, b' '),
+            gid: take_short(line, b' '),
+            rdev: take_short(line, b' '),
+            mtime: take_until(line, b' '),
+            payload: take_until(line, b' '),
+            content: take_short(line, b' '),
+            digest: take_until(line, b' '),
+            xattrs: line,
+            plain: special.is_none(),
+        })
+    }
+
+    /// What a field, or a part of one, says.
+    pub fn text(&self, field: &'a [u8]) -> Result<Cow<'a, [u8]>, Refused> {
+        match self.plain {
+            true => Ok(Cow::Borrowed(field)),
+            false => unescape(field),
+        }
+    }
+
+    /// The same; `None` for a lone dash.
+    pub fn optional(&self, field: &'a [u8]) -> Result<Option<Cow<'a, [u8]>>, Refused> {
+        match field {
+            b"-" => Ok(None),
+            field => self.text(field).map(Some),
+        }
+    }
+
+    /// Whether there is an escaped NUL byte in what [`Self::text`] gave.
+    pub fn has_nul(&self, text: &[u8]) -> bool {
+        !self.plain && text.contains(&0)
     }
 }
 

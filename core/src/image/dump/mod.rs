@@ -15,7 +15,7 @@ use memchr::{memchr, memrchr};
 use crate::image::format::{MAX_CHUNKS, chunk_count};
 use fields::{Fields, Numbers};
 pub use print::write;
-use text::{Raw, Refused, check_type, integer, low16, optional, take_until, unescape};
+use text::{Raw, Refused, check_type, integer, low16, take_until};
 
 use crate::error::{Error, Result};
 use crate::tree::{Builder, Data, EMPTY_DIRECTORY, Leaf, Links, Node, NodeId, ObjectPath, Tree, check_name, kind};
@@ -159,11 +159,11 @@ impl Parser {
     }
 
     fn line(&mut self, line: &[u8]) -> Result<(), Refused> {
-        if memchr(0, line).is_some() {
-            return Err("a NUL byte".into());
+        let fields = Fields::split(line)?;
+        let path = fields.text(fields.path)?;
+        if fields.has_nul(&path) {
+            return Err("an escaped NUL byte in PATH".into());
         }
-        let fields = Fields::split(line);
-        let path = unescape(fields.path)?;
         let (mode_text, is_link) = match fields.mode.strip_prefix(b"@") {
             Some(rest) => (rest, true),
             None => (fields.mode, false),
@@ -202,9 +202,6 @@ impl Parser {
             _ if !self.has_root => return Err("the first entry is not the root, /".into()),
             _ => {}
         }
-        if path.contains(&0) {
-            return Err("an escaped NUL byte in PATH".into());
-        }
         let (parent, name) = match memrchr(b'/', path) {
             Some(at) => (&path[..at], &path[at + 1..]),
             None => (&path[..0], path),
@@ -241,8 +238,8 @@ impl Parser {
     }
 
     fn link(&mut self, fields: &Fields<'_>, folder: NodeId, name: &[u8]) -> Result<(), Refused> {
-        let target = optional(fields.payload)?.ok_or("a hard link without target")?;
-        if target.contains(&0) {
+        let target = fields.optional(fields.payload)?.ok_or("a hard link without target")?;
+        if fields.has_nul(&target) {
             return Err("an escaped NUL byte in a link's target".into());
         }
         let slot = self.insert(folder, name, self.placeholder, true)?;
@@ -294,18 +291,18 @@ impl Parser {
 
     fn inode(&mut self, fields: &Fields<'_>, mode: u16) -> Result<Node, Refused> {
         let numbers = Numbers::of(fields)?;
-        let payload = optional(fields.payload)?;
-        if payload.as_ref().is_some_and(|p| p.contains(&0)) {
+        let payload = fields.optional(fields.payload)?;
+        if payload.as_ref().is_some_and(|p| fields.has_nul(p)) {
             return Err("an escaped NUL byte in PAYLOAD".into());
         }
         if payload.as_ref().is_some_and(|p| p.len() > PATH_MAX) {
             return Err("PAYLOAD has more than 4095 bytes".into());
         }
-        let content = optional(fields.content)?;
+        let content = fields.optional(fields.content)?;
         if content.as_ref().is_some_and(|c| c.len() as u64 != numbers.size) {
             return Err("CONTENT does not have SIZE bytes".into());
         }
-        let digest_text = optional(fields.digest)?;
+        let digest_text = fields.optional(fields.digest)?;
         let kind = mode & kind::MASK;
         if self.strict {
             strictly(kind, &numbers, payload.as_deref(), content.as_deref())?;
@@ -347,12 +344,13 @@ impl Parser {
             gid: numbers.gid,
             mtime: numbers.mtime,
             size,
-            xattrs: self.xattrs(fields.xattrs)?,
+            xattrs: self.xattrs(fields)?,
             data,
         })
     }
 
-    fn xattrs(&mut self, mut text: &[u8]) -> Result<(u32, u32), Refused> {
+    fn xattrs(&mut self, fields: &Fields<'_>) -> Result<(u32, u32), Refused> {
+        let mut text = fields.xattrs;
         if text.len() > XATTR_TEXT_MAX {
             return Err("more than 65535 bytes of extended attributes".into());
         }
@@ -360,11 +358,11 @@ impl Parser {
         while !text.is_empty() {
             let field = take_until(&mut text, b' ');
             let equals = memchr(b'=', field).ok_or("an extended attribute without =")?;
-            let key = unescape(&field[..equals])?;
-            if key.is_empty() || key.len() > XATTR_KEY_MAX || key.contains(&0) {
+            let key = fields.text(&field[..equals])?;
+            if key.is_empty() || key.len() > XATTR_KEY_MAX || fields.has_nul(&key) {
                 return Err("an extended attribute whose key is empty, longer than 255 bytes or has a NUL byte".into());
             }
-            xattrs.push((key, unescape(&field[equals + 1..])?));
+            xattrs.push((key, fields.text(&field[equals + 1..])?));
         }
         check_xattr_total(&xattrs)?;
         let xattrs = xattrs.iter().map(|(key, value)| (&**key, &**value));

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 
 use crate::image::format;
-use crate::tree::{Found, Inode, Kind, NodeId, ObjectPath, Regular, Tree, hex_digit};
+use crate::tree::{Found, HEX, Inode, Kind, NodeId, ObjectPath, Regular, Tree};
 
 /// Prints a tree as `composefs-info dump` does: depth first, names sorted, links with their target's metadata.
 pub fn write(tree: &Tree, out: &mut dyn Write) -> io::Result<()> {
@@ -105,7 +105,10 @@ fn escape(line: &mut Vec<u8>, bytes: &[u8], equals: bool) {
             b'\t' => line.extend_from_slice(b"\\t"),
             b'=' if !equals => line.push(b'='),
             0x21..=0x7e if *byte != b'=' => line.push(*byte),
-            _ => line.extend_from_slice(&[b'\\', b'x', hex_digit(byte >> 4), hex_digit(byte & 15)]),
+            _ => {
+                line.extend_from_slice(b"\\x");
+                line.extend_from_slice(&HEX[usize::from(*byte)]);
+            }
         }
     }
 }

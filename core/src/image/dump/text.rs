@@ -11,23 +11,31 @@ pub type Refused = Cow<'static, str>;
 
 /// As C's strtoull: leading white space and a sign are taken, negative numbers wrap, too large ones are the largest.
 pub fn integer(text: &[u8], base: u8) -> Option<u64> {
+    // Most numbers are like that.
+    if let [digit @ b'0'..=b'7'] = text {
+        return Some((digit - b'0').into());
+    }
     let digits = text.trim_ascii_start_c();
     let (negative, digits) = match digits {
         [b'-', rest @ ..] => (true, rest),
         [b'+', rest @ ..] => (false, rest),
         _ => (false, digits),
     };
-    if digits.is_empty() {
+    if digits.is_empty() || digits.iter().any(|byte| byte.wrapping_sub(b'0') >= base) {
         return None;
     }
     let mut value = 0_u64;
     let mut overflow = false;
-    for byte in digits {
-        let digit = byte.wrapping_sub(b'0');
-        if digit >= base {
-            return None;
-        }
-        match value.checked_mul(base.into()).and_then(|v| v.checked_add(digit.into())) {
+    // Up to 19 digits cannot overflow.
+    let (few, more) = digits.split_at(digits.len().min(19));
+    for byte in few {
+        value = value * u64::from(base) + u64::from(byte - b'0');
+    }
+    for byte in more {
+        match value
+            .checked_mul(base.into())
+            .and_then(|v| v.checked_add((byte - b'0').into()))
+        {
             Some(sum) => value = sum,
             None => overflow = true,
         }
@@ -82,26 +90,20 @@ impl Raw {
         if !matches!(text.len(), 0 | 64 | 128) {
             return Err("DIGEST is neither - nor 64 hex digits (128 for SHA-512)".into());
         }
-        for (byte, digits) in raw.0.iter_mut().zip(text.chunks_exact(2)) {
-            let (Some(high), Some(low)) = (hex_value(digits[0]), hex_value(digits[1])) else {
-                return Err("DIGEST has something that is no hex digit".into());
-            };
+        let mut seen = 0;
+        for (byte, [high, low]) in raw.0.iter_mut().zip(text.as_chunks().0) {
+            let (high, low) = (HEX_VALUES[usize::from(*high)], HEX_VALUES[usize::from(*low)]);
+            seen |= high | low;
             *byte = high << 4 | low;
+        }
+        if seen > 15 {
+            return Err("DIGEST has something that is no hex digit".into());
         }
         Ok(raw)
     }
 
     pub fn bytes(&self) -> &[u8] {
         &self.0[..self.1]
-    }
-}
-
-/// `None` for a lone dash.
-pub fn optional(field: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Refused> {
-    if field == b"-" {
-        Ok(None)
-    } else {
-        unescape(field).map(Some)
     }
 }
 
@@ -136,30 +138,39 @@ pub fn unescape(text: &[u8]) -> Result<Cow<'_, [u8]>, Refused> {
     Ok(Cow::Owned(out))
 }
 
-const fn hex_value(digit: u8) -> Option<u8> {
-    const VALUES: [u8; 256] = {
-        let mut values = [u8::MAX; 256];
-        let mut value = 0;
-        while value < 16 {
-            values[b"0123456789abcdef"[value as usize] as usize] = value;
-            values[b"0123456789ABCDEF"[value as usize] as usize] = value;
-            value += 1;
-        }
-        values
-    };
-    match VALUES[digit as usize] {
-        u8::MAX => None,
-        value => Some(value),
+/// What hex digits stand for; more than 15 for all else.
+const HEX_VALUES: [u8; 256] = {
+    let mut values = [u8::MAX; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value as usize] as usize] = value;
+        values[b"0123456789ABCDEF"[value as usize] as usize] = value;
+        value += 1;
     }
+    values
+};
+
+fn hex_value(digit: u8) -> Option<u8> {
+    Some(HEX_VALUES[usize::from(digit)]).filter(|value| *value < 16)
 }
 
 /// Takes everything up to `end`, and `end`; all that is left where there is none.
 pub fn take_until<'a>(rest: &mut &'a [u8], end: u8) -> &'a [u8] {
-    if let Some(at) = memchr(end, rest) {
-        let part = &rest[..at];
-        *rest = &rest[at + 1..];
-        part
-    } else {
-        std::mem::take(rest)
-    }
+    let at = memchr(end, rest);
+    take(rest, at)
+}
+
+/// The same where it is most likely a few bytes away.
+pub fn take_short<'a>(rest: &mut &'a [u8], end: u8) -> &'a [u8] {
+    let at = rest.iter().position(|byte| *byte == end);
+    take(rest, at)
+}
+
+fn take<'a>(rest: &mut &'a [u8], at: Option<usize>) -> &'a [u8] {
+    let Some(at) = at else {
+        return std::mem::take(rest);
+    };
+    let part = &rest[..at];
+    *rest = &rest[at + 1..];
+    part
 }
