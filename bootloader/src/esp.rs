@@ -67,7 +67,7 @@ pub fn locate(place: Place<'_>) -> Result<BootDir> {
         }
     };
     let variables = match place {
-        Place::Host(root) => Some(root.join(VARIABLES)),
+        Place::Host(root) => Some(root.join(variables::FOLDER)),
         _ => None,
     };
     Ok(BootDir {
@@ -80,13 +80,11 @@ pub fn locate(place: Place<'_>) -> Result<BootDir> {
 /// The variable in which systemd-boot and systemd-stub say which partition they were started from (Boot Loader
 /// Interface), by its UUID.
 const LOADER_PARTITION: &str = "LoaderDevicePartUUID";
-/// Below the root of the running system.
-const VARIABLES: &str = "sys/firmware/efi/efivars";
 
 /// Refuses an EFI system partition that is not the one the machine was started from: with two of them, entries on the
 /// wrong one would never be read, and the update silently never boot.
 fn refuse_other_esp(root: &Path, probe: &Probe) -> Result<()> {
-    let started_from = variables::read(&root.join(VARIABLES), LOADER_PARTITION);
+    let started_from = variables::read(&root.join(variables::FOLDER), LOADER_PARTITION);
     let Some(uuid) = started_from.and_then(|text| partition_uuid(&text)) else {
         return Ok(());
     };
@@ -271,7 +269,7 @@ mod tests {
         };
         std::fs::create_dir_all(esp.path.join("EFI")).unwrap();
         assert!(refuse_other_esp(root, &esp).is_ok(), "no variable: another boot loader");
-        let variable = variables::path(&root.join(VARIABLES), LOADER_PARTITION);
+        let variable = variables::path(&root.join(variables::FOLDER), LOADER_PARTITION);
         std::fs::create_dir_all(variable.parent().unwrap()).unwrap();
         let uuid = "0FC63DAF-8483-4772-8E79-3D69D8477DE4";
         let units = uuid.encode_utf16().chain([0]).flat_map(u16::to_le_bytes);
@@ -293,7 +291,7 @@ mod tests {
         );
         for raw in [&b""[..], b"abc", &[0; 80], "....../../../../etc/passwd".as_bytes()] {
             std::fs::write(&variable, raw).unwrap();
-            let text = variables::read(&root.join(VARIABLES), LOADER_PARTITION);
+            let text = variables::read(&root.join(variables::FOLDER), LOADER_PARTITION);
             assert_eq!(text.and_then(|text| partition_uuid(&text)), None);
         }
     }

@@ -11,9 +11,14 @@ use cfs_core::sys::fs;
 
 use crate::counter::CountedName;
 use crate::loader_conf;
+use crate::name::OwnName;
+
+/// Where they are, below the root of the running system.
+pub const FOLDER: &str = "sys/firmware/efi/efivars";
 
 const ALWAYS: &str = "LoaderEntryDefault";
 const ONCE: &str = "LoaderEntryOneShot";
+const STARTED: &str = "LoaderEntrySelected";
 const VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 /// No name of an entry is longer.
 const LIMIT: u64 = 4096;
@@ -26,6 +31,15 @@ pub fn path(folder: &Path, name: &str) -> PathBuf {
 /// Its string; `None` where there is no such variable, or no string in it.
 pub fn read(folder: &Path, name: &str) -> Option<String> {
     text(&fs::read(&path(folder, name), LIMIT).ok().flatten()?)
+}
+
+/// The generation of the entry that the boot loader started, as the variables in `folder` say; `None` where they do not, or it is
+/// none of ours.
+pub fn started(folder: &Path) -> Option<u64> {
+    let id = read(folder, STARTED)?;
+    // Its name without the counter; old ones leave `.conf` off.
+    let name = OwnName::parse(&id).or_else(|| OwnName::parse(&format!("{id}.conf")))?;
+    Some(name.generation())
 }
 
 /// What is to be said of the variables in this folder (`/sys/firmware/efi/efivars`), given the entries in menu order.
@@ -72,5 +86,23 @@ mod tests {
         variable.extend([0, 0]);
         assert_eq!(text(&variable).as_deref(), Some("\\a+1-2.conf"));
         assert_eq!(text(&[7, 0]), None);
+    }
+
+    #[test]
+    fn the_entry_that_was_started_is_known_by_its_generation() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(started(folder.path()), None);
+        let short = "ab".repeat(6);
+        for (id, generation) in [
+            (format!("cfs-000012-{short}.conf"), Some(12)),
+            (format!("cfs-000012-{short}"), Some(12)),
+            (format!("CFS-1234567-{short}.CONF"), Some(1_234_567)),
+            ("auto-windows".into(), None),
+        ] {
+            let mut variable = vec![7, 0, 0, 0];
+            variable.extend(id.encode_utf16().flat_map(u16::to_le_bytes));
+            std::fs::write(path(folder.path(), STARTED), variable).unwrap();
+            assert_eq!(started(folder.path()), generation, "{id}");
+        }
     }
 }

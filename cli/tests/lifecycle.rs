@@ -21,7 +21,7 @@ use cfs_core::health::{self, HealthReport, Outcome as Checked, Ran, Verdict};
 use cfs_core::ids::{DeploymentId, ManifestDigest};
 use cfs_core::monitor::Quiet;
 use cfs_core::sys::fs::RealFs;
-use cfs_core::sysroot::Sysroot;
+use cfs_core::sysroot::{Options, Sysroot};
 use cfs_core::update::{self, Done, Outcome, Wishes};
 use cfs_core::{Error, arguments, deploy, outlook, rollback, upkeep};
 
@@ -50,6 +50,8 @@ struct Machine {
     root: PathBuf,
     images: PathBuf,
     booted: Option<DeploymentId>,
+    /// The generation of the entry that it was started with.
+    started: Option<u64>,
 }
 
 impl Machine {
@@ -69,6 +71,7 @@ impl Machine {
             images: keep.path().join("images"),
             _keep: keep,
             booted: None,
+            started: None,
         };
         std::fs::create_dir_all(machine.root.join("boot")).unwrap();
         let reference = machine.release(1);
@@ -85,7 +88,8 @@ impl Machine {
 
     fn open(&self) -> Sysroot {
         let options = options(&self.root, Arc::new(RealFs), self.booted);
-        Sysroot::open(options, "test").unwrap()
+        let started = self.started;
+        Sysroot::open(Options { started, ..options }, "test").unwrap()
     }
 
     fn upgrade(&self, wishes: Wishes) -> Outcome {
@@ -136,9 +140,9 @@ impl Machine {
         let folder = self.root.join("boot/loader/entries");
         let tried = CountedName::parse(&entry.file).tried().to_string();
         std::fs::rename(folder.join(&entry.file), folder.join(tried)).unwrap();
-        let id = entry.id.unwrap();
+        let (id, generation) = (entry.id.unwrap(), entry.generation);
         drop(sysroot);
-        self.booted = Some(id);
+        (self.booted, self.started) = (Some(id), Some(generation));
         id
     }
 
@@ -543,6 +547,29 @@ fn a_deployment_that_was_good_once_is_not_left_because_of_a_bad_day() {
     assert!(why(machine.check(Some("no network"))).contains("no network"));
     assert_eq!(machine.tries(new), Tries::Good);
     assert_eq!(machine.boot(), new);
+}
+
+#[test]
+fn a_boot_says_nothing_of_an_entry_that_was_made_during_it() {
+    let mut machine = Machine::new();
+    let first = machine.booted.unwrap();
+    machine.release(2);
+    let id = machine.staged(Wishes::default()).id;
+    machine.boot();
+    machine.check(None);
+    machine.arguments("quiet", "").unwrap();
+    let untried = Tries::Left { left: 3, done: 0 };
+    assert_eq!(machine.tries(id), untried);
+    assert_eq!(machine.check(None), Verdict::StillGood);
+    assert_eq!(health::approve(&machine.open()).unwrap(), Verdict::StillGood);
+    assert!(matches!(
+        machine.check(Some("no network")),
+        Verdict::NoLongerGood { .. }
+    ));
+    assert_eq!(machine.tries(id), untried, "it still has to show that it boots");
+    // And then it counts.
+    assert_eq!(machine.boot(), id);
+    assert!(matches!(machine.check(Some("no network")), Verdict::GoBack { to, .. } if to == first));
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub struct Options {
     pub platform: Platform,
     /// What runs now, if SYSROOT is that of the running system.
     pub booted: Option<DeploymentId>,
+    /// The generation of the boot entry that it was started with, where that is known.
+    pub started: Option<u64>,
     /// Value of `root=` for boot entries; `None` = found out.
     pub root_argument: Option<String>,
     /// `$BOOT` was named for this run, so it may be a new one without an entry of any deployment.
@@ -305,6 +307,12 @@ impl Known {
     /// Its record, where it can be read.
     pub fn origin(&self) -> Option<&Origin> {
         self.record.as_ref().ok().map(Record::origin)
+    }
+
+    /// Whether the running system was started with its entry, not with one that has been replaced since.
+    pub(crate) fn is_started(&self, sysroot: &Sysroot) -> bool {
+        let entry = self.entry.as_ref().map(|entry| entry.generation);
+        sysroot.options.started.is_none_or(|started| entry == Some(started))
     }
 
     /// The manifest that it was made from, where the record can be read.

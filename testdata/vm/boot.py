@@ -331,6 +331,10 @@ class Life(Running):
         told = self.guest.check("journalctl -b -o cat -u cfs-update-root.service | grep 'signed by'; :")
         expect("signed by" in told + self.guest.console()[mark:], f"the initramfs asked for no signature: {told}")
         self.settled()
+        # A boot says nothing of an entry that is made during it.
+        for change in ("--append", "--delete"):
+            self.guest.check(f"cfs-update kargs {change} cfs.untried=1 && cfs-update health check")
+            expect(any("+3" in entry for entry in self.entries()), f"never booted, and good: {self.entries()}")
         note(f"{took:.0f} s; {told.strip()[-100:]}")
 
     def _forged(self, note):

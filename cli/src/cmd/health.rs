@@ -4,7 +4,6 @@ use std::path::Path;
 
 use anyhow::Result;
 use cfs_bootloader::variables;
-use cfs_core::boot::Mark;
 use cfs_core::deployment::Staged;
 use cfs_core::health::{self, HealthReport, Limits, Outcome, Ran, Verdict};
 use cfs_core::monitor::{Event, Monitor};
@@ -19,10 +18,8 @@ use crate::journal;
 use crate::output::Report;
 use crate::reboot::{self, RUN};
 
-/// systemd's own program for marking entries, the folder of EFI variables, and the one by which systemd-boot says that it
-/// counts this entry.
+/// systemd's own program for marking entries, and the EFI variable by which systemd-boot says that it counts this entry.
 const BLESS_BOOT: &str = "usr/lib/systemd/systemd-bless-boot";
-const VARIABLES: &str = "sys/firmware/efi/efivars";
 const COUNTED: &str = "LoaderBootCountPath";
 
 /// In /run, for the units that reboot where no health check comes to an end (docs/boot.md): the checks have begun, and each has
@@ -174,19 +171,12 @@ impl Check {
 impl Good {
     fn run(self, context: &Context) -> Result<()> {
         let sysroot = context.open_waiting(&self.boot, "health good")?;
-        let known = sysroot.known()?;
-        let running = known.iter().find(|k| k.standing.booted);
-        let entry = running.and_then(|k| k.entry.as_ref()).ok_or_else(nothing_runs)?;
-        let entry = sysroot.bootloader().mark(entry, Mark::Good)?;
+        let verdict = health::approve(&sysroot)?;
+        if verdict == Verdict::NotOurs {
+            return Err(nothing_runs().into());
+        }
         let report = HealthReport::new(sysroot.booted(), boot_id()?, Vec::new());
-        conclude(
-            context,
-            &report,
-            &Verdict::Good {
-                entry,
-                by_systemd: false,
-            },
-        )
+        conclude(context, &report, &verdict)
     }
 }
 
@@ -311,7 +301,7 @@ fn conclude(context: &Context, report: &HealthReport, verdict: &Verdict) -> Resu
 /// Whether systemd-bless-boot will mark the entry, once all that have a say are heard: not after a soft reboot, when the
 /// entry that the boot loader counted is another one.
 fn marks_itself(root: &Path) -> bool {
-    let counted = variables::path(&root.join(VARIABLES), COUNTED);
+    let counted = variables::path(&root.join(variables::FOLDER), COUNTED);
     fs::exists(&root.join(BLESS_BOOT)) && fs::exists(&counted) && !reboot::was_soft()
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cfs_bootloader::esp::{self, Place};
-use cfs_bootloader::{Kind, cmdline};
+use cfs_bootloader::{Kind, cmdline, variables};
 use cfs_core::deployment::Layout;
 use cfs_core::ids::{Algorithm, DeploymentId};
 use cfs_core::manifest::Platform;
@@ -18,6 +18,7 @@ use cfs_core::{Error, Result, upkeep};
 
 use super::Context;
 use crate::args::{BootDir, SpaceArgs};
+use crate::reboot;
 
 const PROC_LIMIT: u64 = 16 << 20;
 /// How long another run is waited for, where that is done at all.
@@ -208,6 +209,7 @@ impl Context {
             tries: Some(tries),
             platform: Platform::host(),
             booted: if target.host { running()? } else { None },
+            started: self.started().filter(|_| target.host),
             root_argument: None,
             boot_named: false,
             kernel_arguments: Vec::new(),
@@ -216,6 +218,12 @@ impl Context {
                 .into(),
             registry: self.registry(),
         })
+    }
+
+    /// The generation of the boot entry that was started; after a soft reboot that is another deployment's.
+    fn started(&self) -> Option<u64> {
+        let folder = self.config_root.join(variables::FOLDER);
+        variables::started(&folder).filter(|_| !reboot::was_soft())
     }
 }
 

@@ -24,6 +24,7 @@ pub fn options(root: &Path, fs: Arc<dyn Fs>, booted: Option<DeploymentId>) -> Op
         tries: Some(3),
         platform: Platform::host(),
         booted,
+        started: None,
         root_argument: Some("LABEL=root".into()),
         boot_named: false,
         kernel_arguments: Vec::new(),

@@ -44,6 +44,26 @@ pub enum Verdict {
     },
 }
 
+/// Marks the running deployment as good, whatever its checks say.
+///
+/// # Errors
+/// [`Error::Deployment`] where it has no entry; those of writing to `$BOOT`.
+pub fn approve(sysroot: &Sysroot) -> Result<Verdict> {
+    let known = sysroot.known()?;
+    let Some(running) = known.iter().find(|k| k.standing.booted) else {
+        return Ok(Verdict::NotOurs);
+    };
+    let entry = running.entry.as_ref().ok_or_else(|| no_entry(running.id))?;
+    if !running.is_started(sysroot) {
+        return Ok(Verdict::StillGood);
+    }
+    let entry = sysroot.bootloader().mark(entry, Mark::Good)?;
+    Ok(Verdict::Good {
+        entry,
+        by_systemd: false,
+    })
+}
+
 /// Draws the conclusion from the checks of the running deployment. `by_systemd`: systemd-bless-boot is there to mark a
 /// good entry.
 ///
@@ -73,7 +93,8 @@ pub fn judge_anyway(
     let Some(running) = known.iter().find(|k| k.standing.booted) else {
         return Ok(Verdict::NotOurs);
     };
-    let counted = running.entry.as_ref().is_some_and(|e| e.tries != Tries::Good);
+    // A boot says nothing of an entry that was made during it, with other kernel arguments, say.
+    let counted = running.entry.as_ref().is_some_and(|e| e.tries != Tries::Good) && running.is_started(sysroot);
     match (report.failure(), counted) {
         (None, false) => Ok(Verdict::StillGood),
         (None, true) => good(sysroot, running, by_systemd, lost),
