@@ -483,6 +483,40 @@ fn credentials_do_not_follow_a_redirect_to_another_port_or_host() {
 }
 
 #[test]
+fn who_a_registry_redirects_to_gets_no_login_however_he_asks() {
+    let served = Served::new(10);
+    for (entry, kind) in [
+        (json!({"auth": STANDARD.encode("user:secret")}), "Basic realm=\"x\""),
+        (json!({"auth": STANDARD.encode("user:secret")}), "Bearer"),
+        (json!({"identitytoken": "secret"}), "Bearer"),
+    ] {
+        let thief = Arc::new(Server::start(|_, _| Reply::ok(json!({"token": "t"}).to_string())));
+        let realm = format!("Bearer realm=\"http://{}/token\"", thief.host());
+        let challenge = if kind == "Bearer" { realm } else { kind.into() };
+        let elsewhere = Server::start(move |_, _| Reply::new(401).with("WWW-Authenticate", challenge.clone()));
+        for part in ["blobs", "manifests"] {
+            let target = format!("http://{}/{part}", elsewhere.host());
+            let path = format!("/{part}/");
+            let server = faulty(&served, move |seen, _| {
+                seen.path.contains(&path).then(|| Reply::redirect(&target))
+            });
+            let (dir, options) = with_login(&server.host(), "");
+            let auth = json!({"auths": {server.host(): entry}});
+            std::fs::write(dir.path().join("auth.json"), auth.to_string()).unwrap();
+            let text = layer(&open_with(&server.host(), &options)).unwrap_err().to_string();
+            assert!(text.contains("a login of its own"), "{kind}, {part}: {text}");
+        }
+        assert_eq!(thief.story(), [""; 0], "{kind}");
+        let told: Vec<_> = elsewhere
+            .seen()
+            .iter()
+            .filter_map(|seen| seen.header("authorization").map(String::from))
+            .collect();
+        assert_eq!(told, [""; 0], "{kind}");
+    }
+}
+
+#[test]
 fn a_redirect_to_plain_http_elsewhere_or_in_a_circle_is_refused_without_its_secrets() {
     let served = Served::new(10);
     let redirected = |to: String| {
@@ -1064,6 +1098,43 @@ fn other_machines_are_asked_through_the_proxy_and_with_tls_first() {
     let before = proxy.story().len();
     open_with(&here.host(), &proxied(&[], None)).resolve(&Quiet).unwrap();
     assert_eq!((here.story().len(), proxy.story().len()), (1, before));
+}
+
+#[test]
+fn what_is_insecure_of_one_namespace_or_mirror_is_not_of_another_on_the_same_host() {
+    let served = Served::new(10);
+    let proxy = faulty(&served, |seen, _| (seen.method == "CONNECT").then(|| Reply::new(502)));
+    let address = Some(format!("http://{}", proxy.host()));
+    let dir = tempfile::tempdir().unwrap();
+    let ask = |conf: &str, image: &str| {
+        let options = Options {
+            proxy: Proxy {
+                https: address.clone(),
+                http: address.clone(),
+                no_proxy: None,
+            },
+            ..registries_conf(dir.path(), conf)
+        };
+        let before = proxy.story().len();
+        let reference: Reference = format!("{image}:1").parse().unwrap();
+        let done = Registry::open(&reference, &options).unwrap().resolve(&Quiet).is_ok();
+        let plain = proxy.story()[before..].iter().any(|line| line.contains(" http://"));
+        assert_eq!(done, plain, "{conf}, {image}");
+        plain
+    };
+    let namespace = "[[registry]]\nlocation = \"h.example/dev\"\ninsecure = true\n";
+    assert!(ask(namespace, "h.example/dev/os"));
+    assert!(!ask(namespace, "h.example/prod/os"));
+    let mirror = "[[registry]]\nlocation = \"quay.example\"\n[[registry.mirror]]\nlocation = \"h.example/cache\"\ninsecure = true\n";
+    assert!(ask(mirror, "quay.example/os"));
+    assert!(!ask(mirror, "h.example/os"));
+    // However its port is written, and also Docker Hub, whose API is elsewhere.
+    let whole = "[[registry]]\nlocation = \"h.example:443\"\ninsecure = true\n";
+    assert!(ask(whole, "h.example:443/os"));
+    assert!(ask(
+        "[[registry]]\nlocation = \"docker.io\"\ninsecure = true\n",
+        "docker.io/org/os"
+    ));
 }
 
 #[test]

@@ -27,13 +27,21 @@ impl Challenge {
         let texts = headers
             .get_all(WWW_AUTHENTICATE)
             .iter()
-            .filter_map(|value| value.to_str().ok());
-        let all: Vec<_> = texts.flat_map(parse).collect();
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let all: Vec<_> = texts.flat_map(|text| parse(&plain(&text))).collect();
         all.iter()
             .find(|challenge| **challenge != Self::Basic)
             .or(all.first())
             .cloned()
     }
+}
+
+/// As its parser wants it: single spaces, and nothing but ASCII. What is not is in texts for people.
+fn plain(text: &str) -> String {
+    let ascii = text.replace(|c: char| !c.is_ascii(), "?").replace('\t', " ");
+    let mut words = ascii.split(' ').filter(|word| !word.is_empty());
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |text, word| text + " " + word)
 }
 
 fn parse(text: &str) -> Vec<Challenge> {
@@ -67,12 +75,14 @@ fn read(challenge: &http_auth::ChallengeRef<'_>) -> Option<Challenge> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use reqwest::header::HeaderValue;
+
     use super::*;
 
     fn of(texts: &[&str]) -> Option<Challenge> {
         let mut headers = HeaderMap::new();
         for text in texts {
-            headers.append(WWW_AUTHENTICATE, text.parse().unwrap());
+            headers.append(WWW_AUTHENTICATE, HeaderValue::from_bytes(text.as_bytes()).unwrap());
         }
         Challenge::of(&headers)
     }
@@ -90,6 +100,10 @@ mod tests {
         assert_eq!(of(&["Basic realm=\"x\"", bearer]), Some(expected.clone()));
         assert_eq!(of(&[&format!("Basic realm=\"x\", {bearer}")]), Some(expected));
         assert_eq!(of(&["BASIC realm=\"x\""]), Some(Challenge::Basic));
+        assert_eq!(of(&["Basic  realm=\"x\""]), Some(Challenge::Basic));
+        assert!(
+            matches!(of(&["Bearer\trealm=\"https://a/t\",error=\"\u{e4}\""]), Some(Challenge::Bearer(b)) if b.realm == "https://a/t")
+        );
         assert_eq!(of(&["Bearer service=\"no realm\""]), None);
         assert_eq!(of(&["Negotiate"]), None);
         assert_eq!(of(&["=,;\"", ""]), None);

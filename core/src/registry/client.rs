@@ -8,6 +8,7 @@ use std::sync::{Mutex, Once, PoisonError};
 use reqwest::{Certificate, Client, ClientBuilder, Identity, NoProxy, Url};
 
 use super::Options;
+use super::https::api_host;
 use crate::error::{Error, Result};
 use crate::sys::fs;
 
@@ -17,7 +18,18 @@ const FILE_LIMIT: u64 = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Clients {
     options: Options,
-    made: Mutex<HashMap<(bool, String), Client>>,
+    made: Mutex<HashMap<Kind, Client>>,
+}
+
+/// What tells clients apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    tls: bool,
+    /// Any certificate will do.
+    unverified: bool,
+    host: String,
+    /// The registry that led there, where that is another host.
+    led_by: Option<String>,
 }
 
 impl Clients {
@@ -28,20 +40,26 @@ impl Clients {
         }
     }
 
-    /// The client for the host of `url`. `unverified`: take any certificate.
-    pub(super) fn get(&self, url: &Url, unverified: bool) -> Result<Client> {
+    /// The client for the host of `url`, which the registry `led_by` led to. `unverified`: take any certificate.
+    pub(super) fn get(&self, url: &Url, unverified: bool, led_by: &Url) -> Result<Client> {
         let host = authority(url);
-        let tls = url.scheme() == "https";
+        let kind = Kind {
+            tls: url.scheme() == "https",
+            unverified,
+            led_by: Some(authority(led_by)).filter(|registry| *registry != host),
+            host,
+        };
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = made.get(&(tls, host.clone())) {
+        if let Some(client) = made.get(&kind) {
             return Ok(client.clone());
         }
-        let client = self.make(&host, tls, unverified)?;
-        made.insert((tls, host), client.clone());
+        let client = self.make(&kind)?;
+        made.insert(kind, client.clone());
         Ok(client)
     }
 
-    fn make(&self, host: &str, tls: bool, unverified: bool) -> Result<Client> {
+    fn make(&self, kind: &Kind) -> Result<Client> {
+        let (host, tls) = (kind.host.as_str(), kind.tls);
         // TLS with ring: one provider for the whole process, whoever comes first.
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
@@ -57,7 +75,7 @@ impl Clients {
             .user_agent(&self.options.user_agent)
             .connect_timeout(self.options.timeouts.connect)
             .no_proxy();
-        builder = match (tls, unverified) {
+        builder = match (tls, kind.unverified) {
             // Reading the system's certificates takes longer than a request on the local network.
             (false, _) => builder.tls_certs_only([]),
             (true, true) => builder.tls_danger_accept_invalid_certs(true),
@@ -65,7 +83,13 @@ impl Clients {
         };
         if tls {
             for folder in &self.options.certs_d {
-                builder = certificates(builder, &folder.join(host))?;
+                for name in folders(host) {
+                    builder = certificates(builder, &folder.join(name), true)?;
+                }
+                // As in podman, a registry's authorities vouch for its token service and its store as well.
+                for name in kind.led_by.iter().flat_map(|registry| folders(registry)) {
+                    builder = certificates(builder, &folder.join(name), false)?;
+                }
             }
         }
         if !is_loopback(host) {
@@ -94,9 +118,22 @@ impl Clients {
     }
 }
 
+/// Names of the folders of a host: also with the port that goes without saying, and Docker Hub's is that of its references.
+fn folders(host: &str) -> Vec<String> {
+    let mut names = vec![host.to_owned()];
+    let port = host.rsplit_once(':').map(|(_, port)| port);
+    if port.is_none_or(|port| port.ends_with(']')) {
+        names.push(format!("{host}:443"));
+    }
+    if host == api_host("docker.io".into()) {
+        names.push("docker.io".into());
+    }
+    names
+}
+
 /// containers-certs.d(5): `*.crt` are trusted beside the system's, `*.cert` with the `.key` of the same name is shown
-/// to the registry.
-fn certificates(mut builder: ClientBuilder, folder: &Path) -> Result<ClientBuilder> {
+/// to the registry, if it is `ours` to show.
+fn certificates(mut builder: ClientBuilder, folder: &Path, ours: bool) -> Result<ClientBuilder> {
     for name in fs::names(folder)? {
         let path = folder.join(&name);
         let extension = path.extension().and_then(|e| e.to_str());
@@ -114,7 +151,7 @@ fn certificates(mut builder: ClientBuilder, folder: &Path) -> Result<ClientBuild
                 }
                 builder = builder.tls_certs_merge(found);
             }
-            Some("cert") => {
+            Some("cert") if ours => {
                 let mut pem = read(&path)?;
                 let key = read(&path.with_extension("key"))?;
                 if key.is_empty() {
@@ -201,10 +238,45 @@ mod tests {
             "\u{30}\u{82}",
         ] {
             write(text);
-            let error = clients.get(&url, false).unwrap_err().to_string();
+            let error = clients.get(&url, false, &url).unwrap_err().to_string();
             assert!(error.contains("ca.crt"), "{text:?}: {error}");
         }
         let plain = "http://quay.io:5000/v2/".parse().unwrap();
-        assert!(clients.get(&plain, false).is_ok());
+        assert!(clients.get(&plain, false, &plain).is_ok());
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn certificates_are_found_by_every_way_to_write_a_host_and_count_for_whom_it_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let clients = || {
+            Clients::new(&Options {
+                certs_d: vec![dir.path().into()],
+                ..Options::default()
+            })
+        };
+        let url = |text: &str| text.parse::<Url>().unwrap();
+        // A broken one shows who reads it.
+        let reads = |asked: &str, led_by: &str| clients().get(&url(asked), false, &url(led_by)).is_err();
+        for (folder, asked) in [
+            ("quay.io", "https://quay.io/v2/"),
+            ("quay.io:443", "https://quay.io/v2/"),
+            ("quay.io:444", "https://quay.io:444/v2/"),
+            ("[::1]:443", "https://[::1]/v2/"),
+            ("docker.io", "https://registry-1.docker.io/v2/"),
+        ] {
+            let folder = dir.path().join(folder);
+            std::fs::create_dir(&folder).unwrap();
+            std::fs::write(folder.join("ca.crt"), "no certificate").unwrap();
+            assert!(reads(asked, asked), "{}", folder.display());
+            assert!(reads("https://tokens.example/", asked), "{}", folder.display());
+            // What shows who we are is for the host itself.
+            std::fs::rename(folder.join("ca.crt"), folder.join("us.cert")).unwrap();
+            assert!(
+                reads(asked, asked) && !reads("https://tokens.example/", asked),
+                "{asked}"
+            );
+            std::fs::remove_dir_all(&folder).unwrap();
+        }
     }
 }

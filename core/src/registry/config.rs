@@ -121,6 +121,12 @@ impl Registry {
             if mirror.location.is_empty() {
                 return Err("a [[registry.mirror]] needs a location".into());
             }
+            if self.mirror_by_digest_only && !matches!(mirror.pull_from_mirror, Pull::All) {
+                return Err(format!(
+                    "mirror {} has pull-from-mirror, which goes without mirror-by-digest-only only",
+                    mirror.location
+                ));
+            }
         }
         match self.prefix().is_empty() {
             true => Err("a [[registry]] needs a prefix or a location".into()),
@@ -144,17 +150,32 @@ fn normal(name: &str) -> Result<String, String> {
 impl Config {
     pub(super) fn load(options: &Options) -> Result<Self> {
         let mut config = Self::default();
-        for path in &options.registries_conf {
+        let own = options.own_registries.as_ref().filter(|(file, _)| fs::exists(file));
+        let (files, folders) = match own {
+            Some((file, folder)) => (std::slice::from_ref(file), std::slice::from_ref(folder)),
+            None => (&options.registries_conf[..], &options.registries_conf_d[..]),
+        };
+        let mut found = false;
+        for path in files {
             if let Some(text) = fs::read(path, FILE_LIMIT)? {
                 config.add(path, &text)?;
+                found = true;
                 break;
             }
         }
-        for folder in &options.registries_conf_d {
+        if let ([named], false) = (files, found) {
+            // What it blocks or leads elsewhere must not be asked because of a typing error.
+            return Err(Error::Settings {
+                path: named.clone(),
+                why: "is not there; it was named as the registries.conf to go by".into(),
+            });
+        }
+        for folder in folders {
             let mut names = fs::names(folder)?;
             names.retain(|name| Path::new(name).extension().is_some_and(|e| e == "conf"));
             names.sort();
-            for path in names.iter().map(|name| folder.join(name)) {
+            let paths = names.iter().map(|name| folder.join(name));
+            for path in paths.filter(|path| !fs::leads_to_dir(path)) {
                 if let Some(text) = fs::read(&path, FILE_LIMIT)? {
                     config.add(&path, &text)?;
                 }
@@ -173,14 +194,25 @@ impl Config {
                 "is of version 1, which is no longer supported; write [[registry]] tables as containers-registries.conf(5) says".into(),
             ));
         }
+        let mut own: Vec<Registry> = Vec::new();
         for mut registry in file.registry {
             registry.normalize().map_err(fail)?;
             if registry.location.is_empty() && !registry.prefix().starts_with("*.") && !registry.mirror.is_empty() {
                 tracing::debug!("{}: {} has mirrors, but no location", path.display(), registry.prefix());
             }
-            self.registries.retain(|earlier| earlier.prefix() != registry.prefix());
-            self.registries.push(registry);
+            let twice = own.iter().find(|other| other.prefix() == registry.prefix());
+            if twice.is_some_and(|other| (other.blocked, other.insecure) != (registry.blocked, registry.insecure)) {
+                return Err(fail(format!(
+                    "has {} twice, with other values of blocked or insecure; write it once",
+                    registry.prefix()
+                )));
+            }
+            own.retain(|earlier| earlier.prefix() != registry.prefix());
+            own.push(registry);
         }
+        let replaced = |earlier: &Registry| own.iter().any(|later| later.prefix() == earlier.prefix());
+        self.registries.retain(|earlier| !replaced(earlier));
+        self.registries.extend(own);
         if let Some(helpers) = file.credential_helpers {
             self.helpers = helpers;
         }
@@ -192,21 +224,17 @@ impl Config {
             .registries
             .iter()
             .filter_map(|registry| Some((registry, registry.covers(image, versions)?)));
-        // Of a wildcard and a name that cover the same, the name counts.
-        covering.max_by_key(|(registry, length)| (*length, !registry.prefix().starts_with('*')))
+        // Of a wildcard and a name that cover the same, the name counts, and of two wildcards the longer one.
+        covering.max_by_key(|(registry, length)| {
+            let prefix = registry.prefix();
+            (*length, !prefix.starts_with('*'), prefix.len())
+        })
     }
 
-    /// Whether `host[:port]` may be asked without TLS, as far as the files say.
+    /// Whether `host[:port]` as a whole may be asked without TLS, as far as the files say: what they say of a namespace or a
+    /// mirror, they say of nothing else on that host.
     pub(super) fn insecure(&self, host: &str) -> bool {
-        let location_is = |location: &str| location == host || location.split('/').next() == Some(host);
         self.find(host, &[]).is_some_and(|(registry, _)| registry.insecure)
-            || self.registries.iter().any(|registry| {
-                (registry.insecure && location_is(&registry.location))
-                    || registry
-                        .mirror
-                        .iter()
-                        .any(|mirror| mirror.insecure && location_is(&mirror.location))
-            })
     }
 
     /// Where to ask for `name`: mirrors in order, the registry itself last.
@@ -254,6 +282,17 @@ impl Config {
             "" => place(&image, registry.insecure),
             location => place(&moved(location), registry.insecure),
         });
+        if let Some(nowhere) = places.iter().find(|place| place.repository.contains(':')) {
+            return Err(Error::Reference {
+                reference: name.to_string(),
+                why: format!(
+                    "registries.conf ({}) leads to {}/{}, which is no repository; write the port into its prefix",
+                    registry.prefix(),
+                    nowhere.host,
+                    nowhere.repository
+                ),
+            });
+        }
         // Where a mirror or another location leads to may be blocked by itself.
         let mut refused = None;
         places.retain(|place| {
@@ -347,8 +386,9 @@ mod tests {
         assert_eq!(places(&config, "quay.io/organ/os:1"), ["quay.io/organ/os"]);
         assert_eq!(places(&config, "other.example/os:1"), ["other.example/os"]);
         assert_eq!(config.helpers, ["containers-auth.json", "x"]);
-        assert!(config.insecure("m2.example") && !config.insecure("m1.example"));
-        assert!(config.insecure("internal.example:5000") && !config.insecure("quay.io"));
+        for part in ["m1.example", "m2.example", "internal.example:5000", "quay.io"] {
+            assert!(!config.insecure(part), "{part} as a whole");
+        }
     }
 
     #[test]
@@ -497,6 +537,78 @@ mod tests {
         assert_eq!(places(&config, "h.example/os:1"), ["h.example/os"]);
         let by_digest = format!("h.example/os@sha256:{}", "0".repeat(64));
         assert_eq!(places(&config, &by_digest), ["m.example/os", "h.example/os"]);
+    }
+
+    #[test]
+    fn of_several_wildcards_the_longest_decides() {
+        let longer = "[[registry]]\nprefix = \"*.sub.a.example\"\nblocked = true\n";
+        let shorter = "[[registry]]\nprefix = \"*.a.example\"\nlocation = \"m.example\"\n";
+        for text in [longer.to_owned() + shorter, shorter.to_owned() + longer] {
+            let config = config(&text);
+            assert_eq!(places(&config, "x.a.example/os:1"), ["m.example/os"]);
+            let Reference::Registry(blocked) = "x.sub.a.example/os:1".parse().unwrap() else {
+                panic!("no registry");
+            };
+            assert!(config.places(&blocked).is_err());
+        }
+    }
+
+    #[test]
+    fn a_port_does_not_become_a_part_of_another_hosts_path() {
+        let config = config("[[registry]]\nprefix = \"a.example\"\nlocation = \"m.example/x\"\n");
+        let Reference::Registry(name) = "a.example:5000/os:1".parse().unwrap() else {
+            panic!("no registry");
+        };
+        let error = config.places(&name).unwrap_err().to_string();
+        assert!(error.contains("m.example/x:5000/os"), "{error}");
+        assert_eq!(places(&config, "a.example/os:1"), ["m.example/x/os"]);
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        let refused = |text: &str| {
+            let added = Config::default().add(Path::new("registries.conf"), text.as_bytes());
+            added.unwrap_err().to_string()
+        };
+        let mirror =
+            "mirror-by-digest-only = true\n[[registry.mirror]]\nlocation = \"m\"\npull-from-mirror = \"tag-only\"\n";
+        let text = refused(&format!("[[registry]]\nlocation = \"a\"\n{mirror}"));
+        assert!(text.contains("mirror-by-digest-only"), "{text}");
+        let text = refused("[[registry]]\nlocation = \"a\"\nblocked = true\n[[registry]]\nlocation = \"a\"\n");
+        assert!(text.contains("a twice"), "{text}");
+        config(
+            "[[registry]]\nlocation = \"a\"\n[[registry]]\nlocation = \"a\"\n[[registry.mirror]]\nlocation = \"m\"\n",
+        );
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn the_users_own_file_counts_alone_and_a_named_one_has_to_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("etc.d/folder.conf")).unwrap();
+        std::fs::create_dir(at("own.d")).unwrap();
+        let insecure = |name: &str| format!("[[registry]]\nlocation = \"{name}\"\ninsecure = true\n");
+        std::fs::write(at("etc.conf"), insecure("etc")).unwrap();
+        std::fs::write(at("etc.d/1.conf"), insecure("etc-d")).unwrap();
+        std::fs::write(at("own.d/1.conf"), insecure("own-d")).unwrap();
+        let mut options = Options {
+            own_registries: Some((at("own.conf"), at("own.d"))),
+            registries_conf: vec![at("none.conf"), at("etc.conf")],
+            registries_conf_d: vec![at("etc.d"), at("own.d")],
+            ..Options::default()
+        };
+        let seen = |options: &Options| {
+            let config = Config::load(options).unwrap();
+            ["etc", "etc-d", "own", "own-d"].map(|name| config.insecure(name))
+        };
+        assert_eq!(seen(&options), [true, true, false, true]);
+        std::fs::write(at("own.conf"), insecure("own")).unwrap();
+        assert_eq!(seen(&options), [false, false, true, true]);
+        options.own_registries = None;
+        options.registries_conf = vec![at("none.conf")];
+        let error = Config::load(&options).unwrap_err().to_string();
+        assert!(error.contains("none.conf") && error.contains("is not there"), "{error}");
     }
 
     #[test]

@@ -143,11 +143,13 @@ fn pick<'i>(images: &'i [Saved], choice: &Choice) -> Result<&'i Saved, String> {
                 true => name.to_owned(),
                 false => format!("{name}:latest"),
             };
-            let wanted = full(name);
-            let fits = |image: &&Saved| {
-                let mut tags = tags(image).into_iter();
-                tags.any(|tag| tag == wanted || tag.strip_prefix("docker.io/library/") == Some(&wanted))
+            // Docker and podman leave off, or not, what goes without saying.
+            let short = |name: &str| {
+                let name = name.strip_prefix("docker.io/").unwrap_or(name);
+                name.strip_prefix("library/").unwrap_or(name).to_owned()
             };
+            let wanted = short(&full(name));
+            let fits = |image: &&Saved| tags(image).iter().any(|tag| short(&full(tag)) == wanted);
             images
                 .iter()
                 .find(fits)
@@ -189,5 +191,40 @@ impl Transport for DockerArchive {
             from,
             whole: false,
         })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_found_whatever_either_side_leaves_off() {
+        let names = [
+            "debian:13",
+            "docker.io/library/alpine:latest",
+            "docker.io/org/os:1",
+            "quay.io/os:1",
+        ];
+        let images = names.map(|name| -> Saved {
+            serde_json::from_value(json!({"Config": name, "RepoTags": [name], "Layers": []})).unwrap()
+        });
+        let found = |name: &str| pick(&images, &Choice::Named(name.into())).map(|image| image.config.clone());
+        for (asked, name) in [
+            ("debian:13", 0),
+            ("library/debian:13", 0),
+            ("docker.io/debian:13", 0),
+            ("docker.io/library/debian:13", 0),
+            ("alpine", 1),
+            ("docker.io/library/alpine", 1),
+            ("org/os:1", 2),
+            ("quay.io/os:1", 3),
+        ] {
+            assert_eq!(found(asked).as_deref(), Ok(names[name]), "{asked}");
+        }
+        for asked in ["debian", "os:1", "docker.io/os:1", "quay.io/library/os:1"] {
+            assert!(found(asked).is_err(), "{asked}");
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Requests with their redirects, and what a refusal means.
 //!
-//! Invariant: credentials go to the scheme, host and port that they were given for and nowhere else, and nothing is
-//! asked for without TLS but on this machine or where the configuration calls the host insecure; both hold for every
-//! hop of a redirect.
+//! Invariant: credentials go to the scheme, host and port that they were given for and nowhere else, nor is anybody else's
+//! challenge answered; and nothing is asked for without TLS but on this machine or where the configuration calls the place
+//! insecure. Both hold for every hop of a redirect.
 
 use std::time::Duration;
 
@@ -43,6 +43,10 @@ pub(super) struct Fetcher {
 pub(super) struct Request<'r> {
     pub method: Method,
     pub url: Url,
+    /// The configuration calls this place insecure: no TLS, or a certificate that nobody vouches for, is enough for its host.
+    pub insecure: bool,
+    /// The registry that named this address; its certificates of certs.d count here, too.
+    pub named_by: Option<Url>,
     pub authorization: Option<HeaderValue>,
     pub accept: &'r [&'r str],
     /// Bytes wanted, as the header `Range` has them, if not all.
@@ -79,6 +83,8 @@ impl<'r> Request<'r> {
         Self {
             method: Method::GET,
             url,
+            insecure: false,
+            named_by: None,
             authorization: None,
             accept: &[],
             range: None,
@@ -99,10 +105,20 @@ impl Fetcher {
         })
     }
 
-    /// Whether the configuration allows to talk to `host[:port]` without TLS or with any certificate.
-    pub(super) fn insecure(&self, host: &str) -> bool {
+    /// Whether the settings name `host[:port]` as insecure.
+    pub(super) fn listed(&self, host: &str) -> bool {
         let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-        self.insecure.iter().any(|listed| listed == host || listed == name) || self.config.insecure(host)
+        self.insecure.iter().any(|listed| listed == host || listed == name)
+    }
+
+    /// Whether `to` may be asked without TLS or with any certificate on the way from `from`, which is `insecure` or not: the
+    /// same host as `from` itself, every other one where it is insecure as a whole.
+    pub(super) fn insecure(&self, from: &Url, insecure: bool, to: &Url) -> bool {
+        let host = authority(to);
+        match authority(from) == host {
+            true => insecure,
+            false => self.listed(&host) || self.config.insecure(&host),
+        }
     }
 
     /// Asks, and follows redirects. The answer's status is a success.
@@ -112,10 +128,13 @@ impl Fetcher {
         for _ in 0..=REDIRECTS {
             let answer = self.hop(&request, &origin, &url)?;
             if !matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return accept(answer, &request.method, &url);
+                return match accept(answer, &request.method, &url) {
+                    Err(Refused::Login(_, said)) if !same_origin(&origin, &url) => Err(stranger(&origin, &url, &said)),
+                    accepted => accepted,
+                };
             }
             url = self
-                .redirect(&url, &answer)
+                .redirect(&request, &url, &answer)
                 .map_err(|error| Refused::Failed(Some(answer.status), error.into()))?;
         }
         let why = format!("more than {REDIRECTS} redirects");
@@ -123,7 +142,10 @@ impl Fetcher {
     }
 
     fn hop(&self, request: &Request<'_>, origin: &Url, url: &Url) -> Result<Answer, Refused> {
-        let client = self.clients.get(url, self.insecure(&authority(url)));
+        let unverified = self.insecure(origin, request.insecure, url);
+        let client = self
+            .clients
+            .get(url, unverified, request.named_by.as_ref().unwrap_or(origin));
         let client = client.map_err(|error| Refused::Failed(None, error.into()))?;
         let mut builder = client
             .request(request.method.clone(), url.clone())
@@ -169,7 +191,7 @@ impl Fetcher {
         Duration::from_secs(bytes / SLOWEST_UPLOAD) + paced.unwrap_or_default()
     }
 
-    fn redirect(&self, url: &Url, answer: &Answer) -> Result<Url> {
+    fn redirect(&self, request: &Request<'_>, url: &Url, answer: &Answer) -> Result<Url> {
         let location = answer.headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let location = location.ok_or_else(|| network(url, format!("{} without a location", answer.status)))?;
         let mut next = url
@@ -177,7 +199,7 @@ impl Fetcher {
             .map_err(|e| network(url, format!("redirect to nowhere: {e}")))?;
         let _ = next.set_username("");
         let _ = next.set_password(None);
-        let plain_allowed = url.scheme() == "http" && self.plain_allowed(&authority(&next));
+        let plain_allowed = url.scheme() == "http" && self.plain_allowed(&request.url, request.insecure, &next);
         match next.scheme() {
             "https" => Ok(next),
             "http" if plain_allowed => Ok(next),
@@ -188,9 +210,9 @@ impl Fetcher {
         }
     }
 
-    /// Whether `host[:port]` may be asked over plain HTTP.
-    pub(super) fn plain_allowed(&self, host: &str) -> bool {
-        is_loopback(host) || self.insecure(host)
+    /// Whether `to` may be asked over plain HTTP; otherwise as [`Self::insecure`].
+    pub(super) fn plain_allowed(&self, from: &Url, insecure: bool, to: &Url) -> bool {
+        is_loopback(&authority(to)) || self.insecure(from, insecure, to)
     }
 }
 
@@ -203,6 +225,15 @@ pub(super) fn network(url: &Url, why: impl Into<String>) -> Error {
         url: shown(url),
         why: why.into(),
     }
+}
+
+/// Who was redirected to asks for a login: ours is the registry's, and is not for him.
+fn stranger(origin: &Url, url: &Url, said: &str) -> Refused {
+    let why = format!(
+        "401 Unauthorized{said}; {} redirects there, and what is there wants a login of its own: no credentials were sent",
+        shown(origin)
+    );
+    Refused::Failed(Some(StatusCode::UNAUTHORIZED), network(url, why).into())
 }
 
 fn unanswered(url: &Url, trouble: Trouble) -> Refused {

@@ -34,6 +34,7 @@ pub(super) struct Https {
     /// `host[:port]` of the API.
     host: String,
     repository: String,
+    insecure: bool,
     /// It is a mirror of this host.
     mirror_of: Option<String>,
     /// Tag or digest.
@@ -76,19 +77,20 @@ pub(super) fn api_host(host: String) -> String {
 
 impl Https {
     fn new(fetcher: &Arc<Fetcher>, place: Place, name: &Name, options: &Options) -> Result<Self> {
-        let schemes = schemes(&place.host, place.insecure || fetcher.insecure(&place.host));
+        let insecure = place.insecure || fetcher.listed(&place.host);
         let places = Places {
             files: options.auth_files.clone(),
             helpers: fetcher.config.helpers.clone(),
         };
         let source = Self {
-            session: Session::new(places, &place.host, &place.repository),
+            session: Session::new(places, &place.host, &place.repository, insecure),
             fetcher: fetcher.clone(),
+            schemes: schemes(&place.host, insecure),
             host: api_host(place.host),
             repository: place.repository,
+            insecure,
             mirror_of: place.mirror_of,
             wanted: name.wanted(),
-            schemes,
             scheme: AtomicUsize::new(0),
             known: AtomicBool::new(false),
         };
@@ -177,6 +179,7 @@ impl Https {
         let failed = |failure| Refused::Failed(None, failure);
         let with = |pass: &Pass| Request {
             authorization: pass.header.clone(),
+            insecure: self.insecure,
             ..request.clone()
         };
         let (fetcher, url) = (&self.fetcher, &request.url);

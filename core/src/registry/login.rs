@@ -34,6 +34,8 @@ pub(super) struct Session {
     /// As in the reference: the key of credentials.
     host: String,
     repository: String,
+    /// The configuration calls it insecure.
+    insecure: bool,
     state: Mutex<State>,
 }
 
@@ -68,11 +70,12 @@ struct TokenAnswer {
 }
 
 impl Session {
-    pub(super) fn new(places: Places, host: &str, repository: &str) -> Self {
+    pub(super) fn new(places: Places, host: &str, repository: &str, insecure: bool) -> Self {
         Self {
             places,
             host: host.into(),
             repository: repository.into(),
+            insecure,
             state: Mutex::default(),
         }
     }
@@ -122,12 +125,16 @@ impl Session {
     /// Why the registry will not have us, and what to do.
     pub(super) fn refused(&self, said: &str, monitor: &dyn Monitor) -> String {
         let mut state = self.lock();
-        let search = self.search(&mut state, monitor);
+        let search = self.search(&mut state, monitor).clone();
         let host = &self.host;
         match &search.found {
-            Some((_, place)) => format!(
+            Some((_, place)) if state.answers > 0 => format!(
                 "401 Unauthorized{said}; the credentials for {host} from {place} were refused, \
                  log in again with `podman login {host}`"
+            ),
+            Some((_, place)) => format!(
+                "401 Unauthorized{said}; it asks for a login of a kind for which those for {host} from {place} do not do: \
+                 a password is sent as Basic says, a password or an identity token where Bearer names a token service"
             ),
             None => format!(
                 "401 Unauthorized{said}; no credentials for {host} were found in {}; \
@@ -163,9 +170,13 @@ impl Session {
             state.set(header(&format!("Bearer {token}")), None);
             return Ok(());
         }
-        let realm = realm(&bearer, fetcher, from)?;
+        let realm = self.realm(&bearer, fetcher, from)?;
         let login = found.as_ref().map(|(login, _)| login);
-        let request = self.token_request(&bearer, realm.clone(), login);
+        let request = Request {
+            insecure: fetcher.insecure(from, self.insecure, &realm),
+            named_by: Some(from.clone()),
+            ..self.token_request(&bearer, realm.clone(), login)
+        };
         let answer = fetcher.ask(request).map_err(|refused| match refused {
             Refused::Scheme(failure) | Refused::Closed(failure) | Refused::Failed(_, failure) => failure,
             Refused::Login(_, said) => {
@@ -198,6 +209,31 @@ impl Session {
         let renew = Instant::now().checked_add(life - early).map(|at| (at, bearer));
         state.set(header(&format!("Bearer {token}")), renew);
         Ok(())
+    }
+
+    /// The token service's address. Credentials go there, so it has to be as safe as the registry itself.
+    fn realm(&self, bearer: &Bearer, fetcher: &Fetcher, from: &Url) -> Result<Url, Failure> {
+        let refuse = |why: String| Failure {
+            error: Error::Network {
+                url: super::net::shown(from),
+                why,
+            },
+            again: Again::Never,
+            refused: false,
+        };
+        let realm: Url = bearer
+            .realm
+            .parse()
+            .map_err(|e| refuse(format!("its token service {:?}: {e}", bearer.realm)))?;
+        let plain = from.scheme() == "http" && fetcher.plain_allowed(from, self.insecure, &realm);
+        match realm.scheme() {
+            "https" => Ok(realm),
+            "http" if plain => Ok(realm),
+            _ => Err(refuse(format!(
+                "its token service {} is not safe; no credentials were sent",
+                super::net::shown(&realm)
+            ))),
+        }
     }
 
     fn token_request(&self, bearer: &Bearer, mut url: Url, login: Option<&Login>) -> Request<'static> {
@@ -256,31 +292,6 @@ impl State {
             header: self.header.clone(),
             answers: self.answers,
         }
-    }
-}
-
-/// The token service's address. Credentials go there, so it has to be as safe as the registry itself.
-fn realm(bearer: &Bearer, fetcher: &Fetcher, from: &Url) -> Result<Url, Failure> {
-    let refuse = |why: String| Failure {
-        error: Error::Network {
-            url: super::net::shown(from),
-            why,
-        },
-        again: Again::Never,
-        refused: false,
-    };
-    let realm: Url = bearer
-        .realm
-        .parse()
-        .map_err(|e| refuse(format!("its token service {:?}: {e}", bearer.realm)))?;
-    let plain = from.scheme() == "http" && fetcher.plain_allowed(&super::client::authority(&realm));
-    match realm.scheme() {
-        "https" => Ok(realm),
-        "http" if plain => Ok(realm),
-        _ => Err(refuse(format!(
-            "its token service {} is not safe; no credentials were sent",
-            super::net::shown(&realm)
-        ))),
     }
 }
 

@@ -16,7 +16,9 @@ pub struct Options {
     /// containers-auth.json(5) and Docker's config.json, in order: the first that has credentials wins. Missing or
     /// unreadable ones are passed over.
     pub auth_files: Vec<PathBuf>,
-    /// containers-registries.conf(5), version 2: the first that exists.
+    /// The user's own containers-registries.conf(5) and folder of drop-ins: where the file is, no other and no other drop-in counts.
+    pub own_registries: Option<(PathBuf, PathBuf)>,
+    /// containers-registries.conf(5), version 2: the first that exists. One alone has to exist.
     pub registries_conf: Vec<PathBuf>,
     /// Folders of drop-ins (`*.conf`, by name), read after it in this order; later ones win.
     pub registries_conf_d: Vec<PathBuf>,
@@ -81,6 +83,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             auth_files: Vec::new(),
+            own_registries: None,
             registries_conf: Vec::new(),
             registries_conf_d: Vec::new(),
             certs_d: Vec::new(),
@@ -143,18 +146,18 @@ impl Options {
                 let mut folders = system("registries.conf.d");
                 folders.reverse();
                 folders.extend(containers("registries.conf.d"));
-                (
-                    [containers("registries.conf"), system("registries.conf")].concat(),
-                    folders,
-                )
+                (system("registries.conf"), folders)
             }
         };
+        let own = env.registries_conf.is_none().then_some(config.as_ref()).flatten();
+        let own = own.map(|config| config.join("containers"));
         let certs = [
             vec!["/etc/containers/certs.d".into(), "/etc/docker/certs.d".into()],
             containers("certs.d"),
         ];
         Self {
             auth_files: auth_files(env, config.as_deref()),
+            own_registries: own.map(|own| (own.join("registries.conf"), own.join("registries.conf.d"))),
             registries_conf,
             registries_conf_d,
             certs_d: certs.concat(),

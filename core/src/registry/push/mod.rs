@@ -12,7 +12,6 @@ use bytes::Bytes;
 use reqwest::{Method, StatusCode, Url};
 
 use super::auth::Places;
-use super::client::authority;
 use super::config::Place;
 use super::fetch::{Content, Fetcher, Refused, Request, content_length, network, same_origin};
 use super::https::{api_host, digest_of, schemes};
@@ -37,6 +36,8 @@ const ANEW: u32 = 2;
 pub struct Push {
     fetcher: Arc<Fetcher>,
     session: Session,
+    /// The configuration calls the registry insecure.
+    insecure: bool,
     retry: Retry,
     host: String,
     repository: String,
@@ -71,9 +72,11 @@ impl Push {
             files: options.auth_files.clone(),
             helpers: fetcher.config.helpers.clone(),
         };
-        let schemes = schemes(&place.host, place.insecure || fetcher.insecure(&place.host));
+        let insecure = place.insecure || fetcher.listed(&place.host);
+        let schemes = schemes(&place.host, insecure);
         let mut push = Self {
-            session: Session::new(places, &place.host, &place.repository),
+            session: Session::new(places, &place.host, &place.repository, insecure),
+            insecure,
             retry: options.retry.clone(),
             host: api_host(place.host),
             repository: place.repository,
@@ -296,7 +299,7 @@ impl Push {
         let sent = match same_origin(&base, &request.url) {
             true => self.send_ours(request, monitor),
             false => {
-                let plain = base.scheme() == "http" && self.fetcher.plain_allowed(&authority(&request.url));
+                let plain = base.scheme() == "http" && self.fetcher.plain_allowed(&base, self.insecure, &request.url);
                 if request.url.scheme() != "https" && !plain {
                     let why = "the upload was to go on there, which is not safe: refused";
                     return Err((None, network(&request.url, why).into()));
@@ -320,6 +323,7 @@ impl Push {
         let (fetcher, url) = (&self.fetcher, &request.url);
         let with = |pass: &Pass| Request {
             authorization: pass.header.clone(),
+            insecure: self.insecure,
             ..request.clone()
         };
         let pass = self.session.pass(fetcher, url, monitor).map_err(failed)?;
