@@ -131,7 +131,7 @@ pub enum Error {
         why: String,
     },
     /// A tree that cannot become an image: a missing folder, a limit of the format.
-    #[error("{}: {why}", path.display())]
+    #[error("{}: {why}", one_line(&path.to_string_lossy()))]
     Tree {
         /// The path inside the tree.
         path: PathBuf,
@@ -290,4 +290,13 @@ impl Error {
 
 fn is_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// A name from an image as it is shown: what would begin another line, or be a command to a terminal, is escaped.
+pub(crate) fn one_line(name: &str) -> String {
+    let shown = |c: char| match c.is_control() {
+        true => c.escape_default().collect(),
+        false => String::from(c),
+    };
+    name.chars().map(shown).collect()
 }

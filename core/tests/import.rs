@@ -266,6 +266,25 @@ fn hostile_names_are_data_and_nothing_is_written_by_them() {
 }
 
 #[test]
+fn holes_of_terabytes_cost_nothing_and_more_than_one_all_together_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path(), Algorithm::Sha256);
+    let of = |sizes: &[u64]| {
+        let add = |tar: Tar, (at, size): (usize, &u64)| {
+            let size = size.to_string();
+            tar.pax(&[("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", b"")])
+                .file(&format!("hole{at}"), b"")
+        };
+        sizes.iter().enumerate().fold(Tar::new(), add).finish()
+    };
+    let began = std::time::Instant::now();
+    import(&store, &of(&[1 << 39, (1 << 39) - 1])).unwrap();
+    assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
+    let error = import(&store, &of(&[1 << 39, (1 << 39) + 1])).unwrap_err().to_string();
+    assert!(error.contains("hole1") && error.contains("more than"), "{error}");
+}
+
+#[test]
 fn sparse_files_are_expanded_and_rebuilt() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path(), Algorithm::Sha256);

@@ -118,6 +118,29 @@ fn whiteouts_hide_earlier_layers_only_wherever_they_stand() {
 }
 
 #[test]
+fn a_name_of_255_bytes_can_be_hidden_though_its_whiteout_is_longer() {
+    let long = "n".repeat(255);
+    assert_eq!(
+        names(&[&format!("a/ a/{long}=1 a/x"), &format!("a/.wh.{long}")]),
+        "a/ a/x"
+    );
+    let error = refusal(
+        format!("dir/.wh.{long}n").as_bytes(),
+        Item::Regular(Content::Inline((*b"").into())),
+    );
+    assert!(error.contains("255 bytes"), "{error}");
+}
+
+#[test]
+fn a_name_in_a_message_makes_no_line_of_its_own() {
+    let error = refusal(b"dir/../x\nerror: all is well\x1b[31m", Item::Directory);
+    assert!(
+        error.contains("x\\nerror: all is well\\u{1b}[31m") && !error.contains('\n'),
+        "{error}"
+    );
+}
+
+#[test]
 fn an_opaque_folder_hides_earlier_layers_only_at_any_depth_wherever_its_mark_stands() {
     let lower = "a/ a/x=1 a/sub/ a/sub/deep=1 a/sub/deeper/ a/sub/deeper/z=1 b=1";
     for layer in [

@@ -9,7 +9,7 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cfs_core::ids::{Algorithm, DiffId, ManifestDigest, ObjectId};
+use cfs_core::ids::{Algorithm, BlobDigest, DiffId, ManifestDigest, ObjectId};
 use cfs_core::layers::{Content, Item};
 use cfs_core::monitor::Quiet;
 use cfs_core::store::import::{self, Compression, LayerSource};
@@ -589,6 +589,130 @@ fn a_power_cut_at_any_step_leaves_nothing_named_that_is_not_there_and_the_next_r
     assert!(steps > 20, "only {steps} steps");
     for n in 0..steps {
         cut_after(n, Loss::Names);
+    }
+}
+
+/// Another manifest of the same config, as a publisher makes it who compresses the layers another way.
+fn recompressed(layers: &[DiffId]) -> (Vec<u8>, Vec<u8>) {
+    let (config, manifest) = json(layers);
+    let manifest = String::from_utf8(manifest).unwrap();
+    (config, manifest.replace("\"size\":1}", "\"size\":2}").into_bytes())
+}
+
+#[test]
+fn what_two_manifests_share_stays_as_long_as_one_of_them_is_named() {
+    for goes in ["quay.io/org/os:1%2", "second"] {
+        let sample = sample(Algorithm::Sha256);
+        let store = Store::open(&sample.path).unwrap();
+        let (config, manifest) = recompressed(&sample.layers);
+        let images = BTreeMap::from([("composefs.image.another".to_owned(), sample.image)]);
+        let config = store.put_config(&config, &sample.layers, &images).unwrap();
+        let second = store.put_manifest(&manifest, &config, &sample.layers).unwrap();
+        store.tag("second", &second).unwrap();
+        store.publish().unwrap();
+        store.unname_image("deployment").unwrap();
+        store.untag(goes).unwrap();
+        gc::run(&store, &gc::Roots::default(), &no_objects).unwrap();
+        let stays = if goes == "second" { sample.manifest } else { second };
+        let config = store.config_of(&stays).unwrap().expect("its config is there");
+        assert_eq!(config.bytes, sample.config);
+        assert_eq!(config.images.get(IMAGE_V1), Some(&sample.image), "{goes}");
+        assert_eq!(findings(&store), [], "{goes}");
+    }
+}
+
+#[test]
+fn a_manifest_without_its_config_is_found() {
+    let sample = sample(Algorithm::Sha256);
+    let store = Store::open(&sample.path).unwrap();
+    let config = store.manifest(&sample.manifest).unwrap().unwrap().config;
+    std::fs::remove_file(sample.path.join(format!("streams/oci-config-{config}"))).unwrap();
+    let found = findings(&store);
+    assert!(
+        found
+            .iter()
+            .any(|f| f.path.contains("oci-manifest") && f.why.contains(&config.to_string())),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn garbage_collection_after_a_cut_takes_nothing_that_is_named_and_one_that_is_cut_itself_is_mended_by_the_next_pull() {
+    let cut_after = |operations: usize, collecting: bool, loss: Option<Loss>| {
+        let folder = tempfile::tempdir().unwrap();
+        let (base, stash) = (folder.path().join("base"), folder.path().join("stash"));
+        std::fs::create_dir(&base).unwrap();
+        std::fs::create_dir(&stash).unwrap();
+        let path = base.join("composefs");
+        pull(Arc::new(RealFs), &path).unwrap();
+        let (config, manifest) = json(&[diff_id(&layer(1))]);
+        let fs = Arc::new(CrashFs::new(&base, &stash).cut_after(operations));
+        let again = || -> Result<()> {
+            let store = Store::open_or_create_with(fs.clone(), &path, Algorithm::Sha256)?;
+            if collecting {
+                store.untag("os")?;
+                store.unname_image("os")?;
+                return gc::run(&store, &gc::Roots::default(), &no_objects).map(drop);
+            }
+            // As for podman: a further image of the same config.
+            let image = store.put_image(&[&erofs::<Sha256HashValue>()[..], &[0; 4096]].concat())?;
+            let images = BTreeMap::from([(WHOLE_IMAGE_V1.to_owned(), image)]);
+            let layers = [diff_id(&layer(1))];
+            let config = store.put_config(&config, &layers, &images)?;
+            store.put_manifest(&manifest, &config, &layers)?;
+            store.publish()
+        };
+        let finished = again().is_ok();
+        loss.into_iter().for_each(|loss| fs.lose(loss));
+        let store = Store::open(&path).unwrap();
+        let told = format!("after {operations}, collecting: {collecting}, {loss:?}");
+        if !collecting {
+            gc::run(&store, &gc::Roots::default(), &no_objects).unwrap();
+            let manifest = store.tags().unwrap()["os"];
+            let config = store
+                .config_of(&manifest)
+                .unwrap()
+                .unwrap_or_else(|| panic!("{told}: no config"));
+            assert!(config.images.contains_key(IMAGE_V1), "{told}");
+            assert_eq!(findings(&store), [], "{told}");
+        }
+        // The next pull makes no image that the config says was made of it.
+        let digest = BlobDigest::from_hash(Sha256::digest(&config).into());
+        let made = store
+            .config(&digest)
+            .ok()
+            .flatten()
+            .and_then(|c| c.images.get(IMAGE_V1).copied());
+        drop(store);
+        match made {
+            None => pull(Arc::new(RealFs), &path).unwrap_or_else(|e| panic!("{told}: {e}")),
+            Some(image) => {
+                let store = Store::open(&path).unwrap();
+                let manifest = store.put_manifest(&manifest, &digest, &[diff_id(&layer(1))]).unwrap();
+                store.tag("os", &manifest).unwrap();
+                store.name_image("os", &image).unwrap();
+                store.publish().unwrap();
+            }
+        }
+        let store = Store::open(&path).unwrap();
+        assert_eq!(findings(&store), [], "{told}");
+        gc::run(&store, &gc::Roots::default(), &no_objects).unwrap();
+        assert_eq!(findings(&store), [], "{told}");
+        let manifest = store.tags().unwrap()["os"];
+        assert!(
+            store
+                .config_of(&manifest)
+                .unwrap()
+                .is_some_and(|c| c.images.contains_key(IMAGE_V1)),
+            "{told}"
+        );
+        finished
+    };
+    for collecting in [false, true] {
+        for loss in [None, Some(Loss::Names)] {
+            let steps = (0..200).find(|n| cut_after(*n, collecting, loss)).unwrap();
+            assert!(steps > 5, "only {steps} steps");
+        }
     }
 }
 

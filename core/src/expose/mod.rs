@@ -186,7 +186,7 @@ impl<'a> Shelf<'a> {
         // Until all is done podman makes no container: it might stand on what goes.
         let containers = Containers::of(self.podman)?;
         for layer in self.listed()? {
-            if containers.may_use(&layer.id) && layer.image.parse().is_ok_and(|id| self.store.has_object(&id)) {
+            if containers.may_use(&layer.id) && layer.image.parse().is_ok_and(|id| self.store.is_image(&id)) {
                 layers.entry(layer.id.clone()).or_insert(layer);
             }
         }

@@ -7,6 +7,7 @@
 //! Invariant: the parser never reads past what it has consumed from the input, so that the raw bytes of everything but
 //! file content can be kept by the caller, and it holds at most [`MAX_EXTENDED`] bytes and one block.
 
+use crate::error::one_line;
 use crate::layers::header::{self, BLOCK, Header};
 use crate::layers::pax::{self, Pax};
 use crate::layers::sparse::Segments;
@@ -284,7 +285,7 @@ impl Parser {
             .or_else(|| pax.path.take())
             .or(name)
             .unwrap_or_else(|| header.path());
-        self.last = String::from_utf8_lossy(&path).into_owned();
+        self.last = one_line(&String::from_utf8_lossy(&path));
         let link = pax.link.take().or(link).unwrap_or_else(|| header.link().to_vec());
         let kind = self.kind(header, &path, link)?;
         let size = pax.size.unwrap_or(size);

@@ -178,6 +178,26 @@ fn the_entry_for_the_machine_is_chosen_and_attestations_never() {
 }
 
 #[test]
+fn of_several_entries_for_a_machine_the_one_with_zstd_is_chosen() {
+    let amd64: Platform = "amd64".parse().unwrap();
+    let platform = json!({"os": "linux", "architecture": "amd64"});
+    let mut zstd = entry(2, platform.clone());
+    zstd["annotations"] = json!({"io.github.containers.compression.zstd": "true"});
+    let other = entry(1, platform.clone());
+    for entries in [json!([other, zstd]), json!([zstd, other])] {
+        assert_eq!(index(entries).choose(&amd64, "x").unwrap().digest, digest(2));
+    }
+    // The machine's own variant counts first.
+    let exact = entry(3, json!({"os": "linux", "architecture": "arm", "variant": "v7"}));
+    zstd["platform"] = json!({"os": "linux", "architecture": "arm", "variant": "v6"});
+    let chosen = index(json!([zstd, exact]));
+    assert_eq!(
+        chosen.choose(&"arm/v7".parse().unwrap(), "x").unwrap().digest,
+        digest(3)
+    );
+}
+
+#[test]
 fn an_entry_that_the_index_calls_an_artifact_is_not_chosen() {
     let amd64: Platform = "amd64".parse().unwrap();
     let typed = |n, kind: &str, platform: Value| {

@@ -1,11 +1,12 @@
 //! A layer's compression, undone as its bytes come.
 //!
 //! What the bytes say wins over the media type, as with podman: registries are full of layers with the wrong one. A tar
-//! whose first file has a name like a compressed stream is a tar, by its header's checksum.
+//! whose first file has a name like a compressed stream is a tar, by its header's checksum, and magic where the
+//! media type says what that name looks like.
 //! Several gzip members and zstd frames, skippable ones included, give one stream. Anything behind the last member
 //! that is none is an error, as in Go's `compress/gzip`: accepting it would accept a blob that other tools refuse.
 //!
-//! Memory: gzip has a window of 32 KiB. A zstd frame says how much it needs; up to 8 MiB (what every level up to 19
+//! Memory: gzip has a window of 32 KiB. Each zstd frame says how much it needs; up to 8 MiB (what every level up to 19
 //! uses) each layer may have at the same time, up to 128 MiB only one layer at a time, more is refused.
 
 use std::io;
@@ -19,6 +20,8 @@ use crate::store::import::Compression;
 
 /// Bytes of the blob that [`Decompressor::new`] wants to see, where there are that many.
 pub(super) const PEEK: usize = BLOCK;
+/// The longest head of a zstd frame.
+const HEAD: usize = 18;
 const SMALL_WINDOW: u32 = 23;
 const LARGE_WINDOW: u32 = 27;
 
@@ -42,14 +45,25 @@ pub(super) struct Gzip {
 /// zstd frames one after the other.
 pub(super) struct Zstd {
     decoder: Decoder<'static>,
+    /// There was a frame.
+    begun: bool,
     inside: bool,
-    _large: Option<MutexGuard<'static, ()>>,
+    /// The beginning of a frame, as long as it does not say yet how large its window is.
+    head: Vec<u8>,
+    large: Option<MutexGuard<'static, ()>>,
 }
 
 impl Decompressor {
     /// For a blob that starts with `first`.
     pub(super) fn new(declared: Compression, first: &[u8]) -> io::Result<Self> {
+        let says_tar = first.get(257..262) == Some(b"ustar");
         let found = match first {
+            [0x1f, 0x8b, ..] if declared == Compression::Gzip && !says_tar => declared,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]
+                if declared == Compression::Zstd && !says_tar =>
+            {
+                declared
+            }
             _ if begins_tar(first) => Compression::None,
             [0x1f, 0x8b, ..] => Compression::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
@@ -63,7 +77,7 @@ impl Decompressor {
                 member: Decompress::new_gzip(15),
                 inside: true,
             }),
-            Compression::Zstd => Self::Zstd(Zstd::new(first)?),
+            Compression::Zstd => Self::Zstd(Zstd::new()?),
         })
     }
 
@@ -85,10 +99,8 @@ impl Decompressor {
     /// To be called at the end of the blob: fails where it may not end.
     pub(super) fn finish(&self) -> io::Result<()> {
         match self {
-            Self::Gzip(Gzip { inside: true, .. }) | Self::Zstd(Zstd { inside: true, .. }) => Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the compressed data ends too early; the blob is truncated",
-            )),
+            Self::Gzip(Gzip { inside: true, .. }) => Err(truncated()),
+            Self::Zstd(zstd) if !zstd.may_end() => Err(truncated()),
             _ => Ok(()),
         }
     }
@@ -125,59 +137,101 @@ impl Gzip {
 }
 
 impl Zstd {
-    fn new(first: &[u8]) -> io::Result<Self> {
+    fn new() -> io::Result<Self> {
         let mut decoder = Decoder::new()?;
-        let large = needs_large_window(first);
-        let limit = if large { LARGE_WINDOW } else { SMALL_WINDOW };
-        decoder.set_parameter(DParameter::WindowLogMax(limit))?;
+        decoder.set_parameter(DParameter::WindowLogMax(SMALL_WINDOW))?;
         // A frame's own 32 bits say nothing that the SHA-256 of blob and tar do not say better.
         decoder.set_parameter(DParameter::ForceIgnoreChecksum(true))?;
         Ok(Self {
             decoder,
-            inside: true,
-            _large: large.then(|| LARGE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)),
+            begun: false,
+            inside: false,
+            head: Vec::with_capacity(HEAD),
+            large: None,
         })
     }
 
     fn run(&mut self, input: &mut &[u8], output: &mut [u8]) -> io::Result<usize> {
-        let mut source = InBuffer::around(input);
         let mut target = OutBuffer::around(output);
         while target.pos() < target.capacity() {
-            let before = (source.pos(), target.pos());
-            let hint = self.decoder.run(&mut source, &mut target);
-            let hint =
-                hint.map_err(|e| invalid(&format!("the zstd data is corrupt or needs too much memory ({e})")))?;
-            if (source.pos(), target.pos()) == before {
+            if !self.inside && !self.begin(input)? {
                 break;
             }
+            let before = (input.len(), target.pos());
+            let mut source = InBuffer::around(input);
+            let hint = self.decoder.run(&mut source, &mut target).map_err(corrupt)?;
+            *input = &input[source.pos()..];
             self.inside = hint != 0;
+            if (input.len(), target.pos()) == before {
+                break;
+            }
         }
-        let (taken, written) = (source.pos(), target.pos());
-        *input = &input[taken..];
-        Ok(written)
+        Ok(target.pos())
+    }
+
+    /// Takes the head of a frame and makes room for its window; says whether there was all of it.
+    fn begin(&mut self, input: &mut &[u8]) -> io::Result<bool> {
+        let large = loop {
+            if let Some(large) = needs_large_window(&self.head) {
+                break large;
+            }
+            let Some((byte, rest)) = input.split_first() else {
+                return Ok(false);
+            };
+            self.head.push(*byte);
+            *input = rest;
+        };
+        if large && self.large.is_none() {
+            self.large = Some(LARGE.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+            self.decoder.set_parameter(DParameter::WindowLogMax(LARGE_WINDOW))?;
+        }
+        // A head alone gives no output.
+        let mut nowhere = OutBuffer::around(&mut [][..]);
+        let mut source = InBuffer::around(&self.head);
+        self.decoder.run(&mut source, &mut nowhere).map_err(corrupt)?;
+        self.head.clear();
+        (self.begun, self.inside) = (true, true);
+        Ok(true)
+    }
+
+    /// At least one frame was there, and the last one has ended.
+    fn may_end(&self) -> bool {
+        self.begun && !self.inside && self.head.is_empty()
     }
 }
 
-/// Whether the first frame needs more than 8 MiB, or cannot be seen (RFC 8878, 3.1.1.1.2).
-fn needs_large_window(first: &[u8]) -> bool {
-    match *first {
+/// Whether a frame that begins like this needs more than 8 MiB (RFC 8878, 3.1.1.1.2); `None` where that takes more of it.
+fn needs_large_window(head: &[u8]) -> Option<bool> {
+    match *head {
         [0x28, 0xb5, 0x2f, 0xfd, descriptor, window, ..] if descriptor & 0x20 == 0 => {
             let log = 10 + u32::from(window >> 3);
-            log > SMALL_WINDOW || (log == SMALL_WINDOW && window & 7 != 0)
+            Some(log > SMALL_WINDOW || (log == SMALL_WINDOW && window & 7 != 0))
         }
         // The content is the window; its size follows a dictionary id of 0, 1, 2 or 4 bytes.
-        [0x28, 0xb5, 0x2f, 0xfd, descriptor, ..] => {
+        [0x28, 0xb5, 0x2f, 0xfd, descriptor, _, ..] => {
             let at = 5 + [0, 1, 2, 4][usize::from(descriptor & 3)];
             let length = [1, 2, 4, 8][usize::from(descriptor >> 6)];
-            let field = first.get(at..at + length).unwrap_or(&[0xff; 8]);
+            let field = head.get(at..at + length)?;
             let size = field
                 .iter()
                 .rev()
                 .fold(0_u64, |size, byte| size << 8 | u64::from(*byte));
-            size > 1 << SMALL_WINDOW
+            Some(size > 1 << SMALL_WINDOW)
         }
-        _ => true,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => None,
+        // To be skipped, or no frame at all.
+        [_, _, _, _, ..] => Some(false),
+        _ => None,
     }
+}
+
+fn truncated() -> io::Error {
+    let why = "the compressed data ends too early; the blob is truncated";
+    io::Error::new(io::ErrorKind::UnexpectedEof, why)
+}
+
+fn corrupt(error: io::Error) -> io::Error {
+    invalid(&format!("the zstd data is corrupt or needs too much memory ({error})"))
 }
 
 fn invalid(why: &str) -> io::Error {
@@ -308,10 +362,58 @@ mod tests {
     }
 
     #[test]
+    fn a_later_frame_may_need_a_larger_window_than_the_first() {
+        let data: Vec<u8> = data().iter().copied().cycle().take(20 << 20).collect();
+        let far = |level: i32, log: u32| {
+            let mut encoder = zstd::stream::Encoder::new(Vec::new(), level).unwrap();
+            encoder.window_log(log).unwrap();
+            encoder.write_all(&data).unwrap();
+            encoder.finish().unwrap()
+        };
+        let small = zstd::bulk::compress(b"small", 3).unwrap();
+        assert_eq!(needs_large_window(&far(3, 24)), Some(true));
+        let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
+        for first in [small.as_slice(), &skippable] {
+            let blob = [first, &far(3, 24), &small, &far(3, 25)].concat();
+            let known = if first == small { &b"small"[..] } else { b"" };
+            let expected = [known, &data, b"small", &data].concat();
+            for piece in [1, 65536] {
+                assert!(
+                    undo(Compression::Zstd, &blob, piece, 1 << 20).unwrap() == expected,
+                    "{piece}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_it_is_said_to_be_and_looks_like_it_is_even_if_a_tars_checksum_is_right_by_chance() {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_old();
+        header.as_mut_bytes()[..3].copy_from_slice(b"\x1f\x8b\x08");
+        header.set_size(0);
+        header.set_cksum();
+        builder.append(&header, &b""[..]).unwrap();
+        let tar = builder.into_inner().unwrap();
+        assert!(matches!(
+            Decompressor::new(Compression::Gzip, &tar[..PEEK]),
+            Ok(Decompressor::Gzip(_))
+        ));
+        assert!(matches!(
+            Decompressor::new(Compression::None, &tar[..PEEK]),
+            Ok(Decompressor::Plain)
+        ));
+        assert!(matches!(
+            Decompressor::new(Compression::Zstd, &tar[..PEEK]),
+            Ok(Decompressor::Plain)
+        ));
+    }
+
+    #[test]
     fn windows_are_bounded() {
         let frame = |window: u8| [0x28, 0xb5, 0x2f, 0xfd, 0, window, 1, 0, 0];
         for (window, large) in [(0, false), (13 << 3, false), (13 << 3 | 1, true), (17 << 3, true)] {
-            assert_eq!(needs_large_window(&frame(window)), large);
+            assert_eq!(needs_large_window(&frame(window)), Some(large));
             assert!(undo(Compression::Zstd, &frame(window), 9, 10).is_ok(), "{window}");
         }
         assert!(undo(Compression::Zstd, &frame(18 << 3), 9, 10).is_err());

@@ -11,9 +11,9 @@ use std::thread;
 use crate::error::{Error, Result};
 use crate::ids::{DiffId, ObjectId};
 use crate::splitstream::ContentType;
-use crate::store::Store;
 use crate::store::gc::{IMAGE_LIMIT, ObjectsOf};
 use crate::store::streams::object_of_link;
+use crate::store::{Store, StoredManifest};
 use crate::sys::objects::Verity;
 use crate::sys::{fs, verity};
 
@@ -228,10 +228,23 @@ fn content(store: &Store, name: &str, content_type: ContentType) -> Result<()> {
         ContentType::CONFIG => digest("oci-config-")
             .parse()
             .map_or(Ok(()), |id| store.config(&id).map(drop)),
-        ContentType::MANIFEST => digest("oci-manifest-")
-            .parse()
-            .map_or(Ok(()), |id| store.manifest(&id).map(drop)),
+        ContentType::MANIFEST => match digest("oci-manifest-").parse() {
+            Ok(id) => whole(store, name, store.manifest(&id)?),
+            Err(_) => Ok(()),
+        },
         _ => Ok(()),
+    }
+}
+
+/// A manifest has its config.
+fn whole(store: &Store, name: &str, manifest: Option<StoredManifest>) -> Result<()> {
+    let Some(manifest) = manifest else { return Ok(()) };
+    match store.config(&manifest.config)? {
+        Some(_) => Ok(()),
+        None => Err(Error::Stream {
+            name: name.into(),
+            why: format!("its config {} is not here; {REPAIR}", manifest.config),
+        }),
     }
 }
 

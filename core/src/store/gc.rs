@@ -1,11 +1,11 @@
 //! Removes what nothing needs.
 //!
-//! Kept is what `streams/refs` and `images/refs` lead to, whoever made them (bootc and cfsctl name their images there),
+//! Kept is, with all that it names, what `streams/refs` and `images/refs` lead to, whoever made them (bootc and cfsctl name their images there),
 //! what the caller names, and what this process has put and not published. A name that leads to something that cannot
 //! be read stops the collection before anything is removed: what it kept is not known then.
 //!
-//! Invariant: links go before the objects that they lead to, each group durably, so that a power cut leaves no name
-//! without its object. Nobody else has the repository open meanwhile (exclusive lock).
+//! Invariant: links go before what they lead to (streams, then the images that configs name, then objects), each group durably, so
+//! that a power cut leaves no name without its object, and no config without its image. Nobody else has the repository open meanwhile (exclusive lock).
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
@@ -17,10 +17,10 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Result};
-use crate::ids::ObjectId;
+use crate::ids::{DiffId, ObjectId};
 use crate::store::part;
 use crate::store::pending::{LAYERS, MARK, Pending};
-use crate::store::streams::{encode, manifest_name, object_of_link};
+use crate::store::streams::{encode, layer_name, manifest_name, object_of_link};
 use crate::store::{Store, lock_shared, wait_for_lock};
 use crate::sys::fs;
 
@@ -135,7 +135,7 @@ pub fn take_back(store: &Store, roots: &Roots, objects_of: ObjectsOf<'_>) -> Res
 }
 
 fn remove(store: &Store, plan: &Plan) -> Result<()> {
-    for (folder, names) in [("images", &plan.images), ("streams", &plan.streams)] {
+    for (folder, names) in [("streams", &plan.streams), ("images", &plan.images)] {
         let folder = store.path.join(folder);
         for name in names {
             store.fs.remove_file(&folder.join(name))?;
@@ -247,14 +247,33 @@ impl Marks<'_> {
         let reader = self.store.open_stream(name, id)?;
         self.live.extend(reader.object_refs());
         for (name, id) in reader.names().clone() {
-            self.live.insert(id);
-            if self.images.contains(&id) {
-                self.mark_image(&id)?;
-            } else if self.links.values().any(|stream| *stream == id) {
-                self.mark_stream_object(&name, &id)?;
+            self.mark_reference(&name, &id)?;
+            // Whoever reads an image asks for its config and layers by name, and the stream of that name may be another one
+            // since: with further images of the config, say.
+            let of_layer = || name.parse::<DiffId>().ok().map(|diff_id| layer_name(&diff_id));
+            let of_config = name
+                .strip_prefix("config:")
+                .map(|digest| format!("oci-config-{digest}"));
+            if let Some(linked) = of_config.or_else(of_layer)
+                && let Some(id) = self.links.get(&linked).copied()
+            {
+                self.mark_reference(&linked, &id)?;
             }
         }
         Ok(())
+    }
+
+    /// What a stream names: an image, another stream, whether it still has a name of its own or not, or bytes.
+    fn mark_reference(&mut self, name: &str, id: &ObjectId) -> Result<()> {
+        self.live.insert(*id);
+        if self.images.contains(id) {
+            return self.mark_image(id);
+        }
+        let linked = self.links.values().any(|stream| stream == id);
+        match linked || self.store.open_stream(name, id).is_ok() {
+            true => self.mark_stream_object(name, id),
+            false => Ok(()),
+        }
     }
 
     fn mark_image(&mut self, id: &ObjectId) -> Result<()> {

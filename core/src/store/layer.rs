@@ -22,6 +22,8 @@ use crate::sys::verity::Hasher;
 const GATHER: u64 = 1 << 20;
 /// Layers of more sparse files are refused: each has a name in the stream.
 const MAX_SPARSE: usize = 1 << 16;
+/// Layers whose sparse files stand for more bytes, all together, are refused: with fs-verity the kernel reads all of them.
+const MAX_SPARSE_BYTES: u64 = 1 << 40;
 /// Objects between two progress events.
 const REPORT: u64 = 256;
 
@@ -51,6 +53,8 @@ pub(super) struct Importer<'a, 'w, 't, P> {
     /// Notes what is stored, where that is wanted before the layer is complete.
     on_the_way: Option<&'w mut OnTheWay<'t>>,
     sparse: usize,
+    /// What they stand for.
+    sparse_bytes: u64,
     stored: u64,
     shared: u64,
 }
@@ -77,6 +81,7 @@ impl<'a, 'w, 't, P: Pieces> Importer<'a, 'w, 't, P> {
             gathered: Vec::new(),
             on_the_way,
             sparse: 0,
+            sparse_bytes: 0,
             stored: 0,
             shared: 0,
         })
@@ -244,6 +249,11 @@ impl<'a, 'w, 't, P: Pieces> Importer<'a, 'w, 't, P> {
     /// A sparse file: what the tar has of it goes into the stream, the expanded file becomes an object of its own.
     fn sparse_file(&mut self, stored: u64, sparse: &Sparse) -> Result<()> {
         let fail = |e| write_error(self.store, e);
+        self.sparse_bytes = self.sparse_bytes.saturating_add(sparse.size());
+        if self.sparse_bytes > MAX_SPARSE_BYTES {
+            let why = format!("with it the layer's sparse files stand for more than {MAX_SPARSE_BYTES} bytes");
+            return Err(self.fault(self.parser.entry_fault(&why)));
+        }
         let mut packed = Hasher::new(self.store.algorithm);
         let mut packed_file = (stored > INLINE_MAX)
             .then(|| self.store.objects.temporary())

@@ -139,10 +139,17 @@ impl Store {
     /// Names an image `images/refs/cfs-update/NAME` at the next `publish`; such a name keeps the image and its objects.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a name that cannot be one; [`Error::Object`] where the image is not here.
+    /// [`Error::Usage`] for a name that cannot be one; [`Error::Object`] where the image is not here; [`Error::Image`] where it
+    /// is there as an object alone, which may lack what it needs.
     pub fn name_image(&self, name: &str, image: &ObjectId) -> Result<()> {
         name_problem(name)?;
         self.open_object(image)?;
+        if !self.is_image(image) {
+            return Err(Error::Image {
+                image: image.to_hex(),
+                why: "it is not among the images; fetch or deploy it again".into(),
+            });
+        }
         self.pending().image_names.insert(name.into(), *image);
         Ok(())
     }

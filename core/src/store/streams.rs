@@ -47,7 +47,8 @@ pub struct StoredConfig {
     pub bytes: Vec<u8>,
     /// The layers that it needs, sorted; their order is in the bytes.
     pub layers: BTreeSet<DiffId>,
-    /// Images made of it, by [`crate::store::IMAGE_V1`], [`crate::store::BOOT_IMAGE_V1`] and what other tools add.
+    /// Images made of it that may be mounted, by [`crate::store::IMAGE_V1`], [`crate::store::BOOT_IMAGE_V1`] and what other tools
+    /// add.
     pub images: BTreeMap<String, ObjectId>,
 }
 
@@ -184,7 +185,7 @@ impl Store {
         let layers = refs.keys().filter_map(|key| key.parse().ok()).collect();
         let images = refs
             .into_iter()
-            .filter(|(key, _)| key.parse::<DiffId>().is_err())
+            .filter(|(key, id)| key.parse::<DiffId>().is_err() && self.is_image(id))
             .collect();
         Ok(Some(StoredConfig { bytes, layers, images }))
     }
@@ -287,6 +288,11 @@ impl Store {
     pub fn images(&self) -> Result<Vec<ObjectId>> {
         let names = fs::names(&self.path.join("images"))?;
         Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+    }
+
+    /// Whether it is an image: put by this run, or published.
+    pub(crate) fn is_image(&self, id: &ObjectId) -> bool {
+        self.pending().images.contains(id) || fs::exists(&self.path.join("images").join(id.to_hex()))
     }
 
     /// The object of a stream: put by this run, or published.

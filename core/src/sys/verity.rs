@@ -127,7 +127,7 @@ impl Hasher {
         &data[2 * BLOCK * pairs.len()..]
     }
 
-    /// Takes `count` zero bytes, as a hole of a sparse file has them, at a hundredth of the cost of hashing them.
+    /// Takes `count` zero bytes, as a hole of a sparse file has them: however many they are, a few hundred hashes.
     pub fn zeros(&mut self, mut count: u64) {
         const ZEROS: [u8; BLOCK] = [0; BLOCK];
         while self.filled > 0 && count > 0 {
@@ -138,9 +138,7 @@ impl Hasher {
         let blocks = count / BLOCK as u64;
         if blocks > 0 {
             let hash = block_hash(self.algorithm, &ZEROS);
-            for _ in 0..blocks {
-                self.push(0, &hash);
-            }
+            self.push_run(0, &hash, blocks);
             self.size += blocks * BLOCK as u64;
         }
         let rest = usize::try_from(count % BLOCK as u64).unwrap_or(0);
@@ -177,6 +175,32 @@ impl Hasher {
             self.push(level + 1, &up);
         }
         self.levels[level].extend_from_slice(&hash[..self.algorithm.len()]);
+    }
+
+    /// As [`Self::push`] of the same hash `count` times: blocks full of it have the same hash again.
+    fn push_run(&mut self, level: usize, hash: &Hash, mut count: u64) {
+        let len = self.algorithm.len();
+        let each = BLOCK / len;
+        while count > 0 {
+            let filled = self.levels.get(level).map_or(0, Vec::len);
+            // The last block stays here: it may be that no more arrives.
+            let blocks = (count - 1) / each as u64;
+            if blocks == 0 || !matches!(filled, 0 | BLOCK) {
+                self.push(level, hash);
+                count -= 1;
+                continue;
+            }
+            if filled == BLOCK {
+                let up = block_hash(self.algorithm, &self.levels[level]);
+                self.levels[level].clear();
+                self.push(level + 1, &up);
+            } else if self.levels.len() == level {
+                self.levels.push(Vec::with_capacity(BLOCK));
+            }
+            let up = block_hash(self.algorithm, &hash[..len].repeat(each));
+            self.push_run(level + 1, &up, blocks);
+            count -= blocks * each as u64;
+        }
     }
 
     /// The root hash; zeros for an empty file.
@@ -534,6 +558,43 @@ mod tests {
                 "{before} {hole} {after}"
             );
         }
+    }
+
+    #[test]
+    fn long_holes_hash_like_their_zeros_at_every_edge_of_a_level() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let each = BLOCK / algorithm.len();
+            for blocks in [
+                each - 1,
+                each,
+                each + 1,
+                2 * each,
+                each * each - 1,
+                each * each,
+                each * each + 1,
+            ] {
+                for (before, after) in [(0, 0), (1, 1), (each - 1, 1), (each, each + 1)] {
+                    let mut naive = Hasher::new(algorithm);
+                    let mut hasher = Hasher::new(algorithm);
+                    let (one, zero) = ([1; BLOCK], [0; BLOCK]);
+                    for hashers in [&mut naive, &mut hasher] {
+                        (0..before).for_each(|_| hashers.update(&one));
+                    }
+                    (0..blocks).for_each(|_| naive.update(&zero));
+                    hasher.zeros((blocks * BLOCK) as u64);
+                    for hashers in [&mut naive, &mut hasher] {
+                        (0..after).for_each(|_| hashers.update(&one));
+                    }
+                    assert_eq!(
+                        hasher.finish(),
+                        naive.finish(),
+                        "{algorithm:?} {before} {blocks} {after}"
+                    );
+                }
+            }
+        }
+        // The largest that a tar may ask for.
+        Hasher::new(Algorithm::Sha256).zeros(1 << 44);
     }
 
     #[test]

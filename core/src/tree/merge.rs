@@ -19,7 +19,7 @@
 use std::collections::HashSet;
 
 use super::{
-    Builder, Data, EMPTY_DIRECTORY, Leaf, Links, Node, NodeId, ObjectPath, Tree, check_name, kind, path_error,
+    Builder, Data, EMPTY_DIRECTORY, Leaf, Links, NAME_MAX, Node, NodeId, ObjectPath, Tree, check_name, kind, path_error,
 };
 use crate::error::Result;
 use crate::layers::{Content, Entry, Item, Meta, Mtime};
@@ -303,7 +303,9 @@ fn names(path: &[u8]) -> Result<Vec<&[u8]>, &'static str> {
     let mut names = Vec::new();
     for name in path.split(|b| *b == b'/') {
         if !matches!(name, b"" | b".") {
-            check_name(name)?;
+            // A whiteout's own name is one in archives only.
+            let hidden = name.strip_prefix(b".wh.").filter(|_| name.len() > NAME_MAX);
+            check_name(hidden.unwrap_or(name))?;
             names.push(name);
         }
     }
