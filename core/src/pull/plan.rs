@@ -222,5 +222,6 @@ fn partial<'a>(
         place,
         parts: Box::new(parts),
         podman,
+        origin: origin(registry),
     })
 }

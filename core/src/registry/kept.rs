@@ -86,8 +86,8 @@ impl Keeping {
     }
 }
 
-/// Whether to begin.
-fn pays(waited: Duration, received: u64) -> bool {
+/// Whether to begin: the network was waited for so long, and brought so many bytes.
+pub(crate) fn pays(waited: Duration, received: u64) -> bool {
     let slow = || u128::from(received) * 1000 < FAST * waited.as_millis();
     waited >= LONG || (waited >= SOON && slow())
 }

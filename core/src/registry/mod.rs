@@ -49,6 +49,7 @@ use sources::Sources;
 
 pub use blob::Blob;
 pub use kept::Kept;
+pub(crate) use kept::pays;
 pub use limit::{Limit, Rate};
 pub(crate) use oci_dir::{ORIGINAL_MANIFEST, PLAIN_LAYER, REF_NAME};
 pub use options::{Environment, Options, Proxy, Timeouts};

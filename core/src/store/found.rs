@@ -1,15 +1,17 @@
 //! What a search found, by SHA-256: some 60 bytes for each file or chunk, and its object's name once.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::ids::ObjectId;
+use crate::store::chunk_part::ChunkPart;
 use crate::store::local::Place;
 
 /// SHA-256 of content.
 pub(super) type Sum = [u8; 32];
 
 /// Where content is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Hit<'f> {
     /// In an object: all of it, or a part.
     Object { id: &'f ObjectId, offset: u64, length: u64 },
@@ -17,6 +19,12 @@ pub(super) enum Hit<'f> {
     Inline(&'f [u8]),
     /// In a file of podman's.
     Podman(&'f Place),
+    /// In what an interrupted run kept of a file.
+    Kept {
+        part: &'f ChunkPart,
+        offset: u64,
+        length: u64,
+    },
 }
 
 /// What was found so far.
@@ -26,6 +34,8 @@ pub(super) struct Found {
     /// Objects, by the places that `by_sum` has.
     objects: Vec<ObjectId>,
     podman: bool,
+    /// What is kept of files, by their sums.
+    parts: HashMap<Sum, Arc<ChunkPart>>,
 }
 
 #[derive(Debug)]
@@ -33,6 +43,7 @@ enum Content {
     Object { at: u32, offset: u64, length: u64 },
     Inline(Box<[u8]>),
     Podman(Box<Place>),
+    Kept(Box<(Arc<ChunkPart>, u64, u64)>),
 }
 
 impl Found {
@@ -44,7 +55,7 @@ impl Found {
     /// Whether content with this sum was found, and has this size in bytes.
     pub(super) fn has(&self, sum: &Sum, size: u64) -> bool {
         match self.get(sum) {
-            Some(Hit::Object { length, .. }) => length == size,
+            Some(Hit::Object { length, .. } | Hit::Kept { length, .. }) => length == size,
             Some(Hit::Inline(bytes)) => bytes.len() as u64 == size,
             Some(Hit::Podman(place)) => place.size == size,
             None => false,
@@ -61,6 +72,11 @@ impl Found {
             },
             Content::Inline(bytes) => Hit::Inline(bytes),
             Content::Podman(place) => Hit::Podman(place),
+            Content::Kept(kept) => Hit::Kept {
+                part: &kept.0,
+                offset: kept.1,
+                length: kept.2,
+            },
         })
     }
 
@@ -95,5 +111,23 @@ impl Found {
     pub(super) fn podmans(&mut self, sum: Sum, place: Place) {
         self.podman = true;
         self.by_sum.insert(sum, Content::Podman(Box::new(place)));
+    }
+
+    /// Notes what is kept of a file.
+    pub(super) fn part(&mut self, sum: Sum, part: ChunkPart) -> Arc<ChunkPart> {
+        let part = Arc::new(part);
+        self.parts.insert(sum, part.clone());
+        part
+    }
+
+    /// What is kept of the file with this sum.
+    pub(super) fn part_of(&self, sum: &Sum) -> Option<Arc<ChunkPart>> {
+        self.parts.get(sum).cloned()
+    }
+
+    /// Notes a chunk of what is kept of a file.
+    pub(super) fn kept(&mut self, sum: Sum, part: &Arc<ChunkPart>, offset: u64, length: u64) {
+        self.by_sum
+            .insert(sum, Content::Kept(Box::new((part.clone(), offset, length))));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead};
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 /// Ranges of a blob that come one after the other.
 pub(super) struct Frames<'a> {
@@ -10,6 +11,8 @@ pub(super) struct Frames<'a> {
     /// The current range from where it is read.
     here: Range<u64>,
     pub(super) fetched: u64,
+    /// How long the blob was waited for.
+    pub(super) waited: Duration,
 }
 
 impl<'a> Frames<'a> {
@@ -19,6 +22,7 @@ impl<'a> Frames<'a> {
             ranges: ranges.into_iter(),
             here: 0..0,
             fetched: 0,
+            waited: Duration::ZERO,
         }
     }
 
@@ -55,7 +59,9 @@ impl<'a> Frames<'a> {
             return Ok(&[]);
         }
         let most = limit.min(self.here.end - self.here.start);
+        let began = Instant::now();
         let here = self.reader.fill_buf()?;
+        self.waited += began.elapsed();
         let most = here.len().min(usize::try_from(most).unwrap_or(usize::MAX));
         match most {
             0 => Err(io::Error::new(

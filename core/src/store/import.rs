@@ -278,7 +278,13 @@ fn layer(store: &Store, job: Job<'_>, stop: &AtomicBool, monitor: &dyn Monitor) 
                 monitor.event(Event::LayerDone { diff_id });
                 return Ok(());
             }
-            Err(error) if error.kind() == Kind::Space || stop.load(Ordering::Relaxed) => return Err(error),
+            Err(error) if error.kind() == Kind::Space => {
+                drop(plan);
+                // What is kept gives way; that it cannot be removed is not what is wrong.
+                let _ = partial.origin.map(|origin| store.forget_parts(origin));
+                return Err(error);
+            }
+            Err(error) if stop.load(Ordering::Relaxed) => return Err(error),
             Err(error) => {
                 warn_of_whole(&diff_id, &error, monitor);
                 None
@@ -367,9 +373,10 @@ fn parts(
         diff_id: *diff_id,
         size: plan.bytes,
     });
-    let mut on_the_way = OnTheWay::new(store, *diff_id, &plan.table);
+    let noted = AtomicUsize::new(0);
+    let mut on_the_way = OnTheWay::new(store, *diff_id, &plan.table, &noted);
     let made = run(store, diff_id, stop, monitor, Some(&mut on_the_way), |out| {
-        partial::rebuild(store, diff_id, plan, partial, out, monitor)
+        partial::rebuild(store, diff_id, plan, partial, &noted, out, monitor)
     });
     match &made {
         Err(Error::Mismatch { .. }) => store.forget_index()?,

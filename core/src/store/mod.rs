@@ -17,6 +17,7 @@
 //! The repository is locked as composefs-rs does: shared while it is open, exclusively by garbage collection.
 
 mod buffers;
+mod chunk_part;
 mod decompress;
 mod entries;
 mod frames;

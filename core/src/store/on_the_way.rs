@@ -3,11 +3,13 @@
 //! Its objects are in the store when they are written, but nothing refers to them: the layer's stream comes last. So what
 //! was stored is noted in `cfs-update/index/<diff_id>` every [`WRITE`] and when the layer fails; the next run finds the files
 //! there as it finds those of other layers, hashes them before it uses them (the store is suspect then), and fetches the
-//! rest. The file that was being fetched is fetched again. Of a layer that is complete it is the index.
+//! rest. The file that was being fetched is another matter ([`crate::store::chunk_part`]). Of a layer that is complete it
+//! is the index.
 //!
 //! Invariant: that of the index ([`crate::store::index`]): nothing rests on it. Garbage collection removes it with the
 //! objects.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -37,10 +39,12 @@ pub(super) struct OnTheWay<'t> {
     /// The table has said nothing yet that was not so.
     fits: bool,
     written: Instant,
+    /// So many files of the table are in what was written.
+    noted: &'t AtomicUsize,
 }
 
 impl<'t> OnTheWay<'t> {
-    pub(super) fn new(store: &'t Store, layer: DiffId, table: &'t Table) -> Self {
+    pub(super) fn new(store: &'t Store, layer: DiffId, table: &'t Table, noted: &'t AtomicUsize) -> Self {
         Self {
             store,
             layer,
@@ -49,6 +53,7 @@ impl<'t> OnTheWay<'t> {
             records: Building::of_table(store.algorithm, table),
             fits: true,
             written: Instant::now(),
+            noted,
         }
     }
 
@@ -94,8 +99,9 @@ impl<'t> OnTheWay<'t> {
 
     /// A help for another run: nothing depends on it.
     pub(super) fn write(&mut self) {
-        if let Err(error) = self.put() {
-            tracing::debug!("index of {}: {error}", self.layer);
+        match self.put() {
+            Ok(()) => self.noted.store(self.next, Ordering::Relaxed),
+            Err(error) => tracing::debug!("index of {}: {error}", self.layer),
         }
         self.written = Instant::now();
     }

@@ -43,7 +43,7 @@ const MAGIC: &[u8; 8] = b"CFSPART1";
 const HEAD_SIZE: usize = 64;
 const HEAD: u64 = HEAD_SIZE as u64;
 /// How often what was written is made durable.
-const SYNC: Duration = Duration::from_secs(5);
+pub(super) const SYNC: Duration = Duration::from_secs(5);
 /// How often it is looked whether the disk has room for a part beside what is imported.
 const LOOK: u64 = 1 << 20;
 /// So much stays free, and for each byte that is still to come [`UNPACKED`]: more than layers unpack to.
@@ -126,7 +126,7 @@ impl Store {
     /// # Errors
     /// What removing gives.
     pub fn forget_parts(&self, origin: Origin) -> Result<()> {
-        let suffix = format!("-{}", hex::encode(origin.0));
+        let suffix = format!("-{origin}");
         self.remove_parts(|name| name.ends_with(&suffix))
     }
 
@@ -187,13 +187,43 @@ impl Store {
     }
 }
 
+impl std::fmt::Display for Origin {
+    /// 16 digits.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
 /// The file, if nobody else has it locked.
-fn lock(path: &Path) -> Option<File> {
+pub(super) fn lock(path: &Path) -> Option<File> {
     let file = fs::open_to_change(path, false).ok()?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     // Removed while it was opened: what is locked has no name.
     let meta = file.metadata().ok()?;
     (meta.is_file() && meta.nlink() == 1).then_some(file)
+}
+
+/// A new file among the parts, locked.
+pub(super) fn new_locked(fs: &dyn Fs, path: &Path) -> Result<File> {
+    let folder = fs::parent(path)?;
+    for folder in [fs::parent(folder)?, folder] {
+        fs.create_dir(folder, 0o700)?;
+    }
+    let file = fs::open_to_change(path, true)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(error) => {
+            let _ = fs.remove_file(path);
+            Err(Error::io("lock", path, error))
+        }
+    }
+}
+
+/// Whether the disk has room for what is kept in the folder of the parts beside what is imported, of which so many bytes are
+/// still to come.
+pub(super) fn has_room(folder: &Path, left: u64) -> Result<bool> {
+    let (free, _) = fs::free(fs::parent(folder)?)?;
+    Ok(free >= left.saturating_mul(UNPACKED).saturating_add(MARGIN))
 }
 
 /// The longest part of a blob that nobody else uses. The others, and those that are no part of it, are removed.
@@ -327,7 +357,8 @@ impl Inner {
         self.unlooked = self.unlooked.saturating_add(bytes.len() as u64);
         if self.unlooked >= LOOK {
             self.unlooked = 0;
-            if !self.has_room(self.size.saturating_sub(at))? {
+            self.cramped = !has_room(&self.folder, self.size.saturating_sub(at))?;
+            if self.cramped {
                 // What is still to come gets less: perhaps later.
                 self.drop_open();
             }
@@ -351,29 +382,13 @@ impl Inner {
         written
     }
 
-    /// Whether the disk has room for the part beside what is still to be imported.
-    fn has_room(&mut self, left: u64) -> Result<bool> {
-        let (free, _) = fs::free(fs::parent(&self.folder)?)?;
-        let needed = left.saturating_mul(UNPACKED).saturating_add(MARGIN);
-        self.cramped = free < needed;
-        Ok(!self.cramped)
-    }
-
     /// Makes a new part.
     fn begin(&mut self, at: u64) -> Result<Open> {
-        for folder in [fs::parent(&self.folder)?, &self.folder] {
-            self.fs.create_dir(folder, 0o700)?;
-        }
-        let name = format!("{}-{at}-{}", self.blob.to_hex(), hex::encode(self.origin.0));
-        let path = self.folder.join(name);
-        let file = fs::open_to_change(&path, true)?;
-        let fail = |e: io::Error| Error::io("write", &path, e);
-        let prepared = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(io::Error::from)
-            .and_then(|()| file.write_all_at(&head(&self.blob, 0), 0));
-        if let Err(error) = prepared {
+        let path = self.folder.join(format!("{}-{at}-{}", self.blob.to_hex(), self.origin));
+        let file = new_locked(&*self.fs, &path)?;
+        if let Err(error) = file.write_all_at(&head(&self.blob, 0), 0) {
             let _ = self.fs.remove_file(&path);
-            return Err(fail(error));
+            return Err(Error::io("write", &path, error));
         }
         Ok(Open {
             file: Arc::new(file),

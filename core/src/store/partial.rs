@@ -6,7 +6,7 @@
 //! diff_id, so a table, an index or a registry that lies gives an error here and the layer is fetched as a whole.
 //!
 //! Invariant: memory is the table (some 60 bytes for each chunk), what was found of it, and a few buffers; nothing is on
-//! disk that is not an object.
+//! disk that is not an object, but for what is kept of the file under way ([`crate::store::chunk_part`]).
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use sha2::{Digest, Sha256};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
@@ -25,10 +26,11 @@ use crate::layers::INLINE_MAX;
 use crate::monitor::{Event, Monitor};
 use crate::podman::{Folders, Storage};
 use crate::store::buffers::{Filling, Outlet};
+use crate::store::chunk_part::Keeping;
 use crate::store::found::{Found, Hit};
 use crate::store::frames::Frames;
 use crate::store::index::Search;
-use crate::store::{Store, local};
+use crate::store::{Origin, Store, local};
 
 /// Layers of less are not worth asking for parts.
 const SMALL: u64 = 32 << 10;
@@ -50,6 +52,8 @@ pub struct Partial<'a> {
     pub parts: Parts<'a>,
     /// podman's layers on this machine, which may have files of it.
     pub podman: Option<Arc<Storage>>,
+    /// Where it comes over a network, so that what arrives of a large file can be kept for another run.
+    pub origin: Option<Origin>,
 }
 
 impl std::fmt::Debug for Partial<'_> {
@@ -171,6 +175,7 @@ fn look_up(
             found.podmans(sum, place);
         }
     }
+    store.find_chunks(table, &mut found);
     found.shrink();
     Ok((found, sure))
 }
@@ -179,8 +184,8 @@ fn look_up(
 fn new_files(table: &Table, found: &Found) -> Missing {
     let files = table.files.iter().filter(|file| file.size > INLINE_MAX);
     let stored = |file: &chunked::File| {
-        let podmans = matches!(found.get(&file.digest), Some(Hit::Podman(_)));
-        !podmans && found.has(&file.digest, file.size)
+        let elsewhere = matches!(found.get(&file.digest), Some(Hit::Podman(_) | Hit::Kept { .. }));
+        !elsewhere && found.has(&file.digest, file.size)
     };
     let new = files.filter(|file| !stored(file));
     let packed = |file: &chunked::File| {
@@ -228,12 +233,13 @@ fn missing(table: &Table, found: &Found) -> Vec<Range<u64>> {
     coalesce(needed.map(|chunk| chunk.packed.clone()), GAP)
 }
 
-/// Makes the tar.
+/// Makes the tar. `noted`: how many files of the table are in the index that is written on the way.
 pub(super) fn rebuild(
     store: &Store,
     layer: &DiffId,
     plan: &Plan,
     partial: &Partial<'_>,
+    noted: &AtomicUsize,
     out: &mut Outlet<'_>,
     monitor: &dyn Monitor,
 ) -> Result<()> {
@@ -249,6 +255,8 @@ pub(super) fn rebuild(
         podman: partial.podman.as_ref(),
         folders: HashMap::new(),
         frames: Frames::new(reader, plan.ranges.clone()),
+        missing: total(&plan.ranges),
+        keeping: Keeping::new(store, partial.origin, &plan.found, noted),
         decoder: decoder().map_err(broken)?,
         filling: Filling::new(out)?,
         out,
@@ -265,16 +273,18 @@ pub(super) fn rebuild(
         .place
         .read_tar_split(&plan.table, &plan.tar_split)
         .map_err(broken)?;
-    let mut files = plan.table.files.iter();
+    let mut files = plan.table.files.iter().enumerate();
     while let Some(item) = tar_split.item().map_err(broken)? {
         match item {
             Item::Raw(bytes) => making.filling.put(bytes, making.out)?,
             Item::File(size) => {
-                let file = files.next().filter(|file| file.size == size);
-                let file = file.ok_or_else(|| broken(invalid("the tar-split and the table have different files")))?;
-                making
-                    .file(&file.digest, size, plan.table.chunks(file))
-                    .map_err(|e| own(layer, e))?;
+                let file = files.next().filter(|(_, file)| file.size == size);
+                let (place, file) =
+                    file.ok_or_else(|| broken(invalid("the tar-split and the table have different files")))?;
+                making.keeping.begin(place, &file.digest);
+                let made = making.file(&file.digest, size, plan.table.chunks(file));
+                made.map_err(|e| own(layer, e))?;
+                making.keeping.end();
             }
         }
         report(making.frames.fetched, REPORT);
@@ -300,6 +310,9 @@ struct Making<'a, 'o, 's> {
     /// Where the files of podman's layers are that were needed so far.
     folders: HashMap<usize, Folders>,
     frames: Frames<'a>,
+    /// Bytes of the blob that are to be fetched in all.
+    missing: u64,
+    keeping: Keeping<'a>,
     decoder: Decoder<'static>,
     filling: Filling,
     out: &'o mut Outlet<'s>,
@@ -310,14 +323,16 @@ impl Making<'_, '_, '_> {
         if self.found.has(sum, size) {
             return self.content(sum, true);
         }
+        let mut at = 0;
         for chunk in chunks {
             if chunk.zeros {
                 self.zeros(chunk.size)?;
             } else if self.found.has(&chunk.digest, chunk.size) {
                 self.content(&chunk.digest, false)?;
             } else {
-                self.fetched(chunk)?;
+                self.fetched(chunk, at)?;
             }
+            at += chunk.size;
         }
         Ok(())
     }
@@ -350,6 +365,7 @@ impl Making<'_, '_, '_> {
                 })?;
                 self.copy(&mut file, place.size)
             }
+            Some(Hit::Kept { part, offset, length }) => self.copy(&mut part.at(offset)?, length),
             None => Err(invalid("something that was here is not")),
         }
     }
@@ -376,14 +392,15 @@ impl Making<'_, '_, '_> {
         self.copy(&mut io::repeat(0), count)
     }
 
-    /// A chunk from the blob: unpacked, and checked against size and digest.
-    fn fetched(&mut self, chunk: &Chunk) -> io::Result<()> {
+    /// A chunk from the blob: unpacked, and checked against size and digest. `at`: where it stands in its file.
+    fn fetched(&mut self, chunk: &Chunk, at: u64) -> io::Result<()> {
         self.frames.seek(chunk.packed.start)?;
         self.decoder.reinit()?;
         let mut packed = chunk.packed.end - chunk.packed.start;
         let (mut left, mut hash, mut ended) = (chunk.size, Sha256::new(), false);
         let mut beyond = [0; 1];
         loop {
+            let (fetched, waited) = (self.frames.fetched, self.frames.waited);
             let input = self.frames.piece(packed)?;
             let mut source = InBuffer::around(input);
             let space = self.filling.space();
@@ -397,9 +414,14 @@ impl Making<'_, '_, '_> {
             if left == 0 && given > 0 {
                 return Err(invalid("a chunk unpacks to more than the table says"));
             }
-            hash.update(&self.filling.space()[..given]);
-            self.filling.filled(given, self.out).map_err(io::Error::other)?;
             self.frames.consume(taken);
+            self.keeping
+                .waited(self.frames.waited - waited, self.frames.fetched - fetched);
+            let bytes = &self.filling.space()[..given];
+            hash.update(bytes);
+            let to_come = self.missing.saturating_sub(self.frames.fetched);
+            self.keeping.arrived(at + chunk.size - left, bytes, to_come);
+            self.filling.filled(given, self.out).map_err(io::Error::other)?;
             packed -= taken as u64;
             left -= given as u64;
             if packed == 0 && (left == 0 && ended || (taken, given) == (0, 0)) {
