@@ -1,0 +1,213 @@
+//! Shutting down, booting, checks, and power cuts.
+
+use super::*;
+
+impl Machine {
+    pub(super) fn finalize(&mut self) {
+        let Some(booted) = self.model.booted.clone() else {
+            return;
+        };
+        let done = finalize::finalize(&self.open(), &Quiet);
+        if self.cut_off(&done) {
+            return;
+        }
+        let next = self.model.next().filter(|next| **next != booted).cloned();
+        let waits = next.filter(|next| {
+            let next = &self.model.deployments[next];
+            !next.ran && next.from.as_ref() == Some(&booted)
+        });
+        let done = done.unwrap();
+        let Some(id) = waits else {
+            // What cannot boot may get the merge as well.
+            if let Finalized::Merged { id, .. } = done {
+                let id = id.to_hex();
+                let dead = self.model.deployments[&id].count().is_none_or(Count::is_bad);
+                assert!(dead, "{id} does not wait for the /etc of what runs");
+                let tree = self.tree(&id);
+                self.model.deployments.get_mut(&id).unwrap().etc = tree;
+            }
+            return;
+        };
+        assert!(
+            matches!(&done, Finalized::Merged { id: found, .. } if found.to_hex() == id),
+            "{id}: {done:?}"
+        );
+        let result = self.tree(&id);
+        let here = &self.model.deployments[&booted].etc;
+        etc::merged(&self.image_etc(&booted), here, &self.image_etc(&id), &result).unwrap();
+        let deployment = self.model.deployments.get_mut(&id).unwrap();
+        deployment.etc = result;
+        deployment.since.clear();
+        assert!(matches!(
+            finalize::finalize(&self.open(), &Quiet),
+            Ok(Finalized::Merged { .. })
+        ));
+        assert_eq!(self.tree(&id), self.model.deployments[&id].etc, "the same once more");
+    }
+
+    /// The boot loader takes entries and counts until one comes up.
+    pub(super) fn boot(&mut self, panics: usize, end: End) {
+        for panicked in 0..=panics {
+            let seen = Seen::look(&self.root);
+            let entry = seen.boots().unwrap().clone();
+            let folder = self.root.join("boot/loader/entries");
+            fs::rename(folder.join(&entry.file), folder.join(disk::tried(&entry.file))).unwrap();
+            let deployment = self.model.deployments.get_mut(&entry.id).unwrap();
+            if let Some((generation, Count::Left(left, done))) = deployment.entry
+                && generation == entry.generation
+            {
+                deployment.entry = Some((generation, Count::Left(left.saturating_sub(1), done + 1)));
+            }
+            if panicked == panics {
+                self.model.booted = Some(entry.id);
+            }
+        }
+        let booted = self.model.booted.clone().unwrap();
+        let deployment = self.model.deployments.get_mut(&booted).unwrap();
+        let (since, from) = (std::mem::take(&mut deployment.since), deployment.from.clone());
+        let first = !std::mem::replace(&mut deployment.ran, true);
+        if end == End::Unchecked {
+            return;
+        }
+        let missed = finalize::missed(&self.open()).unwrap();
+        let told: BTreeSet<_> = missed.iter().flat_map(|missed| &missed.files).collect();
+        for path in since.iter().filter(|_| first) {
+            let there = from
+                .as_ref()
+                .is_some_and(|from| fs::symlink_metadata(self.etc(from).join(path)).is_ok_and(|f| !f.is_dir()));
+            assert!(
+                !there || told.contains(&PathBuf::from(path)),
+                "{path} is missed: {missed:?}"
+            );
+        }
+        self.health(end == End::Good);
+    }
+
+    /// What the health service does.
+    pub(super) fn health(&mut self, good: bool) {
+        let booted = self.model.booted.clone().unwrap();
+        let sysroot = self.open();
+        let layout = sysroot.deployments().layout();
+        if Staged::load(layout)
+            .unwrap()
+            .is_some_and(|staged| staged.id.to_hex() == booted)
+        {
+            Staged::clear(&RealFs, layout).unwrap();
+        }
+        let outcome = match good {
+            true => Checked::Passed,
+            false => Checked::Failed { why: "bad".into() },
+        };
+        let ran = Ran {
+            check: "check".into(),
+            required: true,
+            outcome,
+            attempts: 1,
+            seconds: 0,
+        };
+        let report = HealthReport::new(sysroot.booted(), None, vec![ran]);
+        let verdict = health::judge(&sysroot, &report, false);
+        drop(sysroot);
+        if self.cut_off(&verdict) {
+            return;
+        }
+        self.model.settle();
+        self.judged(&booted, good, verdict.unwrap());
+    }
+
+    pub(super) fn judged(&mut self, booted: &str, good: bool, verdict: Verdict) {
+        let counted = self.model.deployments[booted]
+            .count()
+            .is_some_and(|count| count != Count::None);
+        let others: Vec<_> = self
+            .model
+            .deployments
+            .iter()
+            .filter(|(id, d)| *id != booted && d.count().is_some_and(|count| !count.is_bad()))
+            .map(|(id, d)| (id.clone(), d.count() == Some(Count::None)))
+            .collect();
+        let running = self.model.deployments.get_mut(booted).unwrap();
+        match (good, counted) {
+            (true, false) => assert_eq!(verdict, Verdict::StillGood),
+            (true, true) => {
+                assert!(
+                    matches!(verdict, Verdict::Good { by_systemd: false, .. }),
+                    "{verdict:?}"
+                );
+                running.entry = running.entry.map(|(generation, _)| (generation, Count::None));
+                self.model.failed.remove(&running.manifest);
+            }
+            (false, false) => assert!(matches!(verdict, Verdict::NoLongerGood { .. }), "{verdict:?}"),
+            (false, true) if others.is_empty() => assert!(matches!(verdict, Verdict::Alone { .. }), "{verdict:?}"),
+            (false, true) => {
+                let Verdict::GoBack { to, .. } = verdict else {
+                    panic!("{verdict:?}")
+                };
+                if let Some((generation, Count::Left(_, done))) = running.entry {
+                    running.entry = Some((generation, Count::Left(0, done)));
+                }
+                self.model.failed.insert(running.manifest.clone(), false);
+                self.reorder();
+                assert_eq!(Some(&to.to_hex()), self.model.boots(), "what it says boots next");
+                let to = to.to_hex();
+                let proven = self.model.deployments[&to].count() == Some(Count::None);
+                let better = others.iter().any(|(_, good)| *good);
+                assert!(proven || !better, "the last good deployment boots next, not {to}");
+            }
+        }
+    }
+
+    /// The power goes while `of` is under way; afterwards the machine boots.
+    pub(super) fn cut(&mut self, after: usize, names: bool, of: &Action) {
+        let stash = self.root.with_extension("stash");
+        let _ = fs::remove_dir_all(&stash);
+        fs::create_dir(&stash).unwrap();
+        let crash = CrashFs::new(&self.root, &stash)
+            .with_fat(&self.root.join("boot"))
+            .cut_after(after);
+        let crash = Arc::new(crash);
+        self.fs = crash.clone();
+        let mut could: BTreeSet<_> = self.model.boots().cloned().into_iter().collect();
+        could.extend(self.model.rollback().cloned());
+        // It may be found good after all.
+        could.extend(self.model.booted.clone());
+        let before = self.model.clone();
+        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.act(of)));
+        self.fs = Arc::new(RealFs);
+        self.model = before;
+        if let Err(panic) = opened {
+            let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+            assert!(text.contains("power cut"), "{text}");
+        }
+        crash.lose(if names { Loss::Names } else { Loss::Content });
+        let seen = Seen::look(&self.root);
+        could.extend(
+            ids()
+                .iter()
+                .filter(|id| !self.model.deployments.contains_key(*id))
+                .cloned(),
+        );
+        could.extend(match of {
+            Action::Switch { .. } | Action::Upgrade(_) | Action::FromDownloaded(_) => ids().to_vec(),
+            _ => Vec::new(),
+        });
+        let boots = &seen.boots().unwrap().id;
+        assert!(could.contains(boots), "old or new boots, not {boots}");
+        assert!(seen.records.contains_key(boots), "it has a record");
+        for (id, former) in &self.model.deployments {
+            let kept = former.pinned || self.model.booted.as_ref() == Some(id) || self.model.boots() == Some(id);
+            let kept = kept && !matches!(of, Action::Pin { .. });
+            assert!(!kept || seen.records.contains_key(id), "{id} was lost");
+            if let Some(record) = seen
+                .records
+                .get(id)
+                .filter(|_| former.ran && self.model.booted.as_ref() == Some(id))
+            {
+                assert_eq!(record.etc, former.etc, "/etc of {id}, which ran");
+            }
+        }
+        let manifests = self.manifests.clone();
+        self.model.adopt(&seen, |manifest| manifests[manifest]);
+        self.boot(0, End::Good);
+    }
+}
