@@ -1,5 +1,5 @@
-//! Downloads that are interrupted go on where they stopped, in another run as well, whatever became of what was kept; and
-//! nothing goes faster than it may.
+//! Downloads that are interrupted go on where they stopped, in another run as well, whatever became of what was kept;
+//! and nothing goes faster than it may.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use cfs_core::ids::Algorithm;
 use cfs_core::manifest::Platform;
 use cfs_core::monitor::Quiet;
@@ -22,7 +24,7 @@ use cfs_core::store::import::{Compression, LayerSource, Plan, Remote};
 use cfs_core::store::{Origin, Store, fsck, gc};
 use cfs_core::{Kind, Result, pull};
 
-use chunks::{FAIR, Layer, Ranges, Registry, names};
+use chunks::{FAIR, Layer, Ranges, Recipe, Registry, names};
 use support::{Told, noise};
 use tars::{Tar, diff_id, zstd};
 
@@ -524,6 +526,45 @@ fn chunks_that_were_kept_and_are_not_what_they_were_are_fetched_again_and_only_t
         let most = MIB + OVERHEAD + lost.unwrap();
         assert!(registry.sent() < most, "{damage}: {} of {most}", registry.sent());
     }
+}
+
+/// A layer with a table of 4 MiB, and the version before.
+fn with_large_table() -> (Layer, Layer) {
+    let same = noise(MIB, 60);
+    let make = |last: &str, padding: &str| {
+        let recipe = Recipe {
+            table: &|table| table["padding"] = padding.into(),
+            ..FAIR
+        };
+        recipe.make(&[("usr/same", &same), ("usr/version", last.as_bytes())])
+    };
+    (make("1", ""), make("2", &BASE64_STANDARD.encode(noise(4 * MIB, 61))))
+}
+
+#[test]
+fn a_table_that_was_under_way_or_complete_is_not_fetched_again_and_a_damaged_one_is() {
+    let ((old, new), mut sent) = (with_large_table(), Vec::new());
+    for damage in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = Registry::start(&[&old]);
+        finish(folder.path(), &registry, &old);
+        registry.serve(&[&new], Ranges::Several);
+        *registry.pace.lock().unwrap() = SLOW;
+        kill_after(folder.path(), &registry, 2 * MIB);
+        let [part] = &parts(folder.path())[..] else {
+            panic!("{:?}", parts(folder.path()));
+        };
+        assert!(part.to_string_lossy().contains("-table-"), "{part:?}");
+        if damage {
+            let length = usize::try_from(fs::metadata(part).unwrap().len()).unwrap();
+            fs::write(part, vec![0; length]).unwrap();
+        }
+        let told = finish(folder.path(), &registry, &new);
+        assert!(!says(&told, "as a whole"), "{told:?}");
+        sent.push(registry.sent());
+    }
+    // Damaged, the whole of it comes, after what was still missing.
+    assert!(sent[0] + MIB < sent[1], "{sent:?}");
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! A tar file of blobs, read by name: where each member is, is found out once, then any of them can be read at any time
 //! and by several threads.
 //!
-//! A compressed archive, or one that comes through a pipe, is copied into an unnamed file first; it vanishes with the process. Nothing of the archive is
-//! trusted: members are looked up by exact names, nothing is written anywhere under a name of theirs.
+//! A compressed archive, or one that comes through a pipe, is copied into an unnamed file first; it vanishes with the
+//! process. Nothing of the archive is trusted: members are looked up by exact names, nothing is written anywhere under
+//! a name of theirs.
 
 use std::collections::HashMap;
 use std::fs::File;

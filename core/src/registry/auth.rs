@@ -1,7 +1,7 @@
 //! Where credentials are: containers-auth.json(5), Docker's config.json, credential helpers.
 //!
-//! Looked for only when a registry asks. A file that is missing, unreadable or broken does not stop the search (a public
-//! image must not fail because of somebody's file), but is named when no credentials are found in the end.
+//! Looked for only when a registry asks. A file that is missing, unreadable or broken does not stop the search (a
+//! public image must not fail because of somebody's file), but is named when no credentials are found in the end.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

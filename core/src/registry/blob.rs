@@ -1,8 +1,8 @@
 //! A blob as a reader that checks itself and goes on after a cut connection, or after an interrupted run.
 //!
-//! Invariant: the bytes handed out are a prefix of one blob, hashed in the order in which they were handed out, whatever
-//! connections they came by and whether some of them were kept by an earlier run; `Ok(0)` is returned only when they were
-//! `size` bytes with the digest of the descriptor.
+//! Invariant: the bytes handed out are a prefix of one blob, hashed in the order in which they were handed out,
+//! whatever connections they came by and whether some of them were kept by an earlier run; `Ok(0)` is returned only
+//! when they were `size` bytes with the digest of the descriptor.
 //!
 //! Where `[a, b)` was kept, `[0, a)` is fetched by range, `[a, b)` read from the disk and the rest fetched by range. A
 //! registry that answers the first of these with the whole blob has no ranges: what was kept is forgotten then.

@@ -118,7 +118,8 @@ impl Clients {
     }
 }
 
-/// Names of the folders of a host: also with the port that goes without saying, and Docker Hub's is that of its references.
+/// Names of the folders of a host: also with the port that goes without saying, and Docker Hub's is that of its
+/// references.
 fn folders(host: &str) -> Vec<String> {
     let mut names = vec![host.to_owned()];
     let port = host.rsplit_once(':').map(|(_, port)| port);

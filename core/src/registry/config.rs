@@ -88,8 +88,8 @@ impl Registry {
             .unwrap_or(&self.location)
     }
 
-    /// How many bytes of `image` (`host/path`) the prefix covers; more than it has where the prefix names one of `versions`
-    /// (`:tag`, `@digest`).
+    /// How many bytes of `image` (`host/path`) the prefix covers; more than it has where the prefix names one of
+    /// `versions` (`:tag`, `@digest`).
     fn covers(&self, image: &str, versions: &[String]) -> Option<usize> {
         let prefix = self.prefix();
         let whole = |rest: &str| rest.is_empty() || rest.starts_with(['/', ':']);
@@ -231,8 +231,8 @@ impl Config {
         })
     }
 
-    /// Whether `host[:port]` as a whole may be asked without TLS, as far as the files say: what they say of a namespace or a
-    /// mirror, they say of nothing else on that host.
+    /// Whether `host[:port]` as a whole may be asked without TLS, as far as the files say: what they say of a
+    /// namespace or a mirror, they say of nothing else on that host.
     pub(super) fn insecure(&self, host: &str) -> bool {
         self.find(host, &[]).is_some_and(|(registry, _)| registry.insecure)
     }

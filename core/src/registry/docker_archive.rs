@@ -1,8 +1,9 @@
 //! What `docker save` and `podman save` write: configs and layers, listed by `manifest.json`.
 //!
-//! It has no manifest of the kind that registries have; one is made here, always the same for the same archive: layers are
-//! named by their diff_ids, which the config lists, so that they are checked like any other. Where Docker keeps its images
-//! in containerd, it saves layers as they are in registries, compressed: these are named by their own digests.
+//! It has no manifest of the kind that registries have; one is made here, always the same for the same archive: layers
+//! are named by their diff_ids, which the config lists, so that they are checked like any other. Where Docker keeps
+//! its images in containerd, it saves layers as they are in registries, compressed: these are named by their own
+//! digests.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -1,8 +1,8 @@
 //! Requests with their redirects, and what a refusal means.
 //!
-//! Invariant: credentials go to the scheme, host and port that they were given for and nowhere else, nor is anybody else's
-//! challenge answered; and nothing is asked for without TLS but on this machine or where the configuration calls the place
-//! insecure. Both hold for every hop of a redirect.
+//! Invariant: credentials go to the scheme, host and port that they were given for and nowhere else, nor is anybody
+//! else's challenge answered; and nothing is asked for without TLS but on this machine or where the configuration
+//! calls the place insecure. Both hold for every hop of a redirect.
 
 use std::time::Duration;
 
@@ -43,7 +43,8 @@ pub(super) struct Fetcher {
 pub(super) struct Request<'r> {
     pub method: Method,
     pub url: Url,
-    /// The configuration calls this place insecure: no TLS, or a certificate that nobody vouches for, is enough for its host.
+    /// The configuration calls this place insecure: no TLS, or a certificate that nobody vouches for, is enough for
+    /// its host.
     pub insecure: bool,
     /// The registry that named this address; its certificates of certs.d count here, too.
     pub named_by: Option<Url>,
@@ -72,7 +73,8 @@ pub(super) enum Refused {
     Login(Box<HeaderMap>, String),
     /// No HTTP was spoken, so another scheme may do.
     Scheme(Failure),
-    /// The connection was closed without an answer: so does a port with TLS that is asked without, and a server in trouble.
+    /// The connection was closed without an answer: so does a port with TLS that is asked without, and a server in
+    /// trouble.
     Closed(Failure),
     /// With the status, where there was an answer.
     Failed(Option<StatusCode>, Failure),
@@ -111,8 +113,8 @@ impl Fetcher {
         self.insecure.iter().any(|listed| listed == host || listed == name)
     }
 
-    /// Whether `to` may be asked without TLS or with any certificate on the way from `from`, which is `insecure` or not: the
-    /// same host as `from` itself, every other one where it is insecure as a whole.
+    /// Whether `to` may be asked without TLS or with any certificate on the way from `from`, which is `insecure` or
+    /// not: the same host as `from` itself, every other one where it is insecure as a whole.
     pub(super) fn insecure(&self, from: &Url, insecure: bool, to: &Url) -> bool {
         let host = authority(to);
         match authority(from) == host {

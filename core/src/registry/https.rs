@@ -112,8 +112,8 @@ impl Https {
         text.parse().map_err(|e| self.no_url(format!("is no address: {e}")))
     }
 
-    /// A manifest. A mirror of several registries has to be told of which one the tag is meant; as containerd does it, but
-    /// only where it does not find the tag by itself.
+    /// A manifest. A mirror of several registries has to be told of which one the tag is meant; as containerd does it,
+    /// but only where it does not find the tag by itself.
     fn ask_manifest(&self, method: &Method, what: &str, monitor: &dyn Monitor) -> Asked {
         let ask = |query: &str| {
             let make = |url| Request {

@@ -1,12 +1,13 @@
 //! What of a blob is on this machine already, and when what arrives of one is kept.
 //!
-//! A blob goes from the network through its importer without ever lying on disk as a whole, and on a fast network nothing
-//! else is done: fetching it again costs less than writing it twice. Where the network is what is waited for, the bytes
-//! that arrive from then on are handed to a [`Kept`], which has them for the next run should this one be interrupted. So
-//! what is kept is `[a, b)` of the blob, not its beginning: that was fetched in a moment, and is again.
+//! A blob goes from the network through its importer without ever lying on disk as a whole, and on a fast network
+//! nothing else is done: fetching it again costs less than writing it twice. Where the network is what is waited for,
+//! the bytes that arrive from then on are handed to a [`Kept`], which has them for the next run should this one be
+//! interrupted. So what is kept is `[a, b)` of the blob, not its beginning: that was fetched in a moment, and is
+//! again.
 //!
-//! Invariant: what was kept is read in the place of the same bytes from the network and hashed like these; it is trusted no
-//! more than a registry is.
+//! Invariant: what was kept is read in the place of the same bytes from the network and hashed like these; it is
+//! trusted no more than a registry is.
 
 use std::io::BufRead;
 use std::ops::Range;
@@ -23,8 +24,8 @@ const FAST: u128 = 32 << 20;
 pub trait Kept: Send {
     /// Which bytes of the blob are here; empty where there are none.
     fn range(&self) -> Range<u64>;
-    /// Those from `from`, which is in the range, to the end that the range has now. A reader that fails or ends too early
-    /// is one that is not asked again.
+    /// Those from `from`, which is in the range, to the end that the range has now. A reader that fails or ends too
+    /// early is one that is not asked again.
     fn reader(&self, from: u64) -> Box<dyn BufRead + Send>;
     /// These bytes arrived, and they go on where the range ends, or begin it where it is empty.
     fn arrived(&mut self, at: u64, bytes: &[u8]);
@@ -32,11 +33,31 @@ pub trait Kept: Send {
     fn forget(&mut self);
 }
 
+/// How long the network was waited for, and what it brought in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pace {
+    waited: Duration,
+    received: u64,
+}
+
+impl Pace {
+    /// So much more.
+    pub(crate) fn more(&mut self, waited: Duration, received: u64) {
+        self.waited += waited;
+        self.received += received;
+    }
+
+    /// Whether it pays to keep what comes.
+    pub(crate) fn is_slow(&self) -> bool {
+        let slow = || u128::from(self.received) * 1000 < FAST * self.waited.as_millis();
+        self.waited >= LONG || (self.waited >= SOON && slow())
+    }
+}
+
 /// A [`Kept`], and whether it pays to add to it.
 pub(super) struct Keeping {
     kept: Box<dyn Kept>,
-    waited: Duration,
-    received: u64,
+    pace: Pace,
     announced: bool,
 }
 
@@ -44,8 +65,7 @@ impl Keeping {
     pub(super) fn new(kept: Box<dyn Kept>) -> Self {
         Self {
             kept,
-            waited: Duration::ZERO,
-            received: 0,
+            pace: Pace::default(),
             announced: false,
         }
     }
@@ -65,15 +85,15 @@ impl Keeping {
 
     /// The network was waited for.
     pub(super) fn waited(&mut self, time: Duration) {
-        self.waited += time;
+        self.pace.more(time, 0);
     }
 
     /// These bytes came from the network.
     pub(super) fn arrived(&mut self, at: u64, bytes: &[u8]) {
-        self.received += bytes.len() as u64;
+        self.pace.more(Duration::ZERO, bytes.len() as u64);
         let wanted = match self.here() {
             Some(here) => here.end == at,
-            None => pays(self.waited, self.received),
+            None => self.pace.is_slow(),
         };
         if wanted {
             self.kept.arrived(at, bytes);
@@ -84,12 +104,6 @@ impl Keeping {
     pub(super) fn announce(&mut self) -> bool {
         !std::mem::replace(&mut self.announced, true)
     }
-}
-
-/// Whether to begin: the network was waited for so long, and brought so many bytes.
-pub(crate) fn pays(waited: Duration, received: u64) -> bool {
-    let slow = || u128::from(received) * 1000 < FAST * waited.as_millis();
-    waited >= LONG || (waited >= SOON && slow())
 }
 
 /// Bytes as people write them.
@@ -118,7 +132,7 @@ mod tests {
             (ms(1000), 31 << 20, true),
             (ms(1000), 33 << 20, false),
         ] {
-            assert_eq!(pays(waited, received), keep, "{waited:?} {received}");
+            assert_eq!(Pace { waited, received }.is_slow(), keep, "{waited:?} {received}");
         }
     }
 

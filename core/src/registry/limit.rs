@@ -1,7 +1,7 @@
 //! How many bytes a second may go over the network: one measure for all connections of a run.
 //!
-//! Invariant: over any stretch of time no more bytes are let through than the rate allows, and [`CREDIT`]'s worth; whoever
-//! asks waits in the order of asking, so that no connection takes all.
+//! Invariant: over any stretch of time no more bytes are let through than the rate allows, and [`CREDIT`]'s worth;
+//! whoever asks waits in the order of asking, so that no connection takes all.
 
 use std::fmt;
 use std::num::NonZeroU64;

@@ -49,7 +49,7 @@ use sources::Sources;
 
 pub use blob::Blob;
 pub use kept::Kept;
-pub(crate) use kept::pays;
+pub(crate) use kept::Pace;
 pub use limit::{Limit, Rate};
 pub(crate) use oci_dir::{ORIGINAL_MANIFEST, PLAIN_LAYER, REF_NAME};
 pub use options::{Environment, Options, Proxy, Timeouts};
@@ -163,11 +163,11 @@ trait Transport: std::fmt::Debug + Send + Sync {
     fn head(&self, monitor: &dyn Monitor) -> Result<Option<ManifestDigest>, Failure>;
     /// A manifest or index, at most [`MANIFEST_LIMIT`] bytes.
     fn manifest(&self, wanted: Wanted, monitor: &dyn Monitor) -> Result<Fetched, Failure>;
-    /// These bytes of a blob of `size` bytes where that is possible, else all of it from the start. More may come behind
-    /// them.
+    /// These bytes of a blob of `size` bytes where that is possible, else all of it from the start. More may come
+    /// behind them.
     fn blob(&self, digest: &BlobDigest, size: u64, wanted: Range<u64>, monitor: &dyn Monitor) -> Result<Body, Failure>;
-    /// The layer's tar itself as a blob, where the manifest's blob is not to be had here and the tar is. Whoever reads it
-    /// gets what the diff_id says, or an error.
+    /// The layer's tar itself as a blob, where the manifest's blob is not to be had here and the tar is. Whoever reads
+    /// it gets what the diff_id says, or an error.
     fn plain(&self, _layer: &Descriptor, _diff_id: &DiffId) -> Result<Option<Descriptor>> {
         Ok(None)
     }
@@ -222,8 +222,8 @@ impl Registry {
         self.inner.sources.first().map_or(0, |source| source.requests())
     }
 
-    /// podman's images on this machine, whose layers need not be fetched. Where they cannot be read, or podman is changing
-    /// them, that is a note: layers are fetched then.
+    /// podman's images on this machine, whose layers need not be fetched. Where they cannot be read, or podman is
+    /// changing them, that is a note: layers are fetched then.
     pub fn local(&self, monitor: &dyn Monitor) -> Option<Arc<Storage>> {
         let open = || {
             let place = self.inner.podman.place()?;
@@ -239,7 +239,8 @@ impl Registry {
         opened.clone()
     }
 
-    /// Lets podman change its images again, where they were looked at; but not those that are to be had from nowhere else.
+    /// Lets podman change its images again, where they were looked at; but not those that are to be had from nowhere
+    /// else.
     pub(crate) fn release_local(&self) {
         if let Some(Some(storage)) = self.inner.local.get()
             && !self.is_podman()

@@ -1,7 +1,7 @@
 //! `multipart/byteranges` (RFC 9110, 14.6): the parts of a blob in one answer.
 //!
-//! Invariant: what a part's head says is all that is believed of it; how many bytes follow is counted, never searched for,
-//! and a head is no longer than [`HEAD_LINES`] lines of [`LINE`] bytes.
+//! Invariant: what a part's head says is all that is believed of it; how many bytes follow is counted, never searched
+//! for, and a head is no longer than [`HEAD_LINES`] lines of [`LINE`] bytes.
 
 use std::io::{self, BufRead, Read};
 use std::ops::Range;

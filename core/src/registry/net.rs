@@ -152,8 +152,8 @@ async fn pump(mut response: Response, pieces: Pieces, timeouts: &Timeouts, limit
     }
 }
 
-/// Passes a piece on, in smaller ones where a limit is to be kept: what is not taken from the connection in time holds the
-/// other side up. Whether anybody takes it.
+/// Passes a piece on, in smaller ones where a limit is to be kept: what is not taken from the connection in time holds
+/// the other side up. Whether anybody takes it.
 async fn pass(mut piece: Bytes, pieces: &Pieces, limit: Option<&Limit>) -> bool {
     let Some(limit) = limit else {
         return pieces.send(Ok(piece)).await.is_ok();

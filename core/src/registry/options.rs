@@ -16,7 +16,8 @@ pub struct Options {
     /// containers-auth.json(5) and Docker's config.json, in order: the first that has credentials wins. Missing or
     /// unreadable ones are passed over.
     pub auth_files: Vec<PathBuf>,
-    /// The user's own containers-registries.conf(5) and folder of drop-ins: where the file is, no other and no other drop-in counts.
+    /// The user's own containers-registries.conf(5) and folder of drop-ins: where the file is, no other and no other
+    /// drop-in counts.
     pub own_registries: Option<(PathBuf, PathBuf)>,
     /// containers-registries.conf(5), version 2: the first that exists. One alone has to exist.
     pub registries_conf: Vec<PathBuf>,

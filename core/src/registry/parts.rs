@@ -1,12 +1,13 @@
 //! Parts of a blob as one reader, in as few requests as pay off.
 //!
-//! Invariant: the bytes handed out are those that the other side says are at the positions asked for, in order, none left
-//! out and none twice, whatever connections they came by. They are **not** checked against anything: a part of a blob has
-//! no digest of its own, so whoever asks for parts has digests for them.
+//! Invariant: the bytes handed out are those that the other side says are at the positions asked for, in order, none
+//! left out and none twice, whatever connections they came by. They are **not** checked against anything: a part of a
+//! blob has no digest of its own, so whoever asks for parts has digests for them.
 //!
-//! Several ranges go into one request. A registry that answers such a request with one range, with the whole blob or with
-//! a refusal is asked for one range at a time, then with wider gaps read along; one that answers that with the whole blob
-//! serves no parts at all, which is remembered for all layers of the image. Requests are made ahead of the reader.
+//! Several ranges go into one request. A registry that answers such a request with one range, with the whole blob or
+//! with a refusal is asked for one range at a time, then with wider gaps read along; one that answers that with the
+//! whole blob serves no parts at all, which is remembered for all layers of the image. Requests are made ahead of the
+//! reader.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Read};
@@ -160,7 +161,8 @@ impl<'m> Parts<'m> {
         Ok(false)
     }
 
-    /// Goes to the next part of the answer, which begins with the byte `want`. What is left of one range is asked for again.
+    /// Goes to the next part of the answer, which begins with the byte `want`. What is left of one range is asked for
+    /// again.
     fn next_segment(&mut self, want: u64) -> Result<(), Failure> {
         let next = match &mut self.current {
             Some(Current {

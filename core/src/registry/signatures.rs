@@ -1,10 +1,12 @@
-//! Whether an image may be taken: what the machine's policy demands of it, and the signatures that a registry has for that.
+//! Whether an image may be taken: what the machine's policy demands of it, and the signatures that a registry has for
+//! that.
 //!
-//! Signatures lie where cosign puts them: in the image's repository, in a manifest with the tag `sha256-HEX.sig`, each as a
-//! blob with the signed document and the signature in an annotation. They are asked for only where a policy wants one.
+//! Signatures lie where cosign puts them: in the image's repository, in a manifest with the tag `sha256-HEX.sig`, each
+//! as a blob with the signed document and the signature in an annotation. They are asked for only where a policy wants
+//! one.
 //!
-//! Invariant: a [`Guard`] is made before the first request and asked before config and layers: of an image that the policy
-//! does not allow nothing but its manifest is ever fetched.
+//! Invariant: a [`Guard`] is made before the first request and asked before config and layers: of an image that the
+//! policy does not allow nothing but its manifest is ever fetched.
 
 use std::collections::BTreeMap;
 use std::io::Read;

@@ -1,21 +1,24 @@
-//! What arrived of a file of a zstd:chunked layer over a slow network, kept for the next run should this one be interrupted.
+//! What arrived of a file of a zstd:chunked layer over a slow network, kept for the next run should this one be
+//! interrupted.
 //!
 //! ```text
 //! cfs-update/parts/<the file's SHA-256, 64 digits>-chunks-<origin, 16 digits>
 //! the chunks that were fetched, unpacked, each where it stands in the file; holes where the others are
 //! ```
-//! Files that are complete are objects, and the index that is written on the way finds them ([`crate::store::on_the_way`]).
-//! The one under way has no name until it is complete, and may be larger than what comes from one interruption to the next. So
-//! when the network turns out to be slow ([`pays`]), its chunks are written here as well, and it goes when the index has the
-//! file. What is fetched again is the chunk under way (podman's have 64 KiB), and what came before the network was known to be slow.
+//! Files that are complete are objects, and the index that is written on the way finds them
+//! ([`crate::store::on_the_way`]). The one under way has no name until it is complete, and may be larger than what
+//! comes from one interruption to the next. So when the network turns out to be slow ([`Pace`]), its chunks are
+//! written here as well, and it goes when the index has the file. What is fetched again is the chunk under way
+//! (podman's have 64 KiB), and what came before the network was known to be slow.
 //!
-//! Invariant: nothing rests on it. Each chunk that is found in such a file is hashed when it is looked for, and counts only
-//! where it is what the table says: whatever a power cut, a full disk or another program made of the rest, it is fetched. A file
-//! is locked (flock) by the run that uses it; another one neither reads, extends nor removes it. One that cannot be written goes, and
-//! the layer comes without.
+//! Invariant: nothing rests on it. Each chunk that is found in such a file is hashed when it is looked for, and counts
+//! only where it is what the table says: whatever a power cut, a full disk or another program made of the rest, it is
+//! fetched. A file is locked (flock) by the run that uses it; another one neither reads, extends nor removes it. One
+//! that cannot be written goes, and the layer comes without.
 //!
-//! Power cuts: once in [`SYNC`] a thread of its own makes the file system durable, so that this and the objects and the index
-//! that were written before it are there after one; only where the network is slow, so that nobody waits for it.
+//! Power cuts: once in [`SYNC`] a thread of its own makes the file system durable, so that this and the objects and
+//! the index that were written before it are there after one; only where the network is slow, so that nobody waits for
+//! it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -31,7 +34,7 @@ use sha2::{Digest, Sha256};
 
 use crate::chunked::Table;
 use crate::error::{Error, Result};
-use crate::registry::pays;
+use crate::registry::Pace;
 use crate::store::Store;
 use crate::store::found::{Found, Sum};
 use crate::store::part::{Origin, PARTS, SYNC, has_room, lock, new_locked};
@@ -111,19 +114,6 @@ fn sum_of(file: &File, at: u64, size: u64, buffer: &mut [u8]) -> Option<Sum> {
     Some(hash.finalize().into())
 }
 
-/// How long the network was waited for, and what it brought in bytes.
-#[derive(Default)]
-struct Pace {
-    waited: Duration,
-    received: u64,
-}
-
-impl Pace {
-    fn is_slow(&self) -> bool {
-        pays(self.waited, self.received)
-    }
-}
-
 /// Keeps the chunks of the file that is under way.
 pub(super) struct Keeping<'a> {
     store: &'a Store,
@@ -184,11 +174,11 @@ impl<'a> Keeping<'a> {
         }
     }
 
-    /// So many bytes of the blob came, and were waited for so long. Where that is slow, what is here becomes durable now and then.
+    /// So many bytes of the blob came, and were waited for so long. Where that is slow, what is here becomes durable
+    /// now and then.
     pub(super) fn waited(&mut self, time: Duration, bytes: u64) {
         for pace in [&mut self.of_file, &mut self.of_layer] {
-            pace.waited += time;
-            pace.received += bytes;
+            pace.more(time, bytes);
         }
         if self.origin.is_some() && self.of_layer.is_slow() {
             self.sync();

@@ -78,17 +78,24 @@ impl<'a> Frames<'a> {
         self.fetched += amount as u64;
     }
 
-    pub(super) fn read(&mut self, range: Range<u64>) -> io::Result<Vec<u8>> {
+    /// Reads a range to the end of `bytes`; after each piece `each` is told how many bytes it has, and how long it was
+    /// waited for.
+    pub(super) fn read(
+        &mut self,
+        range: &Range<u64>,
+        bytes: &mut Vec<u8>,
+        mut each: impl FnMut(&[u8], usize, Duration),
+    ) -> io::Result<()> {
         self.seek(range.start)?;
-        let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
-        let mut bytes = Vec::with_capacity(length);
-        while bytes.len() < length {
-            let piece = self.piece((length - bytes.len()) as u64)?;
+        while self.here.start < range.end {
+            let waited = self.waited;
+            let piece = self.piece(range.end - self.here.start)?;
             bytes.extend_from_slice(piece);
             let n = piece.len();
             self.consume(n);
+            each(bytes, n, self.waited - waited);
         }
-        Ok(bytes)
+        Ok(())
     }
 }
 

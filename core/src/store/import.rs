@@ -5,8 +5,8 @@
 //! whatever the layer holds. Layers run side by side, the largest first.
 //!
 //! A layer with a table of contents may be put together from what is here and the parts that are not
-//! ([`crate::store::partial`]): then the first thread makes the tar instead of unpacking it. When that fails for whatever
-//! reason but a full disk, the layer is fetched as a whole.
+//! ([`crate::store::partial`]): then the first thread makes the tar instead of unpacking it. When that fails for
+//! whatever reason but a full disk, the layer is fetched as a whole.
 //!
 //! Invariant: a layer whose blob or tar is not what its digests say gets no stream. Objects of its files may stay: they
 //! are what their own names say, nothing refers to them, and garbage collection removes them.
@@ -24,6 +24,7 @@ use crate::monitor::{Event, Monitor};
 use crate::registry::Kept;
 use crate::store::buffers::{self, Outlet};
 use crate::store::layer::Importer;
+use crate::store::making;
 use crate::store::on_the_way::OnTheWay;
 use crate::store::partial::{self, Decision};
 pub use crate::store::partial::{Missing, Partial, Parts};
@@ -48,8 +49,8 @@ pub struct LayerSource<'a> {
     pub open: Open<'a>,
     /// How to get parts of it, where it has a table of contents.
     pub partial: Option<Partial<'a>>,
-    /// Where it comes over a network. It is opened by this and not by `open` then, so that what arrives of it can be kept
-    /// for another run.
+    /// Where it comes over a network. It is opened by this and not by `open` then, so that what arrives of it can be
+    /// kept for another run.
     pub remote: Option<Remote<'a>>,
 }
 
@@ -114,9 +115,9 @@ pub struct Planned<'p> {
 }
 
 impl<'a> Plan<'a> {
-    /// Reads the tables of contents, where there are any, and looks up what they list, `threads` at a time as [`layers`].
-    /// `remember`: the index of the store may be written, which is all that is. A table that cannot be had or used means that
-    /// the layer is fetched as a whole. Without a store nothing is asked.
+    /// Reads the tables of contents, where there are any, and looks up what they list, `threads` at a time as
+    /// [`layers`]. `remember`: the index of the store may be written, which is all that is. A table that cannot be had
+    /// or used means that the layer is fetched as a whole. Without a store nothing is asked.
     pub fn new(
         store: Option<&Store>,
         sources: Vec<LayerSource<'a>>,
@@ -351,8 +352,8 @@ fn whole(
     }
 }
 
-/// Whether what is kept of a layer is of no use any more: the layer is here, or the blob is wrong, or room is short. Kept it
-/// is where the network failed, or something else than this layer.
+/// Whether what is kept of a layer is of no use any more: the layer is here, or the blob is wrong, or room is short.
+/// Kept it is where the network failed, or something else than this layer.
 fn ends_part<T>(made: &Result<T>, stop: &AtomicBool) -> bool {
     match made {
         Ok(_) => true,
@@ -376,7 +377,7 @@ fn parts(
     let noted = AtomicUsize::new(0);
     let mut on_the_way = OnTheWay::new(store, *diff_id, &plan.table, &noted);
     let made = run(store, diff_id, stop, monitor, Some(&mut on_the_way), |out| {
-        partial::rebuild(store, diff_id, plan, partial, &noted, out, monitor)
+        making::rebuild(store, diff_id, plan, partial, &noted, out, monitor)
     });
     match &made {
         Err(Error::Mismatch { .. }) => store.forget_index()?,

@@ -25,6 +25,7 @@ mod held;
 mod index;
 mod layer;
 mod local;
+mod making;
 mod meta;
 mod found;
 mod on_the_way;
@@ -33,6 +34,7 @@ mod part;
 mod partial;
 mod pending;
 mod streams;
+mod table_part;
 mod unpack;
 pub mod adopt;
 pub mod fsck;
@@ -192,7 +194,8 @@ impl Store {
     /// Opens the repository, or makes it where there is none.
     ///
     /// # Errors
-    /// As [`Store::open`] and [`Store::create`]; [`Error::Repository`] for one of another algorithm with something in it.
+    /// As [`Store::open`] and [`Store::create`]; [`Error::Repository`] for one of another algorithm with something in
+    /// it.
     pub fn open_or_create(path: &Path, algorithm: Algorithm) -> Result<Self> {
         Self::open_or_create_with(Arc::new(RealFs), path, algorithm)
     }

@@ -1,35 +1,29 @@
 //! A layer put together from what is here and the parts that are not: see [`crate::chunked`].
 //!
-//! The table is fetched, each of its files and chunks looked up in the index, and the tar made again: its own bytes from
-//! the tar-split, files from objects, missing chunks from the blob, each unpacked and checked against its digest as it
-//! comes. What is made goes the same way as a layer that was fetched whole: through the importer, which checks the
-//! diff_id, so a table, an index or a registry that lies gives an error here and the layer is fetched as a whole.
+//! The table is fetched, each of its files and chunks looked up in the index, and the tar made again: its own bytes
+//! from the tar-split, files from objects, missing chunks from the blob, each unpacked and checked against its digest
+//! as it comes ([`crate::store::making`]). What is made goes the same way as a layer that was fetched whole: through
+//! the importer, which checks the diff_id, so a table, an index or a registry that lies gives an error here and the
+//! layer is fetched as a whole.
 //!
-//! Invariant: memory is the table (some 60 bytes for each chunk), what was found of it, and a few buffers; nothing is on
-//! disk that is not an object, but for what is kept of the file under way ([`crate::store::chunk_part`]).
+//! Invariant: memory is the table (some 60 bytes for each chunk), what was found of it, and a few buffers; nothing is
+//! on disk that is not an object, but for what is kept of the table and of the file under way where the network is
+//! slow ([`crate::store::table_part`], [`crate::store::chunk_part`]).
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::fs::File;
-use std::io::{self, BufRead, Read, Seek, SeekFrom};
+use std::io::{self, BufRead};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
-use sha2::{Digest, Sha256};
-use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
-
-use crate::chunked::{self, Chunk, Item, Place, Table, coalesce, total};
-use crate::error::{Error, Result};
+use crate::chunked::{self, Place, Table, coalesce, total};
+use crate::error::{Error, Kind, Result};
 use crate::ids::DiffId;
 use crate::layers::INLINE_MAX;
-use crate::monitor::{Event, Monitor};
-use crate::podman::{Folders, Storage};
-use crate::store::buffers::{Filling, Outlet};
-use crate::store::chunk_part::Keeping;
+use crate::monitor::Monitor;
+use crate::podman::Storage;
 use crate::store::found::{Found, Hit};
 use crate::store::frames::Frames;
 use crate::store::index::Search;
+use crate::store::table_part::TablePart;
 use crate::store::{Origin, Store, local};
 
 /// Layers of less are not worth asking for parts.
@@ -38,8 +32,6 @@ const SMALL: u64 = 32 << 10;
 const GAP: u64 = 1 << 10;
 /// Where at least so many bytes are missing, the objects of layers that have no index are hashed.
 const WORTH_HASHING: u64 = 1 << 20;
-/// Bytes between two progress events.
-const REPORT: u64 = 1 << 20;
 
 /// Opens some ranges of a blob, one after the other in one reader; `None` where parts are not to be had.
 pub type Parts<'a> = Box<dyn Fn(Vec<Range<u64>>) -> Option<Box<dyn BufRead + Send + 'a>> + Send + Sync + 'a>;
@@ -90,9 +82,9 @@ pub struct Missing {
 /// What is here of a layer, and what is not.
 pub(super) struct Plan {
     pub(super) table: Table,
-    tar_split: Vec<u8>,
-    found: Found,
-    ranges: Vec<Range<u64>>,
+    pub(super) tar_split: Vec<u8>,
+    pub(super) found: Found,
+    pub(super) ranges: Vec<Range<u64>>,
     /// Bytes to fetch, table and tar-split included.
     pub(super) bytes: u64,
 }
@@ -118,7 +110,7 @@ pub(super) fn decide(
     if place.blob < SMALL || !anything() {
         return Ok(Decision::Whole);
     }
-    let Some((table, tar_split)) = fetch_table(layer, partial)? else {
+    let Some((table, tar_split)) = fetch_table(store, layer, partial)? else {
         return Ok(Decision::Whole);
     };
     let (found, sure) = look_up(store, &table, local, remember, monitor)?;
@@ -199,30 +191,68 @@ fn new_files(table: &Table, found: &Found) -> Missing {
     }
 }
 
-/// The table, checked, and the tar-split, packed.
-fn fetch_table(layer: &DiffId, partial: &Partial<'_>) -> Result<Option<(Table, Vec<u8>)>> {
+/// The table and the tar-split, packed, both checked. What was kept of them and is wrong is fetched anew.
+fn fetch_table(store: &Store, layer: &DiffId, partial: &Partial<'_>) -> Result<Option<(Table, Vec<u8>)>> {
     let place = &partial.place;
-    let (table, split) = (place.table.range.clone(), place.tar_split.range.clone());
-    let mut ranges = vec![table.clone(), split.clone()];
+    let mut ranges = vec![place.table.range.clone(), place.tar_split.range.clone()];
     ranges.sort_by_key(|range| range.start);
     let ranges = coalesce(ranges, GAP);
-    let Some(reader) = (partial.parts)(ranges.clone()) else {
-        return Ok(None);
-    };
-    let mut frames = Frames::new(reader, ranges);
-    let mut fetch = |range: Range<u64>| frames.read(range).map_err(|e| fault(layer, e));
-    let (packed, tar_split) = match table.start < split.start {
-        true => {
-            let packed = fetch(table)?;
-            (packed, fetch(split)?)
+    let (mut part, kept) = TablePart::find(store, partial.origin, &place.checksum, total(&ranges));
+    let went_on = !kept.is_empty();
+    match read_table(layer, partial, &ranges, kept, &mut part) {
+        Err(error) if went_on && error.kind() == Kind::Failed => {
+            part.remove();
+            read_table(layer, partial, &ranges, Vec::new(), &mut part)
         }
-        false => {
-            let tar_split = fetch(split)?;
-            (fetch(table)?, tar_split)
+        read => read,
+    }
+}
+
+/// `bytes`: what is here of these ranges, from the first byte on.
+fn read_table(
+    layer: &DiffId,
+    partial: &Partial<'_>,
+    ranges: &[Range<u64>],
+    mut bytes: Vec<u8>,
+    part: &mut TablePart<'_>,
+) -> Result<Option<(Table, Vec<u8>)>> {
+    let (place, broken) = (&partial.place, |e: io::Error| fault(layer, e));
+    let rest = behind(ranges, bytes.len() as u64);
+    if !rest.is_empty() {
+        let Some(reader) = (partial.parts)(rest.clone()) else {
+            return Ok(None);
+        };
+        let mut frames = Frames::new(reader, rest.clone());
+        for range in &rest {
+            let each = |all: &[u8], new, waited| part.arrived(all, new, waited, place.blob);
+            frames.read(range, &mut bytes, each).map_err(broken)?;
         }
+    }
+    let of = |wanted: &Range<u64>| {
+        let before = ranges.iter().filter(|range| range.end <= wanted.start);
+        let first = ranges.iter().find(|range| range.end > wanted.start)?;
+        let start = usize::try_from(total(&before.cloned().collect::<Vec<_>>()) + (wanted.start - first.start)).ok()?;
+        bytes.get(start..start + usize::try_from(wanted.end - wanted.start).ok()?)
     };
-    let table = place.read_table(&packed).map_err(|e| fault(layer, e))?;
+    let missing = || broken(invalid("the table is not in order"));
+    let table = of(&place.table.range).ok_or_else(missing)?;
+    let table = place.read_table(table).map_err(broken)?;
+    let tar_split = of(&place.tar_split.range).ok_or_else(missing)?.to_vec();
+    place.read_tar_split(&table, &tar_split).map_err(broken)?;
     Ok(Some((table, tar_split)))
+}
+
+/// What is left of ranges behind so many of their bytes.
+fn behind(ranges: &[Range<u64>], mut count: u64) -> Vec<Range<u64>> {
+    let mut rest = Vec::new();
+    for range in ranges {
+        let skip = count.min(range.end - range.start);
+        count -= skip;
+        if range.start + skip < range.end {
+            rest.push(range.start + skip..range.end);
+        }
+    }
+    rest
 }
 
 /// The ranges of the blob that hold what was not found.
@@ -233,222 +263,7 @@ fn missing(table: &Table, found: &Found) -> Vec<Range<u64>> {
     coalesce(needed.map(|chunk| chunk.packed.clone()), GAP)
 }
 
-/// Makes the tar. `noted`: how many files of the table are in the index that is written on the way.
-pub(super) fn rebuild(
-    store: &Store,
-    layer: &DiffId,
-    plan: &Plan,
-    partial: &Partial<'_>,
-    noted: &AtomicUsize,
-    out: &mut Outlet<'_>,
-    monitor: &dyn Monitor,
-) -> Result<()> {
-    let broken = |e: io::Error| fault(layer, e);
-    let reader = match plan.ranges.is_empty() {
-        true => Some(Box::new(io::empty()) as Box<dyn BufRead + Send>),
-        false => (partial.parts)(plan.ranges.clone()),
-    };
-    let reader = reader.ok_or_else(|| broken(invalid("the registry no longer serves parts of it")))?;
-    let mut making = Making {
-        store,
-        found: &plan.found,
-        podman: partial.podman.as_ref(),
-        folders: HashMap::new(),
-        frames: Frames::new(reader, plan.ranges.clone()),
-        missing: total(&plan.ranges),
-        keeping: Keeping::new(store, partial.origin, &plan.found, noted),
-        decoder: decoder().map_err(broken)?,
-        filling: Filling::new(out)?,
-        out,
-    };
-    let (table_bytes, mut reported) = (plan.bytes - total(&plan.ranges), 0);
-    let mut report = |fetched: u64, at_least: u64| {
-        let bytes = table_bytes + fetched - reported;
-        if bytes >= at_least {
-            reported += bytes;
-            monitor.event(Event::LayerBytes { diff_id: *layer, bytes });
-        }
-    };
-    let mut tar_split = partial
-        .place
-        .read_tar_split(&plan.table, &plan.tar_split)
-        .map_err(broken)?;
-    let mut files = plan.table.files.iter().enumerate();
-    while let Some(item) = tar_split.item().map_err(broken)? {
-        match item {
-            Item::Raw(bytes) => making.filling.put(bytes, making.out)?,
-            Item::File(size) => {
-                let file = files.next().filter(|(_, file)| file.size == size);
-                let (place, file) =
-                    file.ok_or_else(|| broken(invalid("the tar-split and the table have different files")))?;
-                making.keeping.begin(place, &file.digest);
-                let made = making.file(&file.digest, size, plan.table.chunks(file));
-                made.map_err(|e| own(layer, e))?;
-                making.keeping.end();
-            }
-        }
-        report(making.frames.fetched, REPORT);
-    }
-    if files.next().is_some() {
-        return Err(broken(invalid("the table has files that the tar-split does not have")));
-    }
-    report(making.frames.fetched, 1);
-    making.filling.end(making.out)
-}
-
-fn decoder() -> io::Result<Decoder<'static>> {
-    let mut decoder = Decoder::new()?;
-    decoder.set_parameter(DParameter::WindowLogMax(23))?;
-    Ok(decoder)
-}
-
-/// The tar as it is made.
-struct Making<'a, 'o, 's> {
-    store: &'a Store,
-    found: &'a Found,
-    podman: Option<&'a Arc<Storage>>,
-    /// Where the files of podman's layers are that were needed so far.
-    folders: HashMap<usize, Folders>,
-    frames: Frames<'a>,
-    /// Bytes of the blob that are to be fetched in all.
-    missing: u64,
-    keeping: Keeping<'a>,
-    decoder: Decoder<'static>,
-    filling: Filling,
-    out: &'o mut Outlet<'s>,
-}
-
-impl Making<'_, '_, '_> {
-    fn file(&mut self, sum: &[u8; 32], size: u64, chunks: &[Chunk]) -> io::Result<()> {
-        if self.found.has(sum, size) {
-            return self.content(sum, true);
-        }
-        let mut at = 0;
-        for chunk in chunks {
-            if chunk.zeros {
-                self.zeros(chunk.size)?;
-            } else if self.found.has(&chunk.digest, chunk.size) {
-                self.content(&chunk.digest, false)?;
-            } else {
-                self.fetched(chunk, at)?;
-            }
-            at += chunk.size;
-        }
-        Ok(())
-    }
-
-    /// Content that is here. `whole`: a file, whose object need not be made again.
-    fn content(&mut self, sum: &[u8; 32], whole: bool) -> io::Result<()> {
-        match self.found.get(sum) {
-            Some(Hit::Inline(bytes)) => self.filling.put(bytes, self.out).map_err(io::Error::other),
-            Some(Hit::Object { id, offset, length }) => {
-                let mut file: File = self.store.open_object(id).map_err(io::Error::other)?;
-                if offset > 0 {
-                    file.seek(SeekFrom::Start(offset))?;
-                }
-                if whole && offset == 0 && length > INLINE_MAX {
-                    self.filling.mark(*id);
-                }
-                self.copy(&mut file, length)
-            }
-            Some(Hit::Podman(place)) => {
-                let folders = match self.folders.entry(place.layer) {
-                    Entry::Occupied(opened) => opened.into_mut(),
-                    Entry::Vacant(none) => {
-                        let layer = self.podman.and_then(|podman| podman.layer_at(place.layer));
-                        none.insert(layer.ok_or_else(|| invalid("a layer of podman's has gone"))?.folders())
-                    }
-                };
-                let mut file = folders.open(&place.name, place.size).map_err(|why| {
-                    let name = String::from_utf8_lossy(&place.name);
-                    io::Error::other(format!("podman's file {name} {why}"))
-                })?;
-                self.copy(&mut file, place.size)
-            }
-            Some(Hit::Kept { part, offset, length }) => self.copy(&mut part.at(offset)?, length),
-            None => Err(invalid("something that was here is not")),
-        }
-    }
-
-    fn copy(&mut self, from: &mut impl Read, length: u64) -> io::Result<()> {
-        let mut left = length;
-        while left > 0 {
-            let space = self.filling.space();
-            let most = space.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            match from.read(&mut space[..most]) {
-                Ok(0) => return Err(invalid("an object is shorter than it was")),
-                Ok(n) => {
-                    left -= n as u64;
-                    self.filling.filled(n, self.out).map_err(io::Error::other)?;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
-    }
-
-    fn zeros(&mut self, count: u64) -> io::Result<()> {
-        self.copy(&mut io::repeat(0), count)
-    }
-
-    /// A chunk from the blob: unpacked, and checked against size and digest. `at`: where it stands in its file.
-    fn fetched(&mut self, chunk: &Chunk, at: u64) -> io::Result<()> {
-        self.frames.seek(chunk.packed.start)?;
-        self.decoder.reinit()?;
-        let mut packed = chunk.packed.end - chunk.packed.start;
-        let (mut left, mut hash, mut ended) = (chunk.size, Sha256::new(), false);
-        let mut beyond = [0; 1];
-        loop {
-            let (fetched, waited) = (self.frames.fetched, self.frames.waited);
-            let input = self.frames.piece(packed)?;
-            let mut source = InBuffer::around(input);
-            let space = self.filling.space();
-            let most = space.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            // All that it should give was given: one byte more is too many.
-            let target = if left == 0 { &mut beyond[..] } else { &mut space[..most] };
-            let mut target = OutBuffer::around(target);
-            let hint = self.decoder.run(&mut source, &mut target)?;
-            let (taken, given) = (source.pos(), target.pos());
-            ended = if (taken, given) == (0, 0) { ended } else { hint == 0 };
-            if left == 0 && given > 0 {
-                return Err(invalid("a chunk unpacks to more than the table says"));
-            }
-            self.frames.consume(taken);
-            self.keeping
-                .waited(self.frames.waited - waited, self.frames.fetched - fetched);
-            let bytes = &self.filling.space()[..given];
-            hash.update(bytes);
-            let to_come = self.missing.saturating_sub(self.frames.fetched);
-            self.keeping.arrived(at + chunk.size - left, bytes, to_come);
-            self.filling.filled(given, self.out).map_err(io::Error::other)?;
-            packed -= taken as u64;
-            left -= given as u64;
-            if packed == 0 && (left == 0 && ended || (taken, given) == (0, 0)) {
-                break;
-            }
-            if (taken, given) == (0, 0) {
-                return Err(invalid("a chunk cannot be unpacked"));
-            }
-        }
-        if left > 0 || !ended {
-            return Err(invalid("a chunk is shorter than the table says"));
-        }
-        if <[u8; 32]>::from(hash.finalize()) != chunk.digest {
-            return Err(invalid(
-                "a chunk is not what the table says; the registry sent other bytes",
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// A reader may carry one of our errors, which knows better what happened.
-fn own(layer: &DiffId, error: io::Error) -> Error {
-    error.downcast::<Error>().unwrap_or_else(|error| fault(layer, error))
-}
-
-fn fault(layer: &DiffId, error: io::Error) -> Error {
+pub(super) fn fault(layer: &DiffId, error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(ours) => ours,
         Err(error) => Error::Layer {
@@ -459,6 +274,6 @@ fn fault(layer: &DiffId, error: io::Error) -> Error {
     }
 }
 
-fn invalid(why: &'static str) -> io::Error {
+pub(super) fn invalid(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }

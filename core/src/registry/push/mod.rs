@@ -1,8 +1,8 @@
 //! Blobs and manifests to a registry: the writing half of the OCI distribution API.
 //!
-//! Invariant: a blob is announced to nobody before the registry has checked its digest (that is what the last request of
-//! an upload asks it for), and the manifest goes last, so that a cut leaves the tag as it was. The registry says where an
-//! upload goes on; credentials go there only where that is the registry itself. Memory: one part of a blob.
+//! Invariant: a blob is announced to nobody before the registry has checked its digest (that is what the last request
+//! of an upload asks it for), and the manifest goes last, so that a cut leaves the tag as it was. The registry says
+//! where an upload goes on; credentials go there only where that is the registry itself. Memory: one part of a blob.
 
 use std::io::Write;
 use std::sync::Arc;

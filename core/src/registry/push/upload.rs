@@ -1,7 +1,7 @@
 //! A blob on its way to a registry: in parts, each gone on with where a connection was cut.
 //!
-//! Distribution specification, "Pushing a blob in chunks". Nothing of it can be seen in the registry before the last request,
-//! which names the digest.
+//! Distribution specification, "Pushing a blob in chunks". Nothing of it can be seen in the registry before the last
+//! request, which names the digest.
 
 use std::io::{self, Write};
 
