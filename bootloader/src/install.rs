@@ -32,8 +32,8 @@ pub fn programs(architecture: &str) -> Vec<String> {
     [".signed", ""].map(path).into()
 }
 
-/// Puts `program` onto the EFI system partition `esp`, with settings and random seed; durable when this returns. What is
-/// worth a note comes back.
+/// Puts `program` onto the EFI system partition `esp`, with settings and random seed; durable when this returns. What
+/// is worth a note comes back.
 ///
 /// # Errors
 /// [`Error::BootEntry`] for a program that is no systemd-boot.

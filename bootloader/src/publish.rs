@@ -114,8 +114,9 @@ pub fn entry(fs: &dyn Fs, folder: &Path, name: &str, content: &[u8]) -> Result<(
 
 /// Gives an entry the name that its counter has after `mark`; durable when this returns.
 ///
-/// Not by a rename: on FAT the file is empty under its new name until it is synced there, and this may be the only entry
-/// that boots. A copy appears first, then the counted one goes; a power cut between leaves both, with the same content.
+/// Not by a rename: on FAT the file is empty under its new name until it is synced there, and this may be the only
+/// entry that boots. A copy appears first, then the counted one goes; a power cut between leaves both, with the same
+/// content.
 pub fn mark(fs: &dyn Fs, folder: &Path, file: &str, mark: Mark) -> Result<String> {
     let counted = CountedName::parse(file);
     let marked = match mark {

@@ -1,8 +1,8 @@
-//! EFI variables of the Boot Loader Interface, as text; and what is to be said of those that choose an entry, as far as they
-//! keep another one from booting.
+//! EFI variables of the Boot Loader Interface, as text; and what is to be said of those that choose an entry, as far
+//! as they keep another one from booting.
 //!
-//! The latter are the administrator's (`bootctl set-default`, `set-oneshot`), and are only read and told of. One that names an entry
-//! goes before everything that its counter or generation says.
+//! The latter are the administrator's (`bootctl set-default`, `set-oneshot`), and are only read and told of. One that
+//! names an entry goes before everything that its counter or generation says.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,8 @@ const VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 /// No name of an entry is longer.
 const LIMIT: u64 = 4096;
 
-/// Where a variable of that interface is, below `folder` (`/sys/firmware/efi/efivars`): systemd's vendor id follows its name.
+/// Where a variable of that interface is, below `folder` (`/sys/firmware/efi/efivars`): systemd's vendor id follows
+/// its name.
 pub fn path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}-{VENDOR}"))
 }
@@ -33,8 +34,8 @@ pub fn read(folder: &Path, name: &str) -> Option<String> {
     text(&fs::read(&path(folder, name), LIMIT).ok().flatten()?)
 }
 
-/// The generation of the entry that the boot loader started, as the variables in `folder` say; `None` where they do not, or it is
-/// none of ours.
+/// The generation of the entry that the boot loader started, as the variables in `folder` say; `None` where they do
+/// not, or it is none of ours.
 pub fn started(folder: &Path) -> Option<u64> {
     let id = read(folder, STARTED)?;
     // Its name without the counter; old ones leave `.conf` off.

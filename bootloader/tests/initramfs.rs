@@ -1,7 +1,9 @@
-//! What ends up in an initramfs: how much of the program, and which files through dracut, initramfs-tools and mkinitcpio.
+//! What ends up in an initramfs: how much of the program, and which files through dracut, initramfs-tools and
+//! mkinitcpio.
 //!
-//! dracut and initramfs-tools are run for real, in a Debian 13 that `testdata/initramfs.sh` makes. Debian has no mkinitcpio:
-//! its hook runs with the functions that mkinitcpio has replaced by ones that write down how they were called.
+//! dracut and initramfs-tools are run for real, in a Debian 13 that `testdata/initramfs.sh` makes. Debian has no
+//! mkinitcpio: its hook runs with the functions that mkinitcpio has replaced by ones that write down how they were
+//! called.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, missing_docs)]
 

@@ -1,7 +1,7 @@
 //! The initramfs program against a sysroot made with the library, in a mount namespace of its own.
 //!
-//! Mounting needs root: says so where there is none. This machine's kernel may lack fs-verity; what then can be shown of it
-//! is that it is refused.
+//! Mounting needs root: says so where there is none. This machine's kernel may lack fs-verity; what then can be shown
+//! of it is that it is refused.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, missing_docs)]
 

@@ -1,8 +1,8 @@
 //! Promise 1 on a file system without a journal: FAT may keep any part of what was not synced, in any order.
 //!
-//! What is done is recorded. For every operation at which the power may go, every state is made that such a file system
-//! may be in: of the changes of names that no sync covers, any subset; a rename may leave both names or neither; content
-//! that was not synced is cut short. In each of them old or new boots.
+//! What is done is recorded. For every operation at which the power may go, every state is made that such a file
+//! system may be in: of the changes of names that no sync covers, any subset; a rename may leave both names or
+//! neither; content that was not synced is cut short. In each of them old or new boots.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 

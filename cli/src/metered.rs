@@ -62,8 +62,8 @@ fn parse(answer: &str) -> Connection {
     }
 }
 
-/// Passes everything on, with a note where something is to be fetched over a metered connection: whoever asked for it by
-/// hand gets it.
+/// Passes everything on, with a note where something is to be fetched over a metered connection: whoever asked for it
+/// by hand gets it.
 pub struct Noting<'m> {
     monitor: &'m dyn Monitor,
     asked: AtomicBool,

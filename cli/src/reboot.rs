@@ -1,8 +1,8 @@
 //! Booting into what was staged.
 //!
 //! A reboot goes through the service manager, so that services stop, shutdown jobs run (the last merge of /etc is one)
-//! and whoever holds an inhibitor lock is asked. A soft reboot keeps kernel and hardware as they are: it is offered only
-//! where the next deployment has the same kernel, initrd and kernel arguments.
+//! and whoever holds an inhibitor lock is asked. A soft reboot keeps kernel and hardware as they are: it is offered
+//! only where the next deployment has the same kernel, initrd and kernel arguments.
 
 use std::ffi::OsStr;
 use std::io;
@@ -56,7 +56,8 @@ impl Apply {
     }
 }
 
-/// Whether what runs was reached by a soft reboot (or one is prepared): then the boot loader started another deployment.
+/// Whether what runs was reached by a soft reboot (or one is prepared): then the boot loader started another
+/// deployment.
 pub fn was_soft() -> bool {
     fs::exists(Path::new(NEXT_LINE))
 }

@@ -1,5 +1,5 @@
-//! Promise 1, shown on the whole update: the power is cut at every operation of an upgrade, a rollback and others, and what
-//! was not synced is lost. After each cut old or new boots, the same command succeeds, and `fsck` finds nothing.
+//! Promise 1, shown on the whole update: the power is cut at every operation of an upgrade, a rollback and others, and
+//! what was not synced is lost. After each cut old or new boots, the same command succeeds, and `fsck` finds nothing.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 

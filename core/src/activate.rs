@@ -1,8 +1,8 @@
 //! What boots next, and what goes for it: the end that updates, rollbacks and changed kernel arguments share.
 //!
-//! Invariant (promise 1): an entry is published whose kernel files are durable, above all others; then entries go, then the
-//! records and names of what has none left. A power cut between any two steps leaves the old entry or both, and what is
-//! left over means nothing and goes with the next update.
+//! Invariant (promise 1): an entry is published whose kernel files are durable, above all others; then entries go,
+//! then the records and names of what has none left. A power cut between any two steps leaves the old entry or both,
+//! and what is left over means nothing and goes with the next update.
 
 use crate::boot::{Bootloader, HostArguments, NewEntry, Tries};
 use crate::bootable::{self, Bootable};
@@ -89,7 +89,8 @@ pub(crate) fn again(
     let deployment = verified(found.ok_or_else(missing)?)?;
     let bootloader = sysroot.bootloader();
     let generation = next_generation(sysroot, known)?;
-    // One that was marked good stays good; one that never proved itself has to, with all its tries, and so has a new line.
+    // One that was marked good stays good; one that never proved itself has to, with all its tries, and so has a new
+    // line.
     let proven = old.tries == Tries::Good && line.is_none();
     let tries = sysroot.options.tries.filter(|_| !proven);
     let mut new = NewEntry::again(old, bootloader.boot_dir(), generation, tries)?;

@@ -1,10 +1,10 @@
 //! Kernel arguments of this machine: what `kargs` shows and changes.
 //!
-//! Invariant: a change is durable in `boot.toml`, which every later entry is made with, before an entry has it; and that
-//! entry is a further one, above all others, like that of an update. At every instant the old entry or the new one is
-//! the one that boots next, and both are complete. After a power cut between the two the same command once more, or the
-//! next update, makes the entry. A changed entry is counted: with arguments that the machine does not come up with it
-//! goes back to the deployment before, which keeps the arguments that it had.
+//! Invariant: a change is durable in `boot.toml`, which every later entry is made with, before an entry has it; and
+//! that entry is a further one, above all others, like that of an update. At every instant the old entry or the new
+//! one is the one that boots next, and both are complete. After a power cut between the two the same command once
+//! more, or the next update, makes the entry. A changed entry is counted: with arguments that the machine does not
+//! come up with it goes back to the deployment before, which keeps the arguments that it had.
 
 use crate::activate;
 use crate::boot::host::Edit;

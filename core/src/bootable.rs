@@ -73,9 +73,9 @@ pub fn kernel_sizes(tree: &Tree) -> Result<[u64; 2]> {
 }
 
 impl Bootable {
-    /// What keeps it from booting: no folder to mount the deployment's on, or an initrd that lists its files, with no program
-    /// that mounts a deployment among them. Warnings and no refusals, since there may be programs that are not known here, or
-    /// settings that mount nothing there; the entry's tries lead back.
+    /// What keeps it from booting: no folder to mount the deployment's on, or an initrd that lists its files, with no
+    /// program that mounts a deployment among them. Warnings and no refusals, since there may be programs that are not
+    /// known here, or settings that mount nothing there; the entry's tries lead back.
     ///
     /// # Errors
     /// What opening the initrd gives.
@@ -107,8 +107,8 @@ fn missing_folders(tree: &Tree) -> Vec<&'static str> {
 }
 
 /// The whole kernel command line of an entry: the image, the root, the image's own arguments, then the host's. Unless
-/// these say `ro` or `rw`, it is `rw`: /etc and /var are on that root, and systemd tries to remount / otherwise, which is
-/// an overlay that cannot be written to.
+/// these say `ro` or `rw`, it is `rw`: /etc and /var are on that root, and systemd tries to remount / otherwise, which
+/// is an overlay that cannot be written to.
 pub fn command_line(id: &DeploymentId, root: &str, image: &[String], host: &HostArguments) -> Vec<String> {
     let mut options = vec![cmdline::digest_argument(id, host.allow_missing_verity)];
     let own_root = |a: &&String| a.starts_with("root=");

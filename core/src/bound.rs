@@ -3,8 +3,8 @@
 //! `usr/lib/cfs-update/bound-images.d` and `usr/lib/bootc/bound-images.d` of the image hold links to quadlet files
 //! (podman-systemd.unit(5)): `.image` with `Image=` in `[Image]`, `.container` with `Image=` in `[Container]`.
 //!
-//! Invariant: a deployment is recorded only when all of its bound images are in the store; each is kept by a name of that
-//! deployment (`cfs-update/bound/<id, 12 digits>/<reference>`), which goes with it and not before.
+//! Invariant: a deployment is recorded only when all of its bound images are in the store; each is kept by a name of
+//! that deployment (`cfs-update/bound/<id, 12 digits>/<reference>`), which goes with it and not before.
 
 use std::collections::BTreeMap;
 use std::iter;
@@ -127,8 +127,8 @@ fn value_of(text: &str, wanted: &str, wanted_key: &str) -> Option<String> {
     found
 }
 
-/// Fetches what is not in the store; nothing refers to it before the next [`Store::publish`]. All of the images are asked for
-/// before anything of one is fetched, and there has to be room for all.
+/// Fetches what is not in the store; nothing refers to it before the next [`Store::publish`]. All of the images are
+/// asked for before anything of one is fetched, and there has to be room for all.
 ///
 /// # Errors
 /// Those of a pull, with the file that wants the image.

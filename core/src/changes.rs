@@ -1,7 +1,7 @@
 //! What an update would change on this machine: of an image whose layers are all here.
 //!
-//! The tree is merged and transformed, and the image's digest computed, as the update does it. Invariant: nothing is written,
-//! so what is said holds as long as nobody changes the machine or its /etc in between.
+//! The tree is merged and transformed, and the image's digest computed, as the update does it. Invariant: nothing is
+//! written, so what is said holds as long as nobody changes the machine or its /etc in between.
 
 use crate::activate;
 use crate::boot::{BootEntry, HostArguments, Room, cmdline};

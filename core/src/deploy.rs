@@ -64,8 +64,8 @@ pub(crate) fn origin(image: &Synced<Image>, bootable: &Bootable, generation: u64
 }
 
 /// Makes the record with its /etc and, the first time, /var. A deployment that is there already is given the new
-/// signature; its /etc is merged afresh unless it runs or is the one that the others are merged from. `current` is where
-/// the administrator's /etc is.
+/// signature; its /etc is merged afresh unless it runs or is the one that the others are merged from. `current` is
+/// where the administrator's /etc is.
 pub(crate) fn record(
     sysroot: &Sysroot,
     signed: SignedImage,

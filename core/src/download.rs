@@ -1,8 +1,9 @@
 //! An update that is here and that nothing boots yet: `--download-only` now, `upgrade --from-downloaded` when it suits.
 //!
-//! The image is made and kept by names of the store, with what it binds; [`Downloaded`] says which it is. Invariant: the note
-//! is written when all of that is durable and goes before the names do, so what it says is here is here, and names without it
-//! mean nothing and go with the next collection. No record and no boot entry is touched: what boots next is what it was.
+//! The image is made and kept by names of the store, with what it binds; [`Downloaded`] says which it is. Invariant:
+//! the note is written when all of that is durable and goes before the names do, so what it says is here is here, and
+//! names without it mean nothing and go with the next collection. No record and no boot entry is touched: what boots
+//! next is what it was.
 
 use crate::bound::{self, Bound};
 use crate::deployment::Downloaded;

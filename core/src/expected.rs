@@ -12,8 +12,8 @@ use crate::sys::fs;
 use crate::sys::space::Space;
 use crate::sysroot::{Known, Sysroot};
 
-/// What the deployment that is followed binds, as it is now: the next one is expected to bind the same. What cannot be had
-/// is a warning here; it will be an error then.
+/// What the deployment that is followed binds, as it is now: the next one is expected to bind the same. What cannot be
+/// had is a warning here; it will be an error then.
 ///
 /// # Errors
 /// What reading the store gives.
@@ -38,8 +38,8 @@ pub fn bound(sysroot: &Sysroot, known: &[Known], monitor: &dyn Monitor) -> Resul
     Ok(images)
 }
 
-/// What a kernel and an initrd as large as those of the deployment that is followed would take on `$BOOT`; `None` where there
-/// are none. The new ones may be the same, which take nothing, so nothing is refused for this.
+/// What a kernel and an initrd as large as those of the deployment that is followed would take on `$BOOT`; `None`
+/// where there are none. The new ones may be the same, which take nothing, so nothing is refused for this.
 ///
 /// # Errors
 /// What the system answers about the file system.

@@ -1,10 +1,11 @@
 //! The last merge of /etc, at shutdown, and what the next boot says of it.
 //!
 //! An update merges /etc when it is staged, so that conflicts are seen while somebody is there and a power cut at any
-//! time afterwards boots a deployment with a whole /etc. What the administrator changes between then and the shutdown is
-//! brought over here. Invariant: the new /etc replaces the staged one in one step ([`Deployments::begin_etc`]), so a
-//! power cut in the middle leaves the staged one; the running /etc is only read. That the merge was not made is known
-//! from the staged note, which says when it was, and is reported after the next boot with the files that it is about.
+//! time afterwards boots a deployment with a whole /etc. What the administrator changes between then and the shutdown
+//! is brought over here. Invariant: the new /etc replaces the staged one in one step ([`Deployments::begin_etc`]), so
+//! a power cut in the middle leaves the staged one; the running /etc is only read. That the merge was not made is
+//! known from the staged note, which says when it was, and is reported after the next boot with the files that it is
+//! about.
 //!
 //! [`Deployments::begin_etc`]: crate::deployment::Deployments::begin_etc
 

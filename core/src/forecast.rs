@@ -1,7 +1,8 @@
 //! What a pull would fetch and write, found out without doing it.
 //!
-//! Invariant: nothing is written. Layers are looked for, and tables of contents fetched and looked up, by the code of the pull
-//! that follows ([`crate::pull::Plan`]), so the numbers are its numbers, as long as nothing else changes the store in between.
+//! Invariant: nothing is written. Layers are looked for, and tables of contents fetched and looked up, by the code of
+//! the pull that follows ([`crate::pull::Plan`]), so the numbers are its numbers, as long as nothing else changes the
+//! store in between.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -65,10 +66,12 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    /// Finds out. `store`: where the image would go, at `path`; `None` where there is none yet. `bound`: what comes along.
+    /// Finds out. `store`: where the image would go, at `path`; `None` where there is none yet. `bound`: what comes
+    /// along.
     ///
     /// # Errors
-    /// What reading the store gives. A table that cannot be had or used means that the layer would be fetched as a whole.
+    /// What reading the store gives. A table that cannot be had or used means that the layer would be fetched as a
+    /// whole.
     pub fn new(
         store: Option<&Store>,
         path: &Path,

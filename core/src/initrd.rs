@@ -1,7 +1,8 @@
 //! What is in an initrd: the names in its cpio archives.
 //!
-//! An initrd is one archive or several, one behind the other, each plain or compressed (`Documentation/driver-api/early-userspace`
-//! of the kernel: `buffer-format`). gzip and zstd are read; the others are named. Bounded; never panics on hostile bytes.
+//! An initrd is one archive or several, one behind the other, each plain or compressed
+//! (`Documentation/driver-api/early-userspace` of the kernel: `buffer-format`). gzip and zstd are read; the others are
+//! named. Bounded; never panics on hostile bytes.
 
 use std::io::{self, Read};
 

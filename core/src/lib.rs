@@ -3,8 +3,8 @@
 //! The modules are listed in the order in which the data flows; none imports one that is listed below it
 //! (`tests/layering.rs` checks that). What lives where, and which promise it keeps: `docs/architecture.md`.
 //!
-//! The feature `update` (default) is the whole way; without it there is what the initramfs program needs to mount the end
-//! of it, and no dependency that talks to a network.
+//! The feature `update` (default) is the whole way; without it there is what the initramfs program needs to mount the
+//! end of it, and no dependency that talks to a network.
 
 #![cfg_attr(
     test,

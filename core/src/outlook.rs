@@ -47,8 +47,8 @@ pub fn check(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<News> {
     })
 }
 
-/// What following `reference`, or else the newest of the followed image, would do; `None` where that boots next already.
-/// `line`: what the kernel that runs was booted with. Changes nothing.
+/// What following `reference`, or else the newest of the followed image, would do; `None` where that boots next
+/// already. `line`: what the kernel that runs was booted with. Changes nothing.
 pub fn forecast(
     sysroot: &Sysroot,
     reference: Option<&Reference>,

@@ -59,9 +59,9 @@ pub fn rollback_target(all: &[Standing]) -> Result<&Standing> {
         })
 }
 
-/// What is to be gone back to, should `new` fail that is to boot next: the running one or, where that is `new`, the newest
-/// that proved itself. Given only where it needs a further entry for that: the boot loader would try another one before it
-/// that never proved itself, an earlier update, say, that waits or was gone back from.
+/// What is to be gone back to, should `new` fail that is to boot next: the running one or, where that is `new`, the
+/// newest that proved itself. Given only where it needs a further entry for that: the boot loader would try another
+/// one before it that never proved itself, an earlier update, say, that waits or was gone back from.
 pub fn overtaken(all: &[Standing], new: DeploymentId) -> Option<DeploymentId> {
     let others = || {
         all.iter()
@@ -73,11 +73,11 @@ pub fn overtaken(all: &[Standing], new: DeploymentId) -> Option<DeploymentId> {
     before.then_some(good.id)
 }
 
-/// What an update lets go of once its own entry is durable: all but the next, the booted and the pinned ones, and
-/// as many others as make `keep` in all (at least two: one must be there to go back to), those that booted well before
-/// those that never did, the newest first. On a running machine an update that has not been booted does not count: should
-/// it be bad, there is still something to go back to from where the machine is. Nothing where nothing can boot: then the
-/// fault is elsewhere.
+/// What an update lets go of once its own entry is durable: all but the next, the booted and the pinned ones, and as
+/// many others as make `keep` in all (at least two: one must be there to go back to), those that booted well before
+/// those that never did, the newest first. On a running machine an update that has not been booted does not count:
+/// should it be bad, there is still something to go back to from where the machine is. Nothing where nothing can boot:
+/// then the fault is elsewhere.
 pub fn superseded(all: &[Standing], keep: usize) -> Vec<DeploymentId> {
     let Some(next) = next_to_boot(all).map(|d| d.id) else {
         return Vec::new();

@@ -1,13 +1,13 @@
 //! Whether what is about to be fetched fits, found out before its first byte.
 //!
-//! Two figures. **At least**: less than this it cannot be, whatever is inside the layers. Of a layer with a table of contents
-//! these are the files that are in no layer here, each rounded up to blocks. Of another one nothing is known but its
-//! compressed size, and that much has to come, less everything that the store holds in layers of other images: it could all be
-//! in there. **About**: what it
-//! is expected to be when nothing of such a layer is here, by the ratio that the store's own layers show.
+//! Two figures. **At least**: less than this it cannot be, whatever is inside the layers. Of a layer with a table of
+//! contents these are the files that are in no layer here, each rounded up to blocks. Of another one nothing is known
+//! but its compressed size, and that much has to come, less everything that the store holds in layers of other images:
+//! it could all be in there. **About**: what it is expected to be when nothing of such a layer is here, by the ratio
+//! that the store's own layers show.
 //!
-//! Invariant: only the first figure refuses, so that an update which would fit is not refused because nobody could know;
-//! the second one is said. Nothing is written here.
+//! Invariant: only the first figure refuses, so that an update which would fit is not refused because nobody could
+//! know; the second one is said. Nothing is written here.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -224,8 +224,9 @@ impl<'s> Tally<'s> {
         (tar.saturating_add(objects.saturating_mul(each)), objects)
     }
 
-    /// What has to come at the very least for a blob of so many bytes, and less if what the store has is in it. A tar that is
-    /// not compressed may be headers and little else; a file system that compresses may do better than the blob.
+    /// What has to come at the very least for a blob of so many bytes, and less if what the store has is in it. A tar
+    /// that is not compressed may be headers and little else; a file system that compresses may do better than the
+    /// blob.
     fn floor(&self, compression: Compression, size: u64) -> u64 {
         let packed = if compression == Compression::None {
             size / 2

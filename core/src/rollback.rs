@@ -53,8 +53,8 @@ pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
     })
 }
 
-/// Where the target never ran, the note is about it before it boots next: it has to have the last merge of /etc, and what a
-/// power cut keeps from it is told afterwards. Whether that is so.
+/// Where the target never ran, the note is about it before it boots next: it has to have the last merge of /etc, and
+/// what a power cut keeps from it is told afterwards. Whether that is so.
 fn note_waiting(sysroot: &Sysroot, known: &[Known], target: DeploymentId) -> Result<bool> {
     let origin = known.iter().find(|k| k.id == target).and_then(Known::origin);
     let Some(from) = origin.and_then(|origin| origin.etc_from) else {

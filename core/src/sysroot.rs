@@ -335,8 +335,8 @@ impl Known {
     }
 }
 
-/// What runs has an /etc of its own from now on; the note, which says what it may lack, is about it. Where that cannot be
-/// written, the next time is early enough.
+/// What runs has an /etc of its own from now on; the note, which says what it may lack, is about it. Where that cannot
+/// be written, the next time is early enough.
 fn arrived(options: &Options, deployments: &Deployments) -> Result<()> {
     let record = options.booted.and_then(|id| deployments.load(&id).ok());
     let Some((id, origin)) = options.booted.zip(record.as_ref().map(Record::origin)) else {

@@ -81,9 +81,9 @@ impl CrashFs {
         }
     }
 
-    /// What is below `folder` is FAT: syncing a folder makes the new name of a renamed file durable with a size of 0, unless
-    /// the file was synced under that name before (Linux, fs/fat/namei_vfat.c: the inode fills the new slot when it is
-    /// written).
+    /// What is below `folder` is FAT: syncing a folder makes the new name of a renamed file durable with a size of 0,
+    /// unless the file was synced under that name before (Linux, fs/fat/namei_vfat.c: the inode fills the new slot
+    /// when it is written).
     #[must_use]
     pub fn with_fat(self, folder: &Path) -> Self {
         let fat = Some(folder.to_path_buf());

@@ -301,7 +301,8 @@ pub fn fetch(
     let imported = pull::import(&sysroot.store, registry, source, sysroot.options.threads, monitor)?;
     let (tree, bootable) = look(sysroot, &imported, monitor)?;
     if !known.is_empty() {
-        // Before bound images are fetched. Of a first deployment the caller asks: an installation has a rule of its own.
+        // Before bound images are fetched. Of a first deployment the caller asks: an installation has a rule of its
+        // own.
         activate::refuse_full_boot(sysroot.bootloader(), &bootable)?;
     }
     let options = &sysroot.options;

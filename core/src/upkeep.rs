@@ -117,8 +117,8 @@ pub fn gc(sysroot: &Sysroot, dry_run: bool) -> Result<Collected> {
     Ok(collected)
 }
 
-/// What to say, and what to do, where something that was to be written on the store or on $BOOT had no room: what this run
-/// had written is taken back, and the error tells what would help, in numbers. Other errors stay as they are.
+/// What to say, and what to do, where something that was to be written on the store or on $BOOT had no room: what this
+/// run had written is taken back, and the error tells what would help, in numbers. Other errors stay as they are.
 pub fn without_room(sysroot: &Sysroot, error: Error) -> Error {
     if error.kind() != Kind::Space {
         return error;

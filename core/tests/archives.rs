@@ -1,5 +1,5 @@
-//! Archives as other tools and people make them: however they are compressed, whatever is a link in them, through a pipe;
-//! and what is wrong with one is said.
+//! Archives as other tools and people make them: however they are compressed, whatever is a link in them, through a
+//! pipe; and what is wrong with one is said.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 

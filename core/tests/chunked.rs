@@ -1,5 +1,5 @@
-//! zstd:chunked layers over HTTP: only what is missing is fetched, whatever the registry does the result is the layer, and
-//! tables that lie are found out.
+//! zstd:chunked layers over HTTP: only what is missing is fetched, whatever the registry does the result is the layer,
+//! and tables that lie are found out.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 

@@ -57,7 +57,8 @@ fn word(text: &str) -> &str {
     &text[..text.find(|c| !is_word(c)).unwrap_or(text.len())]
 }
 
-/// The first names of the paths behind `prefix`, such as `store` for `crate::store::Store` and for `crate::{store, ids}`.
+/// The first names of the paths behind `prefix`, such as `store` for `crate::store::Store` and for `crate::{store,
+/// ids}`.
 fn names_behind(code: &str, prefix: &str) -> Vec<String> {
     let mut names = Vec::new();
     for (at, _) in code.match_indices(prefix) {

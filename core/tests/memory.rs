@@ -161,8 +161,8 @@ fn putting_a_layer_together_from_what_is_here_takes_at_most_1300_bytes_for_each_
         assert!(!server.ranges().is_empty(), "parts were asked for");
         peak
     };
-    // A little more than a power of two: where what doubles has the most to spare. On a slow machine a copy of the index is
-    // written meanwhile.
+    // A little more than a power of two: where what doubles has the most to spare. On a slow machine a copy of the
+    // index is written meanwhile.
     let (few, many) = (of(1100), of(8300));
     let each = many.saturating_sub(few) / 7200;
     assert!(each <= 1300, "{each} bytes for each file ({few} and {many} in all)");

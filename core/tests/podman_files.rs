@@ -1,5 +1,5 @@
-//! Files of a chunked layer that are in podman's storage are not fetched, whichever of its layers has them; what is wrong there
-//! costs bytes and nothing else.
+//! Files of a chunked layer that are in podman's storage are not fetched, whichever of its layers has them; what is
+//! wrong there costs bytes and nothing else.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 

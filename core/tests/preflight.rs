@@ -1,5 +1,5 @@
-//! What cannot fit is refused before its first byte; what may fit, thanks to files that are here, is not; and what becomes full
-//! on the way is taken back. On small file systems of their own, so these need root.
+//! What cannot fit is refused before its first byte; what may fit, thanks to files that are here, is not; and what
+//! becomes full on the way is taken back. On small file systems of their own, so these need root.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 

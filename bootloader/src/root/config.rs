@@ -99,8 +99,8 @@ impl Config {
         })
     }
 
-    /// With what the kernel command line adds: `systemd.volatile=state` (or `overlay`) wants an empty /var, which systemd
-    /// mounts itself.
+    /// With what the kernel command line adds: `systemd.volatile=state` (or `overlay`) wants an empty /var, which
+    /// systemd mounts itself.
     #[must_use]
     pub fn with_arguments(mut self, arguments: &[String]) -> Self {
         let volatile = cmdline::values(arguments, "systemd.volatile");

@@ -13,8 +13,8 @@ const LINKS: [(&str, &str); 4] = [
     ("PARTLABEL=", "disk/by-partlabel"),
 ];
 
-/// Whether what `root=` names is surely not there. Of what is no disk, or named in a way that is not known here, nothing is
-/// sure.
+/// Whether what `root=` names is surely not there. Of what is no disk, or named in a way that is not known here,
+/// nothing is sure.
 pub fn is_missing(arguments: &[String], dev: &Path) -> bool {
     name(arguments).is_some_and(|name| !fs::exists(&dev.join(name)))
 }

@@ -1,10 +1,11 @@
 //! After a refusal, or any other boot that failed: whether a reboot lets another entry boot.
 //!
 //! The boot loader takes one try off an entry before it boots it and says so in the EFI variable `LoaderBootCountPath`
-//! (systemd-boot). Where it does, a reboot is the way on: the next try, or the next entry once all are used up. Where it
-//! does not, or where this entry is booted though its tries were used up before, nothing else can boot, and a reboot would
-//! only hide from the console what is wrong; so a machine with one deployment does not loop. How many tries there were at
-//! first is not known here: above the usual three, that another deployment is there says that a reboot may lead to it.
+//! (systemd-boot). Where it does, a reboot is the way on: the next try, or the next entry once all are used up. Where
+//! it does not, or where this entry is booted though its tries were used up before, nothing else can boot, and a
+//! reboot would only hide from the console what is wrong; so a machine with one deployment does not loop. How many
+//! tries there were at first is not known here: above the usual three, that another deployment is there says that a
+//! reboot may lead to it.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -50,12 +51,13 @@ pub enum Reboot {
 
 /// How long a kernel that panicked shows why.
 const AFTER_PANIC: u32 = 10;
-/// systemd reads it when it starts in the new root. Later versions than 255 call it `CrashAction=reboot`, and know this, too.
+/// systemd reads it when it starts in the new root. Later versions than 255 call it `CrashAction=reboot`, and know
+/// this, too.
 const MANAGER: &str = "[Manager]\nCrashReboot=yes\n";
 
-/// Where the tries of this boot are counted, a kernel that panics and a systemd that crashes later on are to restart the
-/// machine: by themselves they stand still for ever, and the tries never run out. What the kernel command line says of panics
-/// stays. What cannot be done here is no reason not to boot.
+/// Where the tries of this boot are counted, a kernel that panics and a systemd that crashes later on are to restart
+/// the machine: by themselves they stand still for ever, and the tries never run out. What the kernel command line
+/// says of panics stays. What cannot be done here is no reason not to boot.
 pub fn prepare(options: &Options, console: &Console) {
     if counted_path(&options.efivars).is_none_or(|path| way(Some(&path), true) != Way::Reboot) {
         return;

@@ -1,7 +1,8 @@
 //! The image file: found through `images/` only, and proven before it is mounted.
 //!
-//! Invariant: what is mounted is the open file whose digest was compared, never a path that is looked up again. A name in
-//! `images/` says that a tool made the image here (a hostile EROFS never gets to the kernel); the digest says which it is.
+//! Invariant: what is mounted is the open file whose digest was compared, never a path that is looked up again. A name
+//! in `images/` says that a tool made the image here (a hostile EROFS never gets to the kernel); the digest says which
+//! it is.
 
 use std::fmt;
 use std::fs::File;

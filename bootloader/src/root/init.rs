@@ -1,8 +1,8 @@
 //! Whether the first process of the new root can be read, before it takes the place of the one that runs.
 //!
-//! systemd in the initramfs goes on with `/bin/sh` where it cannot start the first process, or stands still: no reboot follows, and
-//! no try is used up. What the kernel finds damaged (fs-verity) or gone is found here instead, while a refusal still counts. The
-//! libraries need no look: where one cannot be read the process ends, which is a panic.
+//! systemd in the initramfs goes on with `/bin/sh` where it cannot start the first process, or stands still: no reboot
+//! follows, and no try is used up. What the kernel finds damaged (fs-verity) or gone is found here instead, while a
+//! refusal still counts. The libraries need no look: where one cannot be read the process ends, which is a panic.
 
 use std::fs::File;
 use std::io::Read;
@@ -68,7 +68,8 @@ fn read(mut file: File, path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// The program that the kernel starts for this one: the dynamic loader of an ELF file, the shell of a script. Below the root.
+/// The program that the kernel starts for this one: the dynamic loader of an ELF file, the shell of a script. Below
+/// the root.
 fn interpreter(head: &[u8]) -> Option<PathBuf> {
     let name = match head.strip_prefix(b"#!") {
         Some(script) => {

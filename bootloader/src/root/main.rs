@@ -1,14 +1,14 @@
 //! `cfs-update-root`: from the mounted physical root to the root of a deployment, inside the initramfs.
 //!
-//! systemd (or a script) has mounted the physical root at SYSROOT and runs this program; when it returns 0, the tree that
-//! is mounted there is the one that the kernel command line names by its fs-verity digest, with the deployment's /etc and
-//! /var, and the physical root at its /sysroot. Every switch of roots goes on from there.
+//! systemd (or a script) has mounted the physical root at SYSROOT and runs this program; when it returns 0, the tree
+//! that is mounted there is the one that the kernel command line names by its fs-verity digest, with the deployment's
+//! /etc and /var, and the physical root at its /sysroot. Every switch of roots goes on from there.
 //!
-//! Invariants: nothing is mounted that was not proven to be what the command line names; what is refused leaves SYSROOT as
-//! it was and says what was expected, what was found and what to do. Nothing is written to the disk, so that a power cut
-//! changes nothing. In this order: `args`, `config` and `choice` (text in, types out), `image` (which file, and the proof),
-//! `seal`, `state` (where /etc and /var are), `plan` (what is to be mounted, pure), `mounts` (does it), `init` (whether it
-//! can be started); `failure` and `device` are for boots that end.
+//! Invariants: nothing is mounted that was not proven to be what the command line names; what is refused leaves
+//! SYSROOT as it was and says what was expected, what was found and what to do. Nothing is written to the disk, so
+//! that a power cut changes nothing. In this order: `args`, `config` and `choice` (text in, types out), `image` (which
+//! file, and the proof), `seal`, `state` (where /etc and /var are), `plan` (what is to be mounted, pure), `mounts`
+//! (does it), `init` (whether it can be started); `failure` and `device` are for boots that end.
 
 #![cfg_attr(
     test,

@@ -1,7 +1,7 @@
 //! Why a machine does not boot, for the person in front of its console.
 //!
-//! Invariant: every refusal says what was expected, what was found and what to do; one line each, so that the kernel log
-//! shows them whole.
+//! Invariant: every refusal says what was expected, what was found and what to do; one line each, so that the kernel
+//! log shows them whole.
 
 use std::fmt;
 

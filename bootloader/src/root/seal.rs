@@ -1,7 +1,7 @@
 //! `[root] require-signature`: the deployment's seal against the keys in the initramfs.
 //!
-//! Invariant: fails closed. No key, no seal, a seal of another image, a key list that cannot be read: refused. The keys on
-//! the disk do not count, since whoever can change the image can change them.
+//! Invariant: fails closed. No key, no seal, a seal of another image, a key list that cannot be read: refused. The
+//! keys on the disk do not count, since whoever can change the image can change them.
 
 use std::path::PathBuf;
 

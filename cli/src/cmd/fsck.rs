@@ -19,8 +19,8 @@ use crate::output::{self, Report};
 /// Exit code 1 if something is broken. Nothing is changed without --repair.
 #[derive(Debug, clap::Args)]
 pub struct Fsck {
-    /// Remove objects whose content is wrong, enable fs-verity where it is missing, fetch what deployments and pulled images need from where they came from, and
-    /// check once more
+    /// Remove objects whose content is wrong, enable fs-verity where it is missing, fetch what deployments and pulled
+    /// images need from where they came from, and check once more
     #[arg(long)]
     repair: bool,
     #[command(flatten)]

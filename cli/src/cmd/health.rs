@@ -18,12 +18,13 @@ use crate::journal;
 use crate::output::Report;
 use crate::reboot::{self, RUN};
 
-/// systemd's own program for marking entries, and the EFI variable by which systemd-boot says that it counts this entry.
+/// systemd's own program for marking entries, and the EFI variable by which systemd-boot says that it counts this
+/// entry.
 const BLESS_BOOT: &str = "usr/lib/systemd/systemd-bless-boot";
 const COUNTED: &str = "LoaderBootCountPath";
 
-/// In /run, for the units that reboot where no health check comes to an end (docs/boot.md): the checks have begun, and each has
-/// a time limit.
+/// In /run, for the units that reboot where no health check comes to an end (docs/boot.md): the checks have begun, and
+/// each has a time limit.
 const BEGUN: &str = "health-begun";
 /// They have ended, and what follows from them was done.
 const JUDGED: &str = "health-judged";
@@ -298,8 +299,8 @@ fn conclude(context: &Context, report: &HealthReport, verdict: &Verdict) -> Resu
     Err(Error::Deployment { id, why }.into())
 }
 
-/// Whether systemd-bless-boot will mark the entry, once all that have a say are heard: not after a soft reboot, when the
-/// entry that the boot loader counted is another one.
+/// Whether systemd-bless-boot will mark the entry, once all that have a say are heard: not after a soft reboot, when
+/// the entry that the boot loader counted is another one.
 fn marks_itself(root: &Path) -> bool {
     let counted = variables::path(&root.join(variables::FOLDER), COUNTED);
     fs::exists(&root.join(BLESS_BOOT)) && fs::exists(&counted) && !reboot::was_soft()

@@ -67,8 +67,8 @@ pub struct ToDisk {
 
 /// Install to a root file system that is mounted and empty
 ///
-/// What is mounted at DIR/boot is $BOOT, what is mounted at DIR/efi or DIR/boot/efi the EFI system partition; one of them
-/// is both where there is no other.
+/// What is mounted at DIR/boot is $BOOT, what is mounted at DIR/efi or DIR/boot/efi the EFI system partition; one of
+/// them is both where there is no other.
 #[derive(Debug, clap::Args)]
 pub struct ToFilesystem {
     /// Where the root file system is mounted

@@ -169,7 +169,8 @@ fn system(layout: &Layout) -> System {
     system
 }
 
-/// What the machine's policy says of the image that is followed. Where it would not be taken, that is a problem, and no failure.
+/// What the machine's policy says of the image that is followed. Where it would not be taken, that is a problem, and
+/// no failure.
 fn policy(context: &Context, host: &mut Host) {
     let Some(image) = &mut host.spec.image else { return };
     let asked = image

@@ -44,7 +44,8 @@ impl Context {
         Sysroot::open(self.options(boot, None)?, purpose)
     }
 
-    /// Like [`Context::open`], but waits for another run to end: for what a boot or a shutdown does, which nobody repeats.
+    /// Like [`Context::open`], but waits for another run to end: for what a boot or a shutdown does, which nobody
+    /// repeats.
     pub fn open_waiting(&self, boot: &BootDir, purpose: &str) -> Result<Sysroot> {
         let deadline = Instant::now() + WAIT;
         loop {
@@ -86,8 +87,8 @@ impl Context {
         Sysroot::open(self.options_at(&target, place, algorithm)?, purpose)
     }
 
-    /// Runs `work`, which fetches into the store; where there is no room, says what would help. What is to be fetched is compared
-    /// with what is free unless the user or the settings do not want that.
+    /// Runs `work`, which fetches into the store; where there is no room, says what would help. What is to be fetched
+    /// is compared with what is free unless the user or the settings do not want that.
     pub fn fetching<T>(
         &self,
         sysroot: &Sysroot,

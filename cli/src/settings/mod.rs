@@ -1,9 +1,9 @@
 //! The only reader of configuration files and of the environment.
 //!
 //! Invariant: a file that cannot be understood stops the command before anything is changed, naming file and line; a
-//! key that is not known is such a mistake, so that a misspelt setting is never silently without effect. What a boot and a
-//! shutdown do by themselves (`health check`, `finalize`) warns and goes on without it: no update is to be given up, and no
-//! change of /etc to be left behind, for a typing error.
+//! key that is not known is such a mistake, so that a misspelt setting is never silently without effect. What a boot
+//! and a shutdown do by themselves (`health check`, `finalize`) warns and goes on without it: no update is to be given
+//! up, and no change of /etc to be left behind, for a typing error.
 //!
 //! Order, later wins key by key: built-in defaults; `/usr/lib/cfs-update/config.toml`; `/etc/cfs-update/config.toml`;
 //! then, as systemd does it, all `config.toml.d/*.toml` of `/usr/lib`, `/run` and `/etc` together, sorted by file name
@@ -167,8 +167,8 @@ impl Settings {
         problems.into_iter().next().map_or(Ok(settings), Err)
     }
 
-    /// For what a boot or a shutdown does, which has nobody to correct a file: without those that cannot be understood, and
-    /// what is wrong with them.
+    /// For what a boot or a shutdown does, which has nobody to correct a file: without those that cannot be
+    /// understood, and what is wrong with them.
     pub fn load_anyway(root: &Path) -> (Self, Vec<Error>) {
         let (mut settings, mut problems) = (Self::default(), Vec::new());
         let files = files(root).unwrap_or_else(|e| {

@@ -1,4 +1,5 @@
-//! zstd:chunked images as skopeo 1.18 writes them, from a real registry: what `--dry-run` says, and what is fetched then.
+//! zstd:chunked images as skopeo 1.18 writes them, from a real registry: what `--dry-run` says, and what is fetched
+//! then.
 
 use std::fs;
 use std::path::PathBuf;

@@ -276,8 +276,8 @@ fn two_containers_and_the_host_have_one_copy_of_a_file_in_memory() {
     let at = dir.path().join("mounted");
     fs::create_dir(&at).unwrap();
     machine.cfs(["image", "mount", &from, at.to_str().unwrap(), "--verity", "try"], 0);
-    // cat's own account stands behind the file that it has read. Where the kernel takes the pages away in between (for want
-    // of memory, or since it thinks them idle) it is fetched again, but not each time.
+    // cat's own account stands behind the file that it has read. Where the kernel takes the pages away in between (for
+    // want of memory, or since it thinks them idle) it is fetched again, but not each time.
     let read = "usr/data /proc/self/io | grep -a ^read_bytes";
     let once = || {
         tool("sh", ["-c", &forget]);

@@ -1,5 +1,6 @@
-//! What goes wrong on the way: content that is not what it says, no space, no network, a kill in the middle, a second run.
-//! Each time: a clear error with its exit code, nothing half-done visible, and the same command succeeds afterwards.
+//! What goes wrong on the way: content that is not what it says, no space, no network, a kill in the middle, a second
+//! run. Each time: a clear error with its exit code, nothing half-done visible, and the same command succeeds
+//! afterwards.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -445,8 +446,8 @@ fn list_objects(cfs: &Cfs) -> Vec<PathBuf> {
         .collect()
 }
 
-/// `health check` in this configuration root, which has one check and, as `by_systemd` says, systemd-bless-boot on a boot
-/// that is counted.
+/// `health check` in this configuration root, which has one check and, as `by_systemd` says, systemd-bless-boot on a
+/// boot that is counted.
 fn judged(cfs: &Cfs, root: &Path, check: &str, by_systemd: bool) -> Ran {
     let _ = fs::remove_dir_all(root);
     let write = |path: &str, text: &str| {

@@ -166,8 +166,8 @@ fn a_real_debian_lacks_what_was_not_installed_and_nothing_else() {
             .expect(1)
             .json();
         let errors = checks(&report, "error");
-        // Its initrd is looked into, and was made without our hook, so without EROFS, too. Two files of the test image have
-        // odd owners on purpose.
+        // Its initrd is looked into, and was made without our hook, so without EROFS, too. Two files of the test image
+        // have odd owners on purpose.
         assert!(errors.contains(&"initramfs-program".to_owned()), "{report}");
         let known = ["initramfs-program", "initramfs-driver", "owners"];
         assert!(errors.iter().all(|check| known.contains(&check.as_str())), "{report:#}");

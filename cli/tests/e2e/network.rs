@@ -1,5 +1,5 @@
-//! Networks that break, are slow, cost money or are shared: what the program does there, with a real registry and a real
-//! message bus.
+//! Networks that break, are slow, cost money or are shared: what the program does there, with a real registry and a
+//! real message bus.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

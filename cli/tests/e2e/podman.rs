@@ -1,4 +1,5 @@
-//! Images and layers that podman has on this machine. Its storage is made by skopeo, which writes it with podman's library.
+//! Images and layers that podman has on this machine. Its storage is made by skopeo, which writes it with podman's
+//! library.
 
 use std::fs;
 use std::path::{Path, PathBuf};

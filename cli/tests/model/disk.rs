@@ -1,5 +1,5 @@
-//! What is on the disk, read without any code of the program: boot entries as systemd-boot takes them, kernels, records,
-//! notes.
+//! What is on the disk, read without any code of the program: boot entries as systemd-boot takes them, kernels,
+//! records, notes.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -213,8 +213,8 @@ impl Seen {
         }
     }
 
-    /// What systemd-boot takes of ours: those without tries come last, then the sort key decides, then the higher version, then
-    /// the uncounted one of two.
+    /// What systemd-boot takes of ours: those without tries come last, then the sort key decides, then the higher
+    /// version, then the uncounted one of two.
     pub fn boots(&self) -> Option<&Entry> {
         let order = |e: &&Entry| (e.count.is_bad(), e.sort_key.clone(), Reverse(e.generation), e.count);
         self.entries.iter().min_by_key(order)

@@ -159,8 +159,8 @@ fn below<'t>(tree: &'t Tree, path: &'t str) -> impl Iterator<Item = (&'t String,
         .filter(move |(at, _)| at.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')))
 }
 
-/// Whether `result` is what the documentation says of a merge: what the administrator changed is there as he left it, and
-/// what he deleted is not; everything else is the new image's.
+/// Whether `result` is what the documentation says of a merge: what the administrator changed is there as he left it,
+/// and what he deleted is not; everything else is the new image's.
 pub fn merged(old: &Tree, here: &Tree, new: &Tree, result: &Tree) -> Result<(), String> {
     let kept = |path: &str| path.contains(".cfs-new");
     let changed = |path: &str| old.get(path) != here.get(path);

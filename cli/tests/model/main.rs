@@ -1,8 +1,10 @@
 //! The life of a machine as a whole: random sequences of everything that may happen to one, on the real library and,
-//! as far as another system's root can be worked on, with the real program, beside a model of what the documentation promises (`model.rs`). After every step everything is compared and `fsck` runs.
+//! as far as another system's root can be worked on, with the real program, beside a model of what the documentation
+//! promises (`model.rs`). After every step everything is compared and `fsck` runs.
 //!
-//! `CFS_MODEL_SECONDS` says for how long sequences are tried (6 where it is not set, for each of the two), `CFS_MODEL_SEED` which one is the
-//! first; one that fails is made shorter as long as it fails, and printed with its seed.
+//! `CFS_MODEL_SECONDS` says for how long sequences are tried (6 where it is not set, for each of the two),
+//! `CFS_MODEL_SEED` which one is the first; one that fails is made shorter as long as it fails, and printed with its
+//! seed.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 

@@ -1,5 +1,5 @@
-//! What must be true of a machine, written down from the documentation (docs/commands.md, docs/boot.md, the promises), not from
-//! the code.
+//! What must be true of a machine, written down from the documentation (docs/commands.md, docs/boot.md, the promises),
+//! not from the code.
 //!
 //! * What boots next is the entry with the highest generation that has tries left; where none has, the highest of all.
 //! * An update is the next to boot as soon as it is staged, with three tries, and an /etc merged from the one that runs.

@@ -1,5 +1,5 @@
-//! The program at its command line, on the root of a machine that does not run: exit codes, documents, and that nothing is
-//! changed by what does not succeed.
+//! The program at its command line, on the root of a machine that does not run: exit codes, documents, and that
+//! nothing is changed by what does not succeed.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -66,7 +66,8 @@ pub fn key_value(argument: &str) -> (String, Option<String>) {
     }
 }
 
-/// Whether two arguments, or keys, have the same key. As for the kernel's own parameters, `-` and `_` in keys are the same.
+/// Whether two arguments, or keys, have the same key. As for the kernel's own parameters, `-` and `_` in keys are the
+/// same.
 pub fn same_key(one: &str, other: &str) -> bool {
     let key = |argument| key_value(argument).0.replace('-', "_");
     key(one) == key(other)

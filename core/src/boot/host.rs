@@ -57,7 +57,8 @@ impl HostArguments {
     /// The same with the arguments changed.
     ///
     /// # Errors
-    /// [`Error::Usage`] for an argument that is none, one that only an entry can have, and one to be deleted that is not there.
+    /// [`Error::Usage`] for an argument that is none, one that only an entry can have, and one to be deleted that is
+    /// not there.
     pub fn changed(&self, edit: &Edit) -> Result<Self> {
         Ok(Self {
             kernel_arguments: edit.of(&self.kernel_arguments).map_err(Error::Usage)?,

@@ -78,8 +78,8 @@ pub trait Bootloader: Debug + Send + Sync {
     /// complete one, kernel files that no entry names. Not to be called between staging and publishing.
     fn plan_cleanup(&self) -> Result<Removal>;
 
-    /// Beside that, the entries of this system that boot none of the `known` deployments. Of this system are those whose
-    /// `root=` is that of a known one's entry; none is taken when no other one would be left that works.
+    /// Beside that, the entries of this system that boot none of the `known` deployments. Of this system are those
+    /// whose `root=` is that of a known one's entry; none is taken when no other one would be left that works.
     fn plan_sweep(&self, known: &[DeploymentId]) -> Result<Removal>;
 
     /// Carries a plan out: entries first, synced, then kernel files that still no entry names.
@@ -92,8 +92,8 @@ pub trait Bootloader: Debug + Send + Sync {
     /// Reads everything that entries refer to and names what is broken.
     fn check(&self) -> Result<Vec<Finding>>;
 
-    /// Where an image for this architecture (as its config says it: `amd64`) keeps the loader's own program, best first;
-    /// none where none is known.
+    /// Where an image for this architecture (as its config says it: `amd64`) keeps the loader's own program, best
+    /// first; none where none is known.
     fn programs(&self, architecture: &str) -> Vec<String>;
 
     /// Puts the loader's own program with its settings onto the EFI system partition mounted at `esp`, durable when
@@ -382,8 +382,8 @@ impl Entries {
         self.ours.iter().find(|entry| Some(&entry.file) == self.next.as_ref())
     }
 
-    /// The best entry of a deployment: complete before broken, then the newest; of two copies of one, as a power cut while
-    /// it was marked may leave them, the one that the boot loader prefers.
+    /// The best entry of a deployment: complete before broken, then the newest; of two copies of one, as a power cut
+    /// while it was marked may leave them, the one that the boot loader prefers.
     pub fn of(&self, id: &DeploymentId) -> Option<&BootEntry> {
         let own = self.ours.iter().filter(|entry| entry.belongs_to(id));
         let rank = |entry: &BootEntry| match entry.tries {

@@ -2,8 +2,9 @@
 //!
 //! The algorithm of the UAPI group's Version Format Specification, version 1
 //! (<https://uapi-group.org/specifications/specs/version_format_specification/>), as systemd-boot implements it: where
-//! the two differ (whether `1~rc` is older than `1`, `1^a` than `1.a`, `1.a` than `1.0a`) the boot loader decides, because it
-//! is its choice that has to be foreseen. Pure; equal means equal for sorting, not the same text (`1_` equals `1`).
+//! the two differ (whether `1~rc` is older than `1`, `1^a` than `1.a`, `1.a` than `1.0a`) the boot loader decides,
+//! because it is its choice that has to be foreseen. Pure; equal means equal for sorting, not the same text (`1_`
+//! equals `1`).
 
 use std::cmp::Ordering;
 

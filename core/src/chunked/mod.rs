@@ -1,14 +1,14 @@
 //! zstd:chunked: layers with a table of contents, so that only the missing files of them need to be fetched.
 //!
-//! Such a layer is an ordinary zstd layer whose files, and parts of files, are frames of their own. Behind them, in frames
-//! that other tools skip, are a table (which file and chunk is where, with its SHA-256) and the tar without its files
-//! (tar-split). Annotations of the layer say where both are and which digest the table has: the manifest's digest covers
-//! these, the table has the tar-split's digest, and the result has to have the layer's diff_id. Format:
+//! Such a layer is an ordinary zstd layer whose files, and parts of files, are frames of their own. Behind them, in
+//! frames that other tools skip, are a table (which file and chunk is where, with its SHA-256) and the tar without its
+//! files (tar-split). Annotations of the layer say where both are and which digest the table has: the manifest's
+//! digest covers these, the table has the tar-split's digest, and the result has to have the layer's diff_id. Format:
 //! `docs/formats.md`, "zstd:chunked".
 //!
-//! Bytes in, values out; nothing here fetches, nothing here writes. Invariant: a [`Table`]'s files and chunks are in order,
-//! do not overlap, lie inside the blob, and their sizes add up; numbers that wrap, more entries than [`table::ENTRIES`] and
-//! tables that unpack to more than they said are refused.
+//! Bytes in, values out; nothing here fetches, nothing here writes. Invariant: a [`Table`]'s files and chunks are in
+//! order, do not overlap, lie inside the blob, and their sizes add up; numbers that wrap, more entries than
+//! [`table::ENTRIES`] and tables that unpack to more than they said are refused.
 
 mod ranges;
 mod table;

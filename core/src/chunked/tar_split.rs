@@ -1,8 +1,8 @@
 //! tar-split: a tar without the content of its files, one JSON document a line.
 //!
-//! `{"type":2,"payload":BASE64}` are bytes of the tar as they are, `{"type":1,"name":…,"size":N}` stands for `N` bytes of
-//! content. Which file a name means is not looked at: contents come in the order of the table, and a tar that was put
-//! together wrongly does not have its diff_id.
+//! `{"type":2,"payload":BASE64}` are bytes of the tar as they are, `{"type":1,"name":…,"size":N}` stands for `N` bytes
+//! of content. Which file a name means is not looked at: contents come in the order of the table, and a tar that was
+//! put together wrongly does not have its diff_id.
 
 use std::borrow::Cow;
 use std::io::{self, BufRead, BufReader, Read};

@@ -1,7 +1,7 @@
 //! `state/cfs-update/downloaded.json`: which image is here to be deployed and is not deployed yet.
 //!
-//! Invariant: it is written when all of the image is durable, and removed before the names that keep it; what boots does not
-//! depend on it. A lost note costs asking the registry once more.
+//! Invariant: it is written when all of the image is durable, and removed before the names that keep it; what boots
+//! does not depend on it. A lost note costs asking the registry once more.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! What happened on this machine (`history.jsonl`), and what must not happen again by itself (`failed.json`).
 //!
-//! Invariants: the history keeps the newest [`HISTORY_LINES`] events, one JSON object a line; it is replaced whole, so a
-//! power cut loses at most the event that was being added. A line that cannot be read is kept and skipped. A list of
+//! Invariants: the history keeps the newest [`HISTORY_LINES`] events, one JSON object a line; it is replaced whole, so
+//! a power cut loses at most the event that was being added. A line that cannot be read is kept and skipped. A list of
 //! failed digests that cannot be read is an error: an update that failed would otherwise be tried again.
 
 use jiff::Timestamp;

@@ -6,8 +6,9 @@
 //! synced, then renamed); whatever starts with `.#` is a leftover and means nothing. One broken record never hides the
 //! others ([`Deployments::list`]). No component of a path below SYSROOT that is written through is a symbolic link.
 //!
-//! Pure text: [`ini`], [`origin`], [`mod@select`]. The shared layout is that of bootc's composefs back end, so records of
-//! either tool can be read by the other; what only this program knows is in the section `[cfs-update]` of the origin.
+//! Pure text: [`ini`], [`origin`], [`mod@select`]. The shared layout is that of bootc's composefs back end, so records
+//! of either tool can be read by the other; what only this program knows is in the section `[cfs-update]` of the
+//! origin.
 
 mod create;
 pub mod downloaded;

@@ -1,8 +1,8 @@
 //! Writing the result of a merge into a new folder.
 //!
 //! Invariant: the folder is new, every name in it is made relative to its open parent and follows no link, and nothing
-//! outside it is touched. It is not durable before the caller synced the file system. Content is never left out; owners,
-//! attributes and devices are set as far as this user may, and what could not be set is reported.
+//! outside it is touched. It is not durable before the caller synced the file system. Content is never left out;
+//! owners, attributes and devices are set as far as this user may, and what could not be set is reported.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

@@ -1,9 +1,9 @@
 //! A deployment's /etc: written from the image the first time, merged three ways at every update.
 //!
 //! What was in the old image, what the administrator made of it, and what is in the new image are three listings
-//! ([`Listing`]); [`plan`](fn@plan) decides from them, without touching a file, where each path of the result comes from;
-//! [`apply`](fn@apply) writes that result into a new folder. Nothing is ever changed in place, so a power cut leaves the old
-//! /etc as it was, and the caller gives the new one its name when it is durable.
+//! ([`Listing`]); [`plan`](fn@plan) decides from them, without touching a file, where each path of the result comes
+//! from; [`apply`](fn@apply) writes that result into a new folder. Nothing is ever changed in place, so a power cut
+//! leaves the old /etc as it was, and the caller gives the new one its name when it is durable.
 //!
 //! Invariants: what the administrator changed or added is in the result, byte for byte; what he deleted is not; where
 //! he did nothing, the result is the new image's. Where both changed a file differently his stays, and the image's is

@@ -175,8 +175,8 @@ impl Merge<'_> {
         });
     }
 
-    /// A path that is a folder here; `also_new` where it is one in the new image, too. Taken even when empty; the caller
-    /// removes it then, if nothing keeps it.
+    /// A path that is a folder here; `also_new` where it is one in the new image, too. Taken even when empty; the
+    /// caller removes it then, if nothing keeps it.
     fn folder(&mut self, path: &Path, also_new: bool) {
         let mine = !self.untouched(path);
         let from = if mine || !also_new { Side::Current } else { Side::New };

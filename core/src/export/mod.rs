@@ -1,11 +1,11 @@
 //! An image of the store to somewhere else: a folder or archive in OCI image layout, or a registry.
 //!
-//! The store has each layer's tar byte for byte, but not the compressed blob that the registry had (`docs/decisions.md`,
-//! "Export"). So the manifest that an image came with goes along unchanged where all its blobs can be had: they are at the
-//! destination already, were never compressed, or are fetched once more from where the image came from. Otherwise the
-//! layers go as they are in the store, with a manifest that says so, and the same config: the image is the same to all who
-//! go by diff_ids, and in a layout the original manifest lies beside it, for us to go on with. So does one of Docker's
-//! kind, which no other tool reads in a layout.
+//! The store has each layer's tar byte for byte, but not the compressed blob that the registry had
+//! (`docs/decisions.md`, "Export"). So the manifest that an image came with goes along unchanged where all its blobs
+//! can be had: they are at the destination already, were never compressed, or are fetched once more from where the
+//! image came from. Otherwise the layers go as they are in the store, with a manifest that says so, and the same
+//! config: the image is the same to all who go by diff_ids, and in a layout the original manifest lies beside it, for
+//! us to go on with. So does one of Docker's kind, which no other tool reads in a layout.
 //!
 //! Invariant: no manifest goes out before all its blobs are complete there, each checked: a rebuilt tar against its
 //! diff_id, a fetched blob against its digest. A run that ends before leaves the destination's names as they were.

@@ -92,7 +92,8 @@ pub fn doubts(text: &str) -> Vec<String> {
     doubts
 }
 
-/// With `store` among the additional stores. `text`: the file, if there is one; else it becomes one like the `vendor`'s.
+/// With `store` among the additional stores. `text`: the file, if there is one; else it becomes one like the
+/// `vendor`'s.
 pub fn add(text: Option<&str>, vendor: Option<&str>, store: &str) -> Change {
     let quoted = toml::Value::String(store.into()).to_string();
     let made = new(vendor);

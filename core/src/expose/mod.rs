@@ -1,4 +1,5 @@
-//! Images of the store for podman: a read-only additional image store of containers-storage whose files are our objects.
+//! Images of the store for podman: a read-only additional image store of containers-storage whose files are our
+//! objects.
 //!
 //! ```text
 //! overlay-images/images.json, images.lock, <id>/manifest, <id>/=<base64 of "sha256:<id>">
@@ -7,12 +8,13 @@
 //! overlay/<layer>/diff -> objects/               overlay/<layer>/link, overlay/l/<link> -> ../<layer>/diff
 //! ```
 //!
-//! podman mounts the blob (erofs) with our objects as its data-only layer: nothing is copied, and pages that the host has
-//! read are not read again.
+//! podman mounts the blob (erofs) with our objects as its data-only layer: nothing is copied, and pages that the host
+//! has read are not read again.
 //!
-//! Invariant: what is listed here is kept in the store by a name of its own (`podman-…` below `images/refs/cfs-update`),
-//! which is there before it is listed and goes after it is not; and a layer that a container of podman's stands on is
-//! neither unlisted nor let go of, whatever became of its image, nor is one that podman has given a name of its own. All of it is derived and can be made again.
+//! Invariant: what is listed here is kept in the store by a name of its own (`podman-…` below
+//! `images/refs/cfs-update`), which is there before it is listed and goes after it is not; and a layer that a
+//! container of podman's stands on is neither unlisted nor let go of, whatever became of its image, nor is one that
+//! podman has given a name of its own. All of it is derived and can be made again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -175,8 +177,8 @@ impl<'a> Shelf<'a> {
     /// Shows exactly these images, and keeps what containers stand on.
     ///
     /// # Errors
-    /// [`Error::Busy`] while podman reads for longer than a minute; what writing gives. What podman sees is complete then,
-    /// old or new.
+    /// [`Error::Busy`] while podman reads for longer than a minute; what writing gives. What podman sees is complete
+    /// then, old or new.
     pub fn show(&self, wanted: &[Wanted]) -> Result<Vec<Shown>> {
         let ready = self.all_ready(wanted)?;
         let mut layers: BTreeMap<String, ShownLayer> = ready
@@ -202,8 +204,8 @@ impl<'a> Shelf<'a> {
         Ok(shown)
     }
 
-    /// All that is needed of these images, by image id. A name is one image's, the first one's: podman does not work at all
-    /// with a store where it is that of two.
+    /// All that is needed of these images, by image id. A name is one image's, the first one's: podman does not work
+    /// at all with a store where it is that of two.
     fn all_ready(&self, wanted: &[Wanted]) -> Result<BTreeMap<String, Ready>> {
         let mut ready: BTreeMap<String, Ready> = BTreeMap::new();
         let mut taken: BTreeMap<String, String> = BTreeMap::new();

@@ -10,8 +10,8 @@ pub(super) fn repository(name: &str) -> Option<String> {
     }
 }
 
-/// What podman calls an image that the store has under this name. Names of registries are podman's own; those of folders
-/// and archives become `localhost/FILE:NAME`.
+/// What podman calls an image that the store has under this name. Names of registries are podman's own; those of
+/// folders and archives become `localhost/FILE:NAME`.
 pub fn name_for_podman(name: &str) -> Option<String> {
     let layout = match name.parse::<Reference>().ok()? {
         // podman takes a tag beside a digest for a second image.

@@ -1,7 +1,7 @@
 //! Finding the checks and running them.
 //!
-//! Ours are in `usr/lib/cfs-update/health.d` and `etc/cfs-update/health.d`: one in /etc replaces the one of the same name
-//! in /usr, a link to /dev/null or an empty file masks it. Those of greenboot are run where they are
+//! Ours are in `usr/lib/cfs-update/health.d` and `etc/cfs-update/health.d`: one in /etc replaces the one of the same
+//! name in /usr, a link to /dev/null or an empty file masks it. Those of greenboot are run where they are
 //! (`{etc,usr/lib}/greenboot/check/{required,wanted}.d`), so that its checks work unchanged.
 
 use std::collections::BTreeMap;
@@ -73,7 +73,8 @@ pub fn find(root: &Path) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-/// Names in a folder or one that a link leads to, sorted; none where there is none. Hidden ones and editors' leftovers are no checks.
+/// Names in a folder or one that a link leads to, sorted; none where there is none. Hidden ones and editors' leftovers
+/// are no checks.
 fn names(folder: &Path) -> Result<Vec<String>> {
     if !fs::leads_to_dir(folder) {
         return Ok(Vec::new());

@@ -5,8 +5,8 @@
 //! good deployment and no timer installs the bad one again (promise 3).
 //!
 //! Invariant: an entry loses its tries only while another one is there that boots, so a machine with one deployment
-//! never loops; and the reason, where it can be written at all, is written down before the entry is marked, so that a power
-//! cut between the two leaves an entry that is tried again, never one that was dropped without a reason.
+//! never loops; and the reason, where it can be written at all, is written down before the entry is marked, so that a
+//! power cut between the two leaves an entry that is tried again, never one that was dropped without a reason.
 
 mod checks;
 mod report;

@@ -76,8 +76,9 @@ pub fn judge(sysroot: &Sysroot, report: &HealthReport, by_systemd: bool) -> Resu
     lost.into_iter().next().map_or(Ok(verdict), Err)
 }
 
-/// As [`judge`], also where nothing can be written down: a root file system that is full, or read-only since it is damaged,
-/// must neither keep a good boot from being marked nor a bad one from being left. What could not be noted is in `lost`.
+/// As [`judge`], also where nothing can be written down: a root file system that is full, or read-only since it is
+/// damaged, must neither keep a good boot from being marked nor a bad one from being left. What could not be noted is
+/// in `lost`.
 ///
 /// # Errors
 /// Those of reading the deployments and of writing to `$BOOT`.
@@ -128,8 +129,8 @@ fn forgive(sysroot: &Sysroot, running: &Known) -> Result<()> {
     Ok(())
 }
 
-/// Takes the tries of a deployment's entry, unless nothing else could boot, and remembers its image with the reason. The
-/// last good deployment boots next, with a further entry where something newer was never found good.
+/// Takes the tries of a deployment's entry, unless nothing else could boot, and remembers its image with the reason.
+/// The last good deployment boots next, with a further entry where something newer was never found good.
 ///
 /// # Errors
 /// [`Error::Deployment`] where it has no entry; where anything could not be written down.

@@ -88,8 +88,8 @@ impl Derived {
         made
     }
 
-    /// Where in the tree the digest is. Of two values of one kind the digests are in the order of the values, if these are
-    /// equally long.
+    /// Where in the tree the digest is. Of two values of one kind the digests are in the order of the values, if these
+    /// are equally long.
     pub fn digest(self) -> Span {
         match self {
             Self::Record(digest) | Self::Path(digest) => digest,

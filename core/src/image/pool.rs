@@ -1,7 +1,7 @@
 //! All attributes of an image, each once.
 //!
-//! Invariant: the numbers of attributes follow the order of their first use; hashes only find equal ones. Nearly all are the
-//! digest and the path of one object: of these only where the tree has the digest is kept.
+//! Invariant: the numbers of attributes follow the order of their first use; hashes only find equal ones. Nearly all
+//! are the digest and the path of one object: of these only where the tree has the digest is kept.
 
 use std::cmp::Ordering;
 use std::hash::{BuildHasher, Hasher};

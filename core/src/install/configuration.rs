@@ -1,6 +1,7 @@
 //! What an image says of its installation: bootc's `install/*.toml`, of which the kernel arguments count here.
 //!
-//! Text in, values out. A file that cannot be understood is an error and not left out: the system may need what it says.
+//! Text in, values out. A file that cannot be understood is an error and not left out: the system may need what it
+//! says.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

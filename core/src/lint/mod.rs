@@ -1,10 +1,11 @@
 //! What an image lacks to be installed, booted and updated, said before a machine has to find out.
 //!
-//! Pure over a merged tree, as it is before its boot variant is made; contents are read through a function of the caller's.
+//! Pure over a merged tree, as it is before its boot variant is made; contents are read through a function of the
+//! caller's.
 //!
-//! Invariant: a finding of [`Severity::Error`] is something that keeps the image from being deployed or from booting, or
-//! that gives rights away on every machine; what may be meant is a warning. Each finding says what to do. What cannot be
-//! read is never passed over as if it were right.
+//! Invariant: a finding of [`Severity::Error`] is something that keeps the image from being deployed or from booting,
+//! or that gives rights away on every machine; what may be meant is a warning. Each finding says what to do. What
+//! cannot be read is never passed over as if it were right.
 
 mod boot;
 mod files;
@@ -67,8 +68,8 @@ struct Lint<'t> {
     findings: Vec<Finding>,
 }
 
-/// Looks at an image for `architecture` (`amd64`, `x86_64`). Errors first, then warnings, then notes, in the order of checks.
-/// A file that cannot be read is a finding.
+/// Looks at an image for `architecture` (`amd64`, `x86_64`). Errors first, then warnings, then notes, in the order of
+/// checks. A file that cannot be read is a finding.
 pub fn lint(tree: &Tree, read: Read<'_>, architecture: &str) -> Vec<Finding> {
     let mut lint = Lint {
         tree,
@@ -84,8 +85,8 @@ pub fn lint(tree: &Tree, read: Read<'_>, architecture: &str) -> Vec<Finding> {
     findings
 }
 
-/// Whether the content of the file at this path (as a layer has it) is wanted: what is to be kept of layers whose files are
-/// only hashed.
+/// Whether the content of the file at this path (as a layer has it) is wanted: what is to be kept of layers whose
+/// files are only hashed.
 pub fn is_read(path: &[u8]) -> bool {
     let path = path.strip_prefix(b".").unwrap_or(path);
     let Ok(path) = std::str::from_utf8(path.strip_prefix(b"/").unwrap_or(path)) else {

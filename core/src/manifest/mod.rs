@@ -24,7 +24,8 @@ pub use platform::Platform;
 pub const MANIFEST_LIMIT: u64 = 4 << 20;
 /// Largest config that is read: 8 MiB.
 pub const CONFIG_LIMIT: u64 = 8 << 20;
-/// The annotation of containers/image for an index entry whose layers are zstd, beside one for those who cannot read them.
+/// The annotation of containers/image for an index entry whose layers are zstd, beside one for those who cannot read
+/// them.
 const SAYS_ZSTD: &str = "io.github.containers.compression.zstd";
 
 /// What a manifest request accepts, best first.
@@ -335,8 +336,9 @@ impl Index {
         })
     }
 
-    /// The entry for `platform`: the best variant that it can run, as containers/image ranks them, and of several the one that says
-    /// that its layers are zstd; no artifact. An only entry without a platform is taken for any machine. `name` names the index in errors.
+    /// The entry for `platform`: the best variant that it can run, as containers/image ranks them, and of several the
+    /// one that says that its layers are zstd; no artifact. An only entry without a platform is taken for any machine.
+    /// `name` names the index in errors.
     pub fn choose(&self, platform: &Platform, name: &str) -> Result<&IndexEntry> {
         let usable = |entry: &&IndexEntry| kind_of(&entry.media_type).is_some() && entry.artifact_type.is_none();
         let best = (self.entries.iter().filter(usable))

@@ -18,8 +18,8 @@ pub struct Places {
     pub usual: Option<PathBuf>,
     /// Where what does not outlive a boot is, if none says so (`runroot`).
     pub run: Option<PathBuf>,
-    /// For who is not root: the system's settings, of which the first that exists counts; its `rootless_storage_path` does
-    /// where the user's own settings say nothing.
+    /// For who is not root: the system's settings, of which the first that exists counts; its `rootless_storage_path`
+    /// does where the user's own settings say nothing.
     pub system: Vec<PathBuf>,
     /// `$HOME` in a path.
     pub home: Option<PathBuf>,

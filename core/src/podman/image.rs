@@ -31,11 +31,12 @@ impl<'n> Asked<'n> {
 }
 
 impl Storage {
-    /// The image that podman calls so: a name with or without its tag, an id or its beginning, `NAME@ID`, `NAME@sha256:…`.
+    /// The image that podman calls so: a name with or without its tag, an id or its beginning, `NAME@ID`,
+    /// `NAME@sha256:…`.
     ///
     /// # Errors
-    /// [`Error::Network`] where there is none, or more than one, or its manifest is missing; [`Error::Mismatch`] where that is
-    /// not what it was.
+    /// [`Error::Network`] where there is none, or more than one, or its manifest is missing; [`Error::Mismatch`] where
+    /// that is not what it was.
     pub fn image(&self, name: &str) -> Result<Image> {
         let asked = Asked::of(name);
         let record = self.find(&asked, name)?;

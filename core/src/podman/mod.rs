@@ -6,14 +6,14 @@
 //! overlay/<id>/diff/…   (vfs/dir/<id>/…, btrfs/subvolumes/<id>/… with these drivers)        a layer's files
 //! ```
 //!
-//! With `imagestore` the image records and the layers' files are there, the layer records are not. Additional image stores
-//! are storages of their own, which an image of the first one may have its layers in.
+//! With `imagestore` the image records and the layers' files are there, the layer records are not. Additional image
+//! stores are storages of their own, which an image of the first one may have its layers in.
 //!
 //! Invariant: nothing here is changed, and nothing of it is trusted: whoever takes a layer's tar from here checks it
-//! against its diff_id, a manifest or config against its digest. While a [`Storage`] is open, podman's own locks on the
-//! records are held (fcntl record locks, shared), so that nothing of it is removed meanwhile: `podman image prune` waits.
-//! Record locks belong to the process and go with the first descriptor of the file that it closes: a process opens one
-//! storage once.
+//! against its diff_id, a manifest or config against its digest. While a [`Storage`] is open, podman's own locks on
+//! the records are held (fcntl record locks, shared), so that nothing of it is removed meanwhile: `podman image prune`
+//! waits. Record locks belong to the process and go with the first descriptor of the file that it closes: a process
+//! opens one storage once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
@@ -128,8 +128,8 @@ impl Storage {
     /// Opens a storage and takes its locks, waiting for them for `patience`; `None` where there is none.
     ///
     /// # Errors
-    /// [`Error::Busy`] while podman changes it; [`Error::Network`] where it is damaged; [`Error::Io`] where it may not be
-    /// read. An additional one that cannot be read is passed over.
+    /// [`Error::Busy`] while podman changes it; [`Error::Network`] where it is damaged; [`Error::Io`] where it may not
+    /// be read. An additional one that cannot be read is passed over.
     pub fn open(place: &Place, patience: Duration) -> Result<Option<Self>> {
         let mut storage = Self {
             stores: Vec::new(),
@@ -214,8 +214,8 @@ impl Storage {
         self.locks().clear();
     }
 
-    /// Ids of layers that something stands on: another layer (of an image, of a container), or an image, as one that was
-    /// given a name with `podman tag`.
+    /// Ids of layers that something stands on: another layer (of an image, of a container), or an image, as one that
+    /// was given a name with `podman tag`.
     pub fn needed(&self) -> impl Iterator<Item = &str> {
         let parents = self.layers.iter().filter_map(|layer| layer.parent.as_deref());
         let tops = self.images.iter().filter_map(|image| image.layer.as_deref());
@@ -376,8 +376,8 @@ impl Layer {
     }
 }
 
-/// The drivers that have something there: the one that is asked for where it has. One that may not be looked into is not
-/// taken for none.
+/// The drivers that have something there: the one that is asked for where it has. One that may not be looked into is
+/// not taken for none.
 fn drivers_of(place: &Place) -> Result<Vec<&'static str>> {
     let mut found = Vec::new();
     for driver in DRIVERS {

@@ -1,8 +1,8 @@
 //! A layer's tar, put together again from what tar-split noted and the layer's files.
 //!
-//! JSON lines, compressed with gzip: of type 2 with bytes of the tar as they were (`payload`, base64), of type 1 with the
-//! name and size of a file whose content comes there. Names may be anything: they lead nowhere but into the layer's
-//! folder (`RESOLVE_IN_ROOT`).
+//! JSON lines, compressed with gzip: of type 2 with bytes of the tar as they were (`payload`, base64), of type 1 with
+//! the name and size of a file whose content comes there. Names may be anything: they lead nowhere but into the
+//! layer's folder (`RESOLVE_IN_ROOT`).
 
 use std::collections::VecDeque;
 use std::fs::File;

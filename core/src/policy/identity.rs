@@ -92,8 +92,8 @@ pub enum Identity {
 }
 
 impl Identity {
-    /// Whether a signature for `signed` counts for the image that was asked for; `asked` is `None` for images without a name,
-    /// as in folders.
+    /// Whether a signature for `signed` counts for the image that was asked for; `asked` is `None` for images without
+    /// a name, as in folders.
     pub fn fits(&self, asked: Option<&Name>, signed: &SignedName) -> bool {
         let of_repository = |name: &Name| name.full() == signed.repository;
         let usual = |name: &Name, wanted: &SignedName| match name.digest() {

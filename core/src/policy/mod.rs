@@ -1,12 +1,12 @@
 //! containers-policy.json(5): whom an image has to be signed by before anything of it is taken.
 //!
-//! The same file that podman, skopeo and bootc obey. Text in, decisions out: [`Policy::parse`] reads it, [`Policy::demands`]
-//! finds what counts for one image, [`sigstore`] tells whether a signature is one that is wanted. What is fetched for that
-//! is `registry/signatures.rs`'s affair.
+//! The same file that podman, skopeo and bootc obey. Text in, decisions out: [`Policy::parse`] reads it,
+//! [`Policy::demands`] finds what counts for one image, [`sigstore`] tells whether a signature is one that is wanted.
+//! What is fetched for that is `registry/signatures.rs`'s affair.
 //!
-//! Invariant: fails closed. A file that is not understood to the last field is an error and no policy; so is a requirement of
-//! a kind that this program cannot check, where it counts. Of several requirements all have to be met. Nothing is written,
-//! so a power cut has nothing to break.
+//! Invariant: fails closed. A file that is not understood to the last field is an error and no policy; so is a
+//! requirement of a kind that this program cannot check, where it counts. Of several requirements all have to be met.
+//! Nothing is written, so a power cut has nothing to break.
 
 mod identity;
 mod scopes;

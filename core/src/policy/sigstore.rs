@@ -1,7 +1,7 @@
 //! Signatures as cosign, skopeo and podman make them: a small JSON document, signed with a key.
 //!
-//! Invariant: nothing of the document is looked at before its signature was verified, and a signature counts only for the
-//! manifest digest and the name that the document has.
+//! Invariant: nothing of the document is looked at before its signature was verified, and a signature counts only for
+//! the manifest digest and the name that the document has.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -1,7 +1,9 @@
-//! An image from a registry into the store: layers to objects, layers to a tree, the tree to an image, all of it synced.
+//! An image from a registry into the store: layers to objects, layers to a tree, the tree to an image, all of it
+//! synced.
 //!
-//! Invariant: a [`Synced`] image is made by [`Built::sync`] alone, after the store's one `syncfs`; whoever holds one may
-//! let signatures and records refer to what is in it. A run that ends before leaves objects that nothing refers to.
+//! Invariant: a [`Synced`] image is made by [`Built::sync`] alone, after the store's one `syncfs`; whoever holds one
+//! may let signatures and records refer to what is in it. A run that ends before leaves objects that nothing refers
+//! to.
 
 use std::collections::BTreeMap;
 
@@ -140,8 +142,8 @@ pub(crate) fn import_all(
     Ok(())
 }
 
-/// Fetches what a plan says. Bytes that are not what they should be are found out at their end: the sources that are left may
-/// have the right ones.
+/// Fetches what a plan says. Bytes that are not what they should be are found out at their end: the sources that are
+/// left may have the right ones.
 fn fetch(
     plan: Plan<'_>,
     (registry, image): &(&Registry, &registry::Image),

@@ -1,5 +1,5 @@
-//! Where each layer of an image comes from: this store, podman's storage on this machine, or the registry, as a whole or in
-//! parts.
+//! Where each layer of an image comes from: this store, podman's storage on this machine, or the registry, as a whole
+//! or in parts.
 //!
 //! Invariant: looking changes nothing, and what is carried out is what was looked at, so that a forecast and the import
 //! that follows cannot disagree.

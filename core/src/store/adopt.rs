@@ -3,10 +3,10 @@
 //! A large file becomes an object in the first of these ways that works, and that is said: it shares its blocks with
 //! podman's file (reflink: btrfs, XFS); it is podman's file under a second name (hard link); it is copied.
 //!
-//! Invariant: what was hashed is what is kept. A reflink is hashed after it was made, when nobody else can write to it. A
-//! file under two names has fs-verity, enabled before its digest is asked for once more, so that neither podman nor a
-//! program in a container can change it any more; it belongs to root, and so does the other name. The tar as a whole is
-//! checked against its diff_id before anything refers to the layer, as with any import.
+//! Invariant: what was hashed is what is kept. A reflink is hashed after it was made, when nobody else can write to
+//! it. A file under two names has fs-verity, enabled before its digest is asked for once more, so that neither podman
+//! nor a program in a container can change it any more; it belongs to root, and so does the other name. The tar as a
+//! whole is checked against its diff_id before anything refers to the layer, as with any import.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -43,8 +43,8 @@ pub struct Adopted {
 /// Imports a layer of podman's; nothing refers to it before [`Store::publish`].
 ///
 /// # Errors
-/// [`Error::Layer`], [`Error::Mismatch`] where podman's files are not the layer's any more; what writing gives. Objects of
-/// files that were read stay then: they are what their own names say.
+/// [`Error::Layer`], [`Error::Mismatch`] where podman's files are not the layer's any more; what writing gives.
+/// Objects of files that were read stay then: they are what their own names say.
 pub fn layer(store: &Store, layer: &Layer, diff_id: &DiffId, monitor: &dyn Monitor) -> Result<Adopted> {
     store.begin()?;
     let diff_id = *diff_id;

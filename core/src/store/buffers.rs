@@ -1,7 +1,7 @@
 //! Buffers between the two threads of a layer: one makes a tar's bytes, the other imports them.
 //!
-//! Invariant: a few buffers go round, so memory is bounded whatever the layer holds; the end of the tar, good or bad, is told
-//! once and is the last that is told.
+//! Invariant: a few buffers go round, so memory is bounded whatever the layer holds; the end of the tar, good or bad,
+//! is told once and is the last that is told.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

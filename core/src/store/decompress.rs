@@ -200,7 +200,8 @@ impl Zstd {
     }
 }
 
-/// Whether a frame that begins like this needs more than 8 MiB (RFC 8878, 3.1.1.1.2); `None` where that takes more of it.
+/// Whether a frame that begins like this needs more than 8 MiB (RFC 8878, 3.1.1.1.2); `None` where that takes more of
+/// it.
 fn needs_large_window(head: &[u8]) -> Option<bool> {
     match *head {
         [0x28, 0xb5, 0x2f, 0xfd, descriptor, window, ..] if descriptor & 0x20 == 0 => {

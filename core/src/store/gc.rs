@@ -1,11 +1,12 @@
 //! Removes what nothing needs.
 //!
-//! Kept is, with all that it names, what `streams/refs` and `images/refs` lead to, whoever made them (bootc and cfsctl name their images there),
-//! what the caller names, and what this process has put and not published. A name that leads to something that cannot
-//! be read stops the collection before anything is removed: what it kept is not known then.
+//! Kept is, with all that it names, what `streams/refs` and `images/refs` lead to, whoever made them (bootc and cfsctl
+//! name their images there), what the caller names, and what this process has put and not published. A name that leads
+//! to something that cannot be read stops the collection before anything is removed: what it kept is not known then.
 //!
-//! Invariant: links go before what they lead to (streams, then the images that configs name, then objects), each group durably, so
-//! that a power cut leaves no name without its object, and no config without its image. Nobody else has the repository open meanwhile (exclusive lock).
+//! Invariant: links go before what they lead to (streams, then the images that configs name, then objects), each group
+//! durably, so that a power cut leaves no name without its object, and no config without its image. Nobody else has
+//! the repository open meanwhile (exclusive lock).
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
@@ -52,7 +53,8 @@ pub struct Plan {
     pub images: Vec<String>,
     /// Names below `streams/`.
     pub streams: Vec<String>,
-    /// What interrupted downloads left and nobody went on with, by name below `cfs-update/parts/`, and its size in bytes.
+    /// What interrupted downloads left and nobody went on with, by name below `cfs-update/parts/`, and its size in
+    /// bytes.
     pub parts: Vec<(String, u64)>,
 }
 
@@ -104,8 +106,8 @@ pub fn run(store: &Store, roots: &Roots, objects_of: ObjectsOf<'_>) -> Result<Pl
     result
 }
 
-/// Gives up what this process has put and not published, and removes, durably, what nothing refers to of all that it has
-/// written, or that an interrupted run had: for a disk that became full. What was collectable before stays.
+/// Gives up what this process has put and not published, and removes, durably, what nothing refers to of all that it
+/// has written, or that an interrupted run had: for a disk that became full. What was collectable before stays.
 ///
 /// # Errors
 /// As [`run`].
@@ -248,8 +250,8 @@ impl Marks<'_> {
         self.live.extend(reader.object_refs());
         for (name, id) in reader.names().clone() {
             self.mark_reference(&name, &id)?;
-            // Whoever reads an image asks for its config and layers by name, and the stream of that name may be another one
-            // since: with further images of the config, say.
+            // Whoever reads an image asks for its config and layers by name, and the stream of that name may be
+            // another one since: with further images of the config, say.
             let of_layer = || name.parse::<DiffId>().ok().map(|diff_id| layer_name(&diff_id));
             let of_config = name
                 .strip_prefix("config:")

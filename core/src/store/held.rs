@@ -38,8 +38,8 @@ pub struct Sample {
 }
 
 impl Store {
-    /// Looks at all layers; `own` are those of the image that is to come, whose other layers have not the same files once
-    /// more. What cannot be read is left out.
+    /// Looks at all layers; `own` are those of the image that is to come, whose other layers have not the same files
+    /// once more. What cannot be read is left out.
     ///
     /// # Errors
     /// What listing gives.

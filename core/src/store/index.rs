@@ -1,14 +1,15 @@
 //! What is in the objects, by SHA-256: so that a file which a table of contents names is found here.
 //!
-//! Objects are named by fs-verity digests; tables name files by SHA-256. `cfs-update/index/<diff_id>` says for one layer
-//! which object each of its files is, where in it the chunks are, and what its smallest files hold. It is filled from the
-//! layer's own table where it has one, which costs no hashing, else by hashing the layer's objects when a table asks for
-//! files for the first time ([`Store::fill_index`]); a plain import pays nothing. [`crate::store::records`] has the format.
+//! Objects are named by fs-verity digests; tables name files by SHA-256. `cfs-update/index/<diff_id>` says for one
+//! layer which object each of its files is, where in it the chunks are, and what its smallest files hold. It is filled
+//! from the layer's own table where it has one, which costs no hashing, else by hashing the layer's objects when a
+//! table asks for files for the first time ([`Store::fill_index`]); a plain import pays nothing.
+//! [`crate::store::records`] has the format.
 //!
-//! Invariant: nothing rests on it. A file of it that is cut, damaged, old or of a layer that is gone is removed and made
-//! again when it is needed; what it says of an object's size is compared with the object; and a layer that was put
-//! together from what it says has its diff_id, or is fetched as a whole. So it needs no sync, and a table that lies costs
-//! bytes, not truth.
+//! Invariant: nothing rests on it. A file of it that is cut, damaged, old or of a layer that is gone is removed and
+//! made again when it is needed; what it says of an object's size is compared with the object; and a layer that was
+//! put together from what it says has its diff_id, or is fetched as a whole. So it needs no sync, and a table that
+//! lies costs bytes, not truth.
 
 use std::collections::HashSet;
 use std::fs::File;

@@ -22,7 +22,8 @@ use crate::sys::verity::Hasher;
 const GATHER: u64 = 1 << 20;
 /// Layers of more sparse files are refused: each has a name in the stream.
 const MAX_SPARSE: usize = 1 << 16;
-/// Layers whose sparse files stand for more bytes, all together, are refused: with fs-verity the kernel reads all of them.
+/// Layers whose sparse files stand for more bytes, all together, are refused: with fs-verity the kernel reads all of
+/// them.
 const MAX_SPARSE_BYTES: u64 = 1 << 40;
 /// Objects between two progress events.
 const REPORT: u64 = 256;

@@ -1,9 +1,9 @@
 //! Files that podman's layers on this machine have, for a layer of which they are missing here.
 //!
-//! What podman has of a layer is its tar-split data (every file's name and size) and the files. No SHA-256 of them is known,
-//! so files of a size that is looked for are hashed, and no others: that costs no more than what it saves. No more bytes of
-//! tar-split data are read than are missing, of the newest layers first. Layers without diff_id, of podman's partial pulls,
-//! are looked through as well.
+//! What podman has of a layer is its tar-split data (every file's name and size) and the files. No SHA-256 of them is
+//! known, so files of a size that is looked for are hashed, and no others: that costs no more than what it saves. No
+//! more bytes of tar-split data are read than are missing, of the newest layers first. Layers without diff_id, of
+//! podman's partial pulls, are looked through as well.
 //!
 //! Invariant: nothing rests on it. A file that was changed or has gone when it is used leaves a layer that has not its
 //! diff_id, or an error, and the layer is fetched as a whole. podman's locks are held as long as its storage is open.

@@ -1,10 +1,11 @@
-//! The index of a layer that is being put together from parts, so that a run that is interrupted fetches no range twice.
+//! The index of a layer that is being put together from parts, so that a run that is interrupted fetches no range
+//! twice.
 //!
-//! Its objects are in the store when they are written, but nothing refers to them: the layer's stream comes last. So what
-//! was stored is noted in `cfs-update/index/<diff_id>` every [`WRITE`] and when the layer fails; the next run finds the files
-//! there as it finds those of other layers, hashes them before it uses them (the store is suspect then), and fetches the
-//! rest. The file that was being fetched is another matter ([`crate::store::chunk_part`]). Of a layer that is complete it
-//! is the index.
+//! Its objects are in the store when they are written, but nothing refers to them: the layer's stream comes last. So
+//! what was stored is noted in `cfs-update/index/<diff_id>` every [`WRITE`] and when the layer fails; the next run
+//! finds the files there as it finds those of other layers, hashes them before it uses them (the store is suspect
+//! then), and fetches the rest. The file that was being fetched is another matter ([`crate::store::chunk_part`]). Of a
+//! layer that is complete it is the index.
 //!
 //! Invariant: that of the index ([`crate::store::index`]): nothing rests on it. Garbage collection removes it with the
 //! objects.

@@ -7,17 +7,18 @@
 //! A layer is not copied to the disk before it is imported (docs/decisions.md); when its network turns out to be slow
 //! ([`crate::registry::Kept`]), what arrives from then on is written here as well, and goes when the layer is imported.
 //!
-//! Invariant: nothing rests on a part. What it holds is hashed with the rest of the blob, and where the result is wrong the
-//! part goes and the layer is fetched anew. A part is locked (flock) by the run that uses it: another one neither reads,
-//! extends nor removes it. One that cannot be written (a full disk) goes, and the import goes on without.
+//! Invariant: nothing rests on a part. What it holds is hashed with the rest of the blob, and where the result is
+//! wrong the part goes and the layer is fetched anew. A part is locked (flock) by the run that uses it: another one
+//! neither reads, extends nor removes it. One that cannot be written (a full disk) goes, and the import goes on
+//! without.
 //!
-//! Power cuts: a write reaches the disk when the kernel thinks it time, half a minute later, and a file system may have
-//! the file's new size before its content, which then reads as zeros. So once in [`SYNC`] a thread of its own makes
-//! durable what was written, then notes in the head how much that is, and makes that durable. A run that finds a part of an
-//! earlier boot believes so much of it and cuts the rest off; one of the same boot has all that was written, since the page
-//! cache outlives a killed process. By time and not by bytes: what a power cut costs is [`SYNC`] of the network,
-//! however slow, for a flush in [`SYNC`] at most, which keeps nobody waiting. `sync_file_range` would not do: it waits for no
-//! disk cache and writes no size.
+//! Power cuts: a write reaches the disk when the kernel thinks it time, half a minute later, and a file system may
+//! have the file's new size before its content, which then reads as zeros. So once in [`SYNC`] a thread of its own
+//! makes durable what was written, then notes in the head how much that is, and makes that durable. A run that finds a
+//! part of an earlier boot believes so much of it and cuts the rest off; one of the same boot has all that was
+//! written, since the page cache outlives a killed process. By time and not by bytes: what a power cut costs is
+//! [`SYNC`] of the network, however slow, for a flush in [`SYNC`] at most, which keeps nobody waiting.
+//! `sync_file_range` would not do: it waits for no disk cache and writes no size.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -219,8 +220,8 @@ pub(super) fn new_locked(fs: &dyn Fs, path: &Path) -> Result<File> {
     }
 }
 
-/// Whether the disk has room for what is kept in the folder of the parts beside what is imported, of which so many bytes are
-/// still to come.
+/// Whether the disk has room for what is kept in the folder of the parts beside what is imported, of which so many
+/// bytes are still to come.
 pub(super) fn has_room(folder: &Path, left: u64) -> Result<bool> {
     let (free, _) = fs::free(fs::parent(folder)?)?;
     Ok(free >= left.saturating_mul(UNPACKED).saturating_add(MARGIN))
@@ -301,7 +302,8 @@ fn boot_id() -> Option<[u8; 16]> {
 }
 
 impl Part {
-    /// Whether this run went on with what another one kept, so that this, or how it was gone on with, may be what is wrong.
+    /// Whether this run went on with what another one kept, so that this, or how it was gone on with, may be what is
+    /// wrong.
     pub(super) fn went_on(&self) -> bool {
         let inner = self.lock();
         inner.found && !inner.given_up

@@ -139,8 +139,8 @@ impl Store {
     /// Names an image `images/refs/cfs-update/NAME` at the next `publish`; such a name keeps the image and its objects.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a name that cannot be one; [`Error::Object`] where the image is not here; [`Error::Image`] where it
-    /// is there as an object alone, which may lack what it needs.
+    /// [`Error::Usage`] for a name that cannot be one; [`Error::Object`] where the image is not here; [`Error::Image`]
+    /// where it is there as an object alone, which may lack what it needs.
     pub fn name_image(&self, name: &str, image: &ObjectId) -> Result<()> {
         name_problem(name)?;
         self.open_object(image)?;

@@ -47,8 +47,8 @@ pub struct StoredConfig {
     pub bytes: Vec<u8>,
     /// The layers that it needs, sorted; their order is in the bytes.
     pub layers: BTreeSet<DiffId>,
-    /// Images made of it that may be mounted, by [`crate::store::IMAGE_V1`], [`crate::store::BOOT_IMAGE_V1`] and what other tools
-    /// add.
+    /// Images made of it that may be mounted, by [`crate::store::IMAGE_V1`], [`crate::store::BOOT_IMAGE_V1`] and what
+    /// other tools add.
     pub images: BTreeMap<String, ObjectId>,
 }
 
@@ -155,8 +155,8 @@ impl Store {
         Ok(digest)
     }
 
-    /// The manifest of this digest, checked against it; `None` where it is neither published nor put by this run, or lacks an
-    /// object: fetching it again mends it.
+    /// The manifest of this digest, checked against it; `None` where it is neither published nor put by this run, or
+    /// lacks an object: fetching it again mends it.
     ///
     /// # Errors
     /// [`Error::Stream`], [`Error::Mismatch`] where it is broken.
@@ -173,8 +173,8 @@ impl Store {
         Ok(Some(StoredManifest { bytes, config }))
     }
 
-    /// The config of this digest, checked against it; `None` where it is neither published nor put by this run, or lacks an
-    /// object: fetching it again mends it.
+    /// The config of this digest, checked against it; `None` where it is neither published nor put by this run, or
+    /// lacks an object: fetching it again mends it.
     ///
     /// # Errors
     /// [`Error::Stream`], [`Error::Mismatch`] where it is broken.

@@ -154,9 +154,9 @@ impl Dir {
         Ok(file)
     }
 
-    /// Opens what `path` leads to for reading, where this folder is the root: links are followed as a program would whose root it
-    /// is, and lead nowhere else. `None` where there is no such name; one whose content is missing, as it may be in an overlay,
-    /// is an error.
+    /// Opens what `path` leads to for reading, where this folder is the root: links are followed as a program would
+    /// whose root it is, and lead nowhere else. `None` where there is no such name; one whose content is missing, as
+    /// it may be in an overlay, is an error.
     pub fn open_inside(&self, path: &Path) -> Result<Option<File>> {
         let open = |flags| {
             sys::openat2(

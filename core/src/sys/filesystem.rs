@@ -45,7 +45,8 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts `device` at `path`, a folder, without set-user-ID programs and devices; `options` are the file system's own.
+    /// Mounts `device` at `path`, a folder, without set-user-ID programs and devices; `options` are the file system's
+    /// own.
     ///
     /// # Errors
     /// [`Error::Disk`] says what was to be mounted.

@@ -1,9 +1,9 @@
 //! What is in the folders of objects that this process made itself.
 //!
 //! A look whether an object is here costs a system call for each file; in a folder that was made a moment ago there is
-//! nothing but what was put there since. Invariant: a folder is known only if this process made it, so nothing that was
-//! there before is missed; what another process puts there meanwhile is met when the name is taken already. A folder that
-//! gets more objects than [`MOST`] is no longer known, so that memory does not grow with the image.
+//! nothing but what was put there since. Invariant: a folder is known only if this process made it, so nothing that
+//! was there before is missed; what another process puts there meanwhile is met when the name is taken already. A
+//! folder that gets more objects than [`MOST`] is no longer known, so that memory does not grow with the image.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -32,8 +32,8 @@ impl Fresh {
         folder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the folder of this object made by `make`, which says whether it did. Whoever puts something into it meanwhile
-    /// waits to say so.
+    /// Has the folder of this object made by `make`, which says whether it did. Whoever puts something into it
+    /// meanwhile waits to say so.
     pub(super) fn make(&self, id: &ObjectId, make: impl FnOnce() -> Result<bool>) -> Result<()> {
         let mut folder = self.of(id);
         if make()? {

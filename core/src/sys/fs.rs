@@ -141,8 +141,8 @@ pub fn create_dir_all(fs: &dyn Fs, path: &Path, mode: u32) -> Result<()> {
 
 /// Puts `content` at `path`, complete and durable or not at all: temporary name, sync, rename, sync of file and folder.
 ///
-/// The file once more after the rename: FAT keeps size and place in the folder, its new name begins with a size of 0, and
-/// syncing the folder does not bring the file's own size there. Without it a power cut leaves an empty file.
+/// The file once more after the rename: FAT keeps size and place in the folder, its new name begins with a size of 0,
+/// and syncing the folder does not bring the file's own size there. Without it a power cut leaves an empty file.
 ///
 /// The temporary name starts with `.#`, which no boot loader and no reader of ours takes for an entry; a leftover of
 /// an interrupted run is overwritten.
@@ -156,8 +156,8 @@ pub fn replace(fs: &dyn Fs, path: &Path, mode: u32, content: &[u8]) -> Result<()
     fs.sync_dir(parent(path)?)
 }
 
-/// Like [`replace`], but leaves it to the system when it reaches the disk: for what a tool makes, which can be made again.
-/// Whoever reads `path` sees the old content or the whole new one; what a power cut leaves is not promised.
+/// Like [`replace`], but leaves it to the system when it reaches the disk: for what a tool makes, which can be made
+/// again. Whoever reads `path` sees the old content or the whole new one; what a power cut leaves is not promised.
 pub fn replace_unsynced(fs: &dyn Fs, path: &Path, mode: u32, content: &[u8]) -> Result<()> {
     let temporary = temporary(path)?;
     fs.remove_file(&temporary)?;
@@ -249,8 +249,8 @@ pub fn parent(path: &Path) -> Result<&Path> {
     })
 }
 
-/// A whole small file; `None` where there is none. Fails on more than `limit` bytes; never waits, as a pipe in its place
-/// would have it.
+/// A whole small file; `None` where there is none. Fails on more than `limit` bytes; never waits, as a pipe in its
+/// place would have it.
 pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let fail = |e| Error::io("read", path, e);
     let never_wait = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();

@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 /// Where the journal listens.
 pub const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// Sends one message. Names of fields are upper-case letters, digits and `_`. Never waits: where the journal cannot take it now,
-/// it is lost.
+/// Sends one message. Names of fields are upper-case letters, digits and `_`. Never waits: where the journal cannot
+/// take it now, it is lost.
 ///
 /// # Errors
 /// What the system says, such as that nobody listens.

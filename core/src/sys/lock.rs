@@ -74,8 +74,8 @@ pub struct RecordLock {
 }
 
 impl RecordLock {
-    /// Takes the lock at `path` for reading, waiting for whoever has it for `patience`; `None` where there is no such file,
-    /// and so nobody who locks it.
+    /// Takes the lock at `path` for reading, waiting for whoever has it for `patience`; `None` where there is no such
+    /// file, and so nobody who locks it.
     ///
     /// # Errors
     /// [`Error::Busy`] with the holder's process id after that time.

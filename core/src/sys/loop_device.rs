@@ -1,5 +1,5 @@
-//! Loop devices: over an image, for kernels that cannot mount EROFS from a file itself (before 6.12), and over a part of
-//! a disk image, whose partitions then need neither device nodes of their own nor a scan by the kernel.
+//! Loop devices: over an image, for kernels that cannot mount EROFS from a file itself (before 6.12), and over a part
+//! of a disk image, whose partitions then need neither device nodes of their own nor a scan by the kernel.
 //!
 //! Invariant: the device goes away by itself with its last user, so that nothing is left behind by a killed run; over
 //! an image it is read-only.

@@ -7,8 +7,8 @@ use rustix::mm::{Advice, madvise};
 /// The size of a huge page where they are smallest.
 const HUGE: usize = 2 << 20;
 
-/// Asks for huge pages behind a large buffer that is about to be filled: thousands of page faults become a few. Where the
-/// kernel has none, or none to spare, nothing happens.
+/// Asks for huge pages behind a large buffer that is about to be filled: thousands of page faults become a few. Where
+/// the kernel has none, or none to spare, nothing happens.
 pub fn prefer_huge_pages<T>(buffer: &Vec<T>) {
     let begin = buffer.as_ptr().addr();
     let end = begin.saturating_add(buffer.capacity().saturating_mul(size_of::<T>()));

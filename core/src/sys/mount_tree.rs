@@ -1,8 +1,8 @@
 //! Putting a root together from mounts, and bringing it where another one is.
 //!
 //! Invariant: nothing is seen before it is whole. Mounts are made below a [`Staging`] place, which propagates nothing
-//! and disappears with all in it when dropped; only [`take_over`] moves the finished tree to where it is looked for. What
-//! is mounted on is an opened folder, never a path that a link could lead elsewhere.
+//! and disappears with all in it when dropped; only [`take_over`] moves the finished tree to where it is looked for.
+//! What is mounted on is an opened folder, never a path that a link could lead elsewhere.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;

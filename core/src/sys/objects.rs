@@ -4,8 +4,8 @@
 //! system has fs-verity, sealed. It is not durable then: a power cut before the next `syncfs` may leave the name with
 //! lost content, so nothing may refer to it before, and [`crate::store`] keeps a mark that tells the next run.
 //!
-//! A new object costs five system calls without fs-verity: look, open, write, link, close; with fs-verity three more, to
-//! open it again for reading only, close and seal. In a folder that was made by the same run there is no look.
+//! A new object costs five system calls without fs-verity: look, open, write, link, close; with fs-verity three more,
+//! to open it again for reading only, close and seal. In a folder that was made by the same run there is no look.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -203,8 +203,8 @@ impl Objects {
         })
     }
 
-    /// Another program's file as one to be stored under our name as well (a hard link). With fs-verity, which it gets, its
-    /// content can no longer change under us; without it this must not be done.
+    /// Another program's file as one to be stored under our name as well (a hard link). With fs-verity, which it gets,
+    /// its content can no longer change under us; without it this must not be done.
     pub fn foreign(&self, file: File) -> Temporary<'_> {
         Temporary { file, named: None }
     }

@@ -1,5 +1,5 @@
-//! Restarting the machine from a place where nothing else can: the initramfs, before there is a system to shut down; and
-//! letting the kernel restart it where it cannot go on.
+//! Restarting the machine from a place where nothing else can: the initramfs, before there is a system to shut down;
+//! and letting the kernel restart it where it cannot go on.
 
 use std::io::Write;
 use std::path::Path;

@@ -1,10 +1,10 @@
 //! SHA-256 two at a time: fs-verity's blocks beside each other, or a stream beside the blocks of a file in it.
 //!
 //! The processor's SHA instructions take several cycles each and can start one every other cycle, so one hash alone
-//! leaves them idle half the time. Blocks of a file are hashed independently: two of them fill the gaps. A file in a tar
-//! is hashed twice, as part of the tar and as an object: there the second hash fills the gaps of the first, and both
-//! share the message schedule. Where the instructions are missing, the functions say so and the caller hashes one after
-//! the other.
+//! leaves them idle half the time. Blocks of a file are hashed independently: two of them fill the gaps. A file in a
+//! tar is hashed twice, as part of the tar and as an object: there the second hash fills the gaps of the first, and
+//! both share the message schedule. Where the instructions are missing, the functions say so and the caller hashes one
+//! after the other.
 
 use sha2::block_api::compress256;
 
@@ -78,8 +78,9 @@ impl Stream {
         self.partial[..rest.len()].copy_from_slice(rest);
     }
 
-    /// Takes whole chunks and returns a block that begins with them (or is them, all 64); `None`, and nothing is taken, where
-    /// that is not to be had at once: the stream is not at a multiple of 64 bytes, or the processor lacks the instructions.
+    /// Takes whole chunks and returns a block that begins with them (or is them, all 64); `None`, and nothing is
+    /// taken, where that is not to be had at once: the stream is not at a multiple of 64 bytes, or the processor lacks
+    /// the instructions.
     pub(super) fn begin_beside(&mut self, chunks: &[[u8; 64]]) -> Option<BegunBlock> {
         if self.filled() > 0 {
             return None;
@@ -162,8 +163,8 @@ mod x86 {
         able().then(|| unsafe { pair(blocks) })
     }
 
-    /// Takes chunks into a stream's state and returns that of a block which begins with them; `None`, and the state is as
-    /// it was, where this processor cannot do it.
+    /// Takes chunks into a stream's state and returns that of a block which begins with them; `None`, and the state is
+    /// as it was, where this processor cannot do it.
     #[allow(unsafe_code, reason = "calls what needs the instructions that were looked for")]
     pub(super) fn begin_beside(stream: &mut [u32; 8], chunks: &[[u8; 64]]) -> Option<[u32; 8]> {
         // SAFETY: as above.

@@ -1,7 +1,7 @@
 //! What is free on a file system, and how much of it a file takes.
 //!
-//! Invariant: where it is not certain how a file system keeps files (compressed, several in one block, shared), this says
-//! so, and nothing is rounded up for it.
+//! Invariant: where it is not certain how a file system keeps files (compressed, several in one block, shared), this
+//! says so, and nothing is rounded up for it.
 
 use std::path::Path;
 
@@ -77,8 +77,8 @@ impl Space {
         }
     }
 
-    /// What fs-verity adds to a file of so many bytes, with digests of so many bytes: its tree, which has a level for each
-    /// that does not fit into one block, and the descriptor.
+    /// What fs-verity adds to a file of so many bytes, with digests of so many bytes: its tree, which has a level for
+    /// each that does not fit into one block, and the descriptor.
     pub fn verity(&self, bytes: u64, digest: u64) -> u64 {
         if !self.verity_in_blocks {
             return 0;

@@ -11,8 +11,8 @@ pub struct Differences {
     pub added: u64,
     /// Only in the first.
     pub removed: u64,
-    /// In both, with another type, content, target, owner, mode or other extended attributes. Times are not compared: what
-    /// is built anew has new ones.
+    /// In both, with another type, content, target, owner, mode or other extended attributes. Times are not compared:
+    /// what is built anew has new ones.
     pub changed: u64,
 }
 

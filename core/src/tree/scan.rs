@@ -1,8 +1,8 @@
 //! A folder on disk as a tree, by mkcomposefs' rules.
 //!
-//! Links are never followed, and every folder is reached by open handles from the first one, so what is changed meanwhile
-//! cannot lead out of it. Files of at most 64 bytes are kept in the tree; of larger ones a sink says the digest, and
-//! may store them.
+//! Links are never followed, and every folder is reached by open handles from the first one, so what is changed
+//! meanwhile cannot lead out of it. Files of at most 64 bytes are kept in the tree; of larger ones a sink says the
+//! digest, and may store them.
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;

@@ -95,8 +95,8 @@ pub fn any_tar(stream: &[u8]) {
     }
 }
 
-/// A table of contents, and after a NUL a tar-split, are refused, or the files' chunks are whole, in order and in the blob,
-/// and the tar-split gives no more bytes than it has.
+/// A table of contents, and after a NUL a tar-split, are refused, or the files' chunks are whole, in order and in the
+/// blob, and the tar-split gives no more bytes than it has.
 pub fn any_table(bytes: &[u8]) {
     const FILES: u64 = 1 << 20;
     let mut parts = bytes.splitn(2, |byte| *byte == 0);

@@ -17,9 +17,9 @@ use crate::output::Report;
 
 /// Copy an image of the store to a folder or file in OCI layout, such as for another machine
 ///
-/// The manifest that the image came with goes along unchanged where all its layers can be had as they were: each that the
-/// store does not have in its compressed form is fetched again from where the image came from. With --offline, or where
-/// that fails, layers go uncompressed with a manifest that says so, and the original manifest beside it.
+/// The manifest that the image came with goes along unchanged where all its layers can be had as they were: each that
+/// the store does not have in its compressed form is fetched again from where the image came from. With --offline, or
+/// where that fails, layers go uncompressed with a manifest that says so, and the original manifest beside it.
 #[derive(Debug, clap::Args)]
 pub struct Export {
     /// Image as in `image ls`, or a deployment as in `status`: booted, its index, id or image
@@ -37,8 +37,8 @@ pub struct Export {
 
 /// Copy an image of the store to a registry
 ///
-/// Layers that are there already are not sent. The others go as they were where they can be had, as with `image export`,
-/// else compressed anew, with a manifest that says so.
+/// Layers that are there already are not sent. The others go as they were where they can be had, as with `image
+/// export`, else compressed anew, with a manifest that says so.
 #[derive(Debug, clap::Args)]
 pub struct Push {
     /// Image as in `image ls`, or a deployment as in `status`: booted, its index, id or image

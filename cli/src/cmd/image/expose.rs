@@ -218,8 +218,8 @@ fn root(sysroot: &Sysroot) -> PathBuf {
     sysroot.layout().state().join("podman")
 }
 
-/// All pulled images, and the system that runs (or runs next), and what is bound: of two that have one name, the one that
-/// keeps it comes first.
+/// All pulled images, and the system that runs (or runs next), and what is bound: of two that have one name, the one
+/// that keeps it comes first.
 fn wanted(sysroot: &Sysroot, shelf: &Shelf<'_>, context: &Context) -> CoreResult<Vec<Wanted>> {
     let mut wanted = Vec::new();
     for (name, manifest) in sysroot.store().tags()? {
@@ -266,14 +266,16 @@ fn wanted(sysroot: &Sysroot, shelf: &Shelf<'_>, context: &Context) -> CoreResult
     Ok(wanted)
 }
 
-/// Brings podman's view up to date, where there is one or a deployment binds images. It is derived: that it cannot be is a warning.
+/// Brings podman's view up to date, where there is one or a deployment binds images. It is derived: that it cannot be
+/// is a warning.
 pub fn refresh(context: &Context, sysroot: &Sysroot) {
     let podman = context.registry().podman;
     let root = root(sysroot);
     refresh_shelf(context, sysroot, &Shelf::new(&RealFs, sysroot.store(), &root, &podman));
 }
 
-/// The same for a system that was installed: what it binds is needed at its first boot. No podman uses anything there yet.
+/// The same for a system that was installed: what it binds is needed at its first boot. No podman uses anything there
+/// yet.
 pub fn prepare(context: &Context, sysroot: &Sysroot) {
     let (podman, root) = (Places::default(), root(sysroot));
     let shelf = Shelf::new(&RealFs, sysroot.store(), &root, &podman);

@@ -13,8 +13,8 @@ use crate::output::Report;
 
 /// Say what an image lacks to be installed, booted and updated
 ///
-/// Kernel, initrd and the program in it, os-release, folders to mount on, owners, state in /var. Each finding comes with
-/// what to do. Exit code 1 if one of them is an error.
+/// Kernel, initrd and the program in it, os-release, folders to mount on, owners, state in /var. Each finding comes
+/// with what to do. Exit code 1 if one of them is an error.
 #[derive(Debug, clap::Args)]
 pub struct Lint {
     /// Root folder of an image, or image reference

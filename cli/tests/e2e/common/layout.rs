@@ -279,7 +279,8 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// A whole small image: base layer and one application layer with `files` files of `size` bytes each, seeded by version.
+/// A whole small image: base layer and one application layer with `files` files of `size` bytes each, seeded by
+/// version.
 pub fn small(version: u32, kernel: &str, files: usize, size: usize) -> Image {
     let mut app = Layer::default()
         .dirs(&["usr", "usr/bin", "etc"])

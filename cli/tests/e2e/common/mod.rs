@@ -103,8 +103,8 @@ impl Cfs {
         }
     }
 
-    /// As a user without rights: `nobody`, where the tests run as root; otherwise nothing changes. `dir` becomes theirs,
-    /// and the program is copied to where they can run it.
+    /// As a user without rights: `nobody`, where the tests run as root; otherwise nothing changes. `dir` becomes
+    /// theirs, and the program is copied to where they can run it.
     pub fn unprivileged(dir: &Path) -> Self {
         let mut cfs = Self::new(dir);
         if rustix::process::geteuid().is_root() {
@@ -192,8 +192,8 @@ impl Cfs {
         self.run(["fsck"]).expect(0);
     }
 
-    /// The boot entries, newest first (as every boot loader that follows the specification sorts them), by content. What
-    /// a killed run left half-written is hidden by its name, from boot loaders as from here.
+    /// The boot entries, newest first (as every boot loader that follows the specification sorts them), by content.
+    /// What a killed run left half-written is hidden by its name, from boot loaders as from here.
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries: Vec<Entry> = list(&self.sysroot.join("boot/loader/entries"))
             .into_iter()

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::{repository, tool};
 
-/// Runs a script with podman in it, as on a machine of its own; the folder `shared` is there under its own name. Gives what
-/// it said. Root only.
+/// Runs a script with podman in it, as on a machine of its own; the folder `shared` is there under its own name. Gives
+/// what it said. Root only.
 #[track_caller]
 pub fn run(shared: &Path, text: &str) -> String {
     let (script, root) = (repository().join("testdata/podman.sh"), root());

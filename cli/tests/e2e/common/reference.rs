@@ -1,5 +1,5 @@
-//! What the layers hold, found without any of our code: GNU tar extracts them as root, one over the other, and the rules
-//! of OCI for whiteouts and of composefs for a booted root are applied to that.
+//! What the layers hold, found without any of our code: GNU tar extracts them as root, one over the other, and the
+//! rules of OCI for whiteouts and of composefs for a booted root are applied to that.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

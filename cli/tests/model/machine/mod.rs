@@ -293,7 +293,8 @@ impl Machine {
         }
     }
 
-    /// One that is good may have got a further entry, below that of the update, so that it is what a bad update goes back to.
+    /// One that is good may have got a further entry, below that of the update, so that it is what a bad update goes
+    /// back to.
     fn reorder(&mut self) {
         let seen = Seen::look(&self.root);
         let booted = self.model.booted.clone();

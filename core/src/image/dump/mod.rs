@@ -1,8 +1,9 @@
 //! The composefs-dump text (composefs-dump(5)): one line for each entry of a tree.
 //!
 //! Invariant: [`parse`] takes what C mkcomposefs takes and refuses what it refuses, but for three things that the C
-//! program takes and that have no good meaning: links to folders, escaped NUL bytes in paths and keys, and digests
-//! of files that are not 64 (or, for SHA-512, 128) hex digits. What [`write()`] prints, [`parse`] reads back as the same tree.
+//! program takes and that have no good meaning: links to folders, escaped NUL bytes in paths and keys, and digests of
+//! files that are not 64 (or, for SHA-512, 128) hex digits. What [`write()`] prints, [`parse`] reads back as the same
+//! tree.
 
 mod fields;
 mod print;
@@ -41,8 +42,9 @@ pub fn parse(text: &[u8]) -> Result<Tree> {
     Parser::new(text.len(), false)?.run(text)
 }
 
-/// Reads a dump of about `size` bytes (0 where nobody knows) piece by piece: `read` fills a buffer and says with how many
-/// bytes, 0 at the end, as [`std::io::Read::read`]. Only lines that came in part are kept, so the memory is the tree's.
+/// Reads a dump of about `size` bytes (0 where nobody knows) piece by piece: `read` fills a buffer and says with how
+/// many bytes, 0 at the end, as [`std::io::Read::read`]. Only lines that came in part are kept, so the memory is the
+/// tree's.
 ///
 /// # Errors
 /// As [`parse`]; what `read` returns.

@@ -3,9 +3,9 @@
 //!
 //! Takes images of mkcomposefs (versions 0 and 1) and of composefs-rs (version 2, too).
 //!
-//! Invariant: hostile bytes cannot do more than be refused. Every offset is checked, every folder is read once, and what
-//! folders, contents and attributes take together is bounded by the image's length, so that parts that overlap cannot multiply.
-//! Nothing recurses.
+//! Invariant: hostile bytes cannot do more than be refused. Every offset is checked, every folder is read once, and
+//! what folders, contents and attributes take together is bounded by the image's length, so that parts that overlap
+//! cannot multiply. Nothing recurses.
 
 mod bytes;
 mod whiteouts;
@@ -31,7 +31,8 @@ pub fn read(image: &[u8]) -> Result<Tree> {
     Reader::new(image, None)?.run()
 }
 
-/// The tree of an image with nothing in its root but `name`. Inodes that have names elsewhere, too, keep their link counts.
+/// The tree of an image with nothing in its root but `name`. Inodes that have names elsewhere, too, keep their link
+/// counts.
 ///
 /// # Errors
 /// As [`read`], for what was read.

@@ -1,8 +1,8 @@
 //! Which of an image's regular files stand for whiteouts.
 //!
-//! Invariant: what the writer makes of a whiteout is empty, has both attributes without a value, and stands in a folder that
-//! says that it has whiteouts. Any other file with such attributes is somebody's file, and is given back as it is: above all
-//! with its object, which garbage collection would take away otherwise.
+//! Invariant: what the writer makes of a whiteout is empty, has both attributes without a value, and stands in a
+//! folder that says that it has whiteouts. Any other file with such attributes is somebody's file, and is given back
+//! as it is: above all with its object, which garbage collection would take away otherwise.
 
 use std::collections::HashSet;
 
