@@ -116,8 +116,9 @@ pub struct Planned<'p> {
 
 impl<'a> Plan<'a> {
     /// Reads the tables of contents, where there are any, and looks up what they list, `threads` at a time as
-    /// [`layers`]. `remember`: the index of the store may be written, which is all that is. A table that cannot be had
-    /// or used means that the layer is fetched as a whole. Without a store nothing is asked.
+    /// [`layers`]. `remember`: the index of the store may be written, and what arrives of a table over a slow network,
+    /// which is all that is. A table that cannot be had or used means that the layer is fetched as a whole. Without a
+    /// store nothing is asked.
     pub fn new(
         store: Option<&Store>,
         sources: Vec<LayerSource<'a>>,

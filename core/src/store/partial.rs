@@ -96,7 +96,7 @@ impl Plan {
     }
 }
 
-/// Fetches the table and decides. `remember`: the index may be written.
+/// Fetches the table and decides. `remember`: the index and what arrives of the table may be written.
 pub(super) fn decide(
     store: &Store,
     layer: &DiffId,
@@ -110,7 +110,7 @@ pub(super) fn decide(
     if place.blob < SMALL || !anything() {
         return Ok(Decision::Whole);
     }
-    let Some((table, tar_split)) = fetch_table(store, layer, partial)? else {
+    let Some((table, tar_split)) = fetch_table(store, layer, partial, remember)? else {
         return Ok(Decision::Whole);
     };
     let (found, sure) = look_up(store, &table, local, remember, monitor)?;
@@ -192,12 +192,17 @@ fn new_files(table: &Table, found: &Found) -> Missing {
 }
 
 /// The table and the tar-split, packed, both checked. What was kept of them and is wrong is fetched anew.
-fn fetch_table(store: &Store, layer: &DiffId, partial: &Partial<'_>) -> Result<Option<(Table, Vec<u8>)>> {
+fn fetch_table(
+    store: &Store,
+    layer: &DiffId,
+    partial: &Partial<'_>,
+    remember: bool,
+) -> Result<Option<(Table, Vec<u8>)>> {
     let place = &partial.place;
     let mut ranges = vec![place.table.range.clone(), place.tar_split.range.clone()];
     ranges.sort_by_key(|range| range.start);
     let ranges = coalesce(ranges, GAP);
-    let (mut part, kept) = TablePart::find(store, partial.origin, &place.checksum, total(&ranges));
+    let (mut part, kept) = TablePart::find(store, partial.origin, &place.checksum, total(&ranges), remember);
     let went_on = !kept.is_empty();
     match read_table(layer, partial, &ranges, kept, &mut part) {
         Err(error) if went_on && error.kind() == Kind::Failed => {

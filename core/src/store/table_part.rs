@@ -36,8 +36,14 @@ pub(super) struct TablePart<'a> {
 }
 
 impl<'a> TablePart<'a> {
-    /// With the bytes that an earlier run kept, `size` at most.
-    pub(super) fn find(store: &'a Store, origin: Option<Origin>, checksum: &[u8; 32], size: u64) -> (Self, Vec<u8>) {
+    /// With the bytes that an earlier run kept, `size` at most. `remember`: something may be written.
+    pub(super) fn find(
+        store: &'a Store,
+        origin: Option<Origin>,
+        checksum: &[u8; 32],
+        size: u64,
+        remember: bool,
+    ) -> (Self, Vec<u8>) {
         let name = |origin| format!("{}-table-{origin}", hex::encode(checksum));
         let path = origin.map(|origin| store.path.join(PARTS).join(name(origin)));
         let file = path.as_ref().and_then(|path| lock(path));
@@ -48,7 +54,7 @@ impl<'a> TablePart<'a> {
         }
         let part = Self {
             store,
-            path: path.filter(|_| store.read_only.is_none()),
+            path: path.filter(|_| remember && store.read_only.is_none()),
             file,
             written: bytes.len(),
             pace: Pace::default(),
