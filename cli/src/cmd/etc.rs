@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use cfs_core::etc::Change;
+use cfs_core::etc::{Change, is_kept_beside};
 use cfs_core::sysroot::{Known, Sysroot};
 use cfs_core::{Error, deploy};
 use serde::Serialize;
@@ -108,16 +108,4 @@ impl Diff {
             Error::Deployment { id, why: why.into() }.into()
         })
     }
-}
-
-/// `NAME.cfs-new`, or `NAME.cfs-new-2`…
-fn is_kept_beside(path: &std::path::Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let end = name.rsplit_once(cfs_core::etc::SUFFIX).map(|(_, end)| end);
-    end.is_some_and(|end| {
-        end.is_empty()
-            || end
-                .strip_prefix('-')
-                .is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()))
-    })
 }

@@ -16,7 +16,7 @@ mod source;
 
 pub use apply::{Report, apply, write};
 pub use listing::{Item, Listing, MAX_DEPTH, Node, Rules};
-pub use plan::{Change, Conflict, Plan, SUFFIX, Side, Step, What, diff, plan};
+pub use plan::{Change, Conflict, Plan, SUFFIX, Side, Step, What, diff, is_kept_beside, plan};
 pub use source::{FolderSource, Source, TreeSource};
 
 #[cfg(test)]

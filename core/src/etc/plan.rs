@@ -21,6 +21,14 @@ pub const SUFFIX: &str = ".cfs-new";
 const UPDATED: &str = ".updated";
 const NAME_MAX: usize = 255;
 
+/// Whether a name is one that a merge gives to the image's version: `NAME.cfs-new`, or `NAME.cfs-new-2`…
+pub fn is_kept_beside(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let end = name.rsplit_once(SUFFIX).map(|(_, end)| end);
+    let is_number = |number: &str| number.bytes().all(|b| b.is_ascii_digit());
+    end.is_some_and(|end| end.is_empty() || end.strip_prefix('-').is_some_and(is_number))
+}
+
 /// Where a path of the result comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Side {

@@ -10,8 +10,31 @@ use std::time::{Duration, Instant};
 
 use super::report::{Outcome, Ran};
 use crate::error::Result;
+use crate::etc;
 use crate::sys::fs;
 use crate::sys::process::{self, Ended};
+
+/// Ends of names that editors and package managers give to what they keep or put beside a file.
+const LEFTOVERS: [&str; 18] = [
+    "bak",
+    "dpkg-backup",
+    "dpkg-bak",
+    "dpkg-dist",
+    "dpkg-new",
+    "dpkg-old",
+    "dpkg-remove",
+    "dpkg-tmp",
+    "orig",
+    "pacnew",
+    "pacsave",
+    "rpmnew",
+    "rpmorig",
+    "rpmsave",
+    "swp",
+    "ucf-dist",
+    "ucf-new",
+    "ucf-old",
+];
 
 /// A program that says whether this boot is good: exit code 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,17 +96,23 @@ pub fn find(root: &Path) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-/// Names in a folder or one that a link leads to, sorted; none where there is none. Hidden ones and editors' leftovers
-/// are no checks.
+/// Names in a folder or one that a link leads to, sorted; none where there is none. Hidden ones and leftovers are no
+/// checks.
 fn names(folder: &Path) -> Result<Vec<String>> {
     if !fs::leads_to_dir(folder) {
         return Ok(Vec::new());
     }
     let names = fs::names(folder)?.into_iter();
     let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
-    names.retain(|name| !name.starts_with('.') && !name.ends_with('~'));
+    names.retain(|name| !name.starts_with('.') && !is_leftover(name));
     names.sort();
     Ok(names)
+}
+
+/// Whether the name is that of another version of a file: an editor's, a package manager's, or that of a merge of /etc.
+fn is_leftover(name: &str) -> bool {
+    let end = name.rsplit_once('.').map(|(_, end)| end);
+    name.ends_with('~') || end.is_some_and(|end| LEFTOVERS.contains(&end)) || etc::is_kept_beside(Path::new(name))
 }
 
 /// Runs all checks one after the other, the remaining ones also when one fails; `each` hears of each result at once.

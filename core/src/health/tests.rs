@@ -59,6 +59,30 @@ fn checks_of_etc_replace_and_mask_those_of_usr_and_greenboots_run_where_they_are
 }
 
 #[test]
+fn what_a_merge_an_editor_or_a_package_manager_left_beside_a_check_is_none() {
+    let root = tempfile::tempdir().unwrap();
+    let ends = [
+        "",
+        "~",
+        ".cfs-new",
+        ".cfs-new-2",
+        ".rpmsave",
+        ".dpkg-old",
+        ".ucf-dist",
+        ".orig",
+        ".sh",
+        ".cfs-new-x",
+        "bak",
+    ];
+    for end in ends {
+        script(root.path(), &format!("etc/cfs-update/health.d/10-net{end}"), "true");
+    }
+    let found = find(root.path()).unwrap().into_iter();
+    let found: Vec<_> = found.map(|c| c.path.file_name().unwrap().to_owned()).collect();
+    assert_eq!(found, ["10-net", "10-net.cfs-new-x", "10-net.sh", "10-netbak"]);
+}
+
+#[test]
 fn a_folder_of_checks_may_be_a_link_to_one() {
     let root = tempfile::tempdir().unwrap();
     script(root.path(), "srv/checks/10-here", "true");
