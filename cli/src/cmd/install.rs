@@ -227,9 +227,8 @@ struct Source {
 
 impl Common {
     fn inputs(&self) -> CoreResult<Inputs> {
-        for argument in &self.karg {
-            cmdline::check(argument).map_err(|why| Error::Usage(format!("--karg {argument:?} {why}")))?;
-        }
+        let fit = self.karg.iter().try_for_each(|argument| cmdline::check_wish(argument));
+        fit.map_err(|why| Error::Usage(format!("--karg: {why}")))?;
         let keys = self.root_ssh_authorized_keys.as_deref().map(|path| {
             let none = || Error::Usage(format!("--root-ssh-authorized-keys {}: no such file", path.display()));
             fs::read(path, KEYS_LIMIT)?.ok_or_else(none)

@@ -57,6 +57,18 @@ pub fn check(argument: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// What an image or the machine may want of every entry: one argument, and not the digest of an image, which each entry
+/// has its own of.
+pub fn check_wish(argument: &str) -> Result<(), String> {
+    check(argument).map_err(|why| format!("kernel argument {argument:?} {why}"))?;
+    match names_image(argument) {
+        true => Err(format!(
+            "kernel argument {argument:?} names an image, as each boot entry does itself; leave it out"
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Key and value of an argument, quotes removed; no value where there is no `=`.
 pub fn key_value(argument: &str) -> (String, Option<String>) {
     let plain = |s: &str| s.replace('"', "");

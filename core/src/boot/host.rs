@@ -74,9 +74,10 @@ impl HostArguments {
 
     fn parse(text: &str) -> Result<Self, String> {
         let parsed: Self = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
-        for argument in &parsed.kernel_arguments {
-            cmdline::check(argument).map_err(|why| format!("kernel argument {argument:?} {why}"))?;
-        }
+        parsed
+            .kernel_arguments
+            .iter()
+            .try_for_each(|one| cmdline::check_wish(one))?;
         Ok(parsed)
     }
 }
@@ -105,14 +106,14 @@ impl Edit {
             arguments.remove(at);
         }
         for new in &self.replace {
-            check(new)?;
+            cmdline::check_wish(new)?;
             let same = |own: &String| cmdline::same_key(own, new);
             let at = arguments.iter().position(same).unwrap_or(arguments.len());
             arguments.retain(|own| !same(own));
             arguments.insert(at, new.clone());
         }
         for new in &self.append {
-            check(new)?;
+            cmdline::check_wish(new)?;
             if !arguments.contains(new) {
                 arguments.push(new.clone());
             }
@@ -141,17 +142,6 @@ impl Edit {
                 cmdline::join(&found.iter().map(|(_, own)| own).collect::<Vec<_>>())
             )),
         }
-    }
-}
-
-/// What the machine may want of every entry: one argument, and not the image's digest, which each entry has its own of.
-pub(crate) fn check(argument: &str) -> Result<(), String> {
-    cmdline::check(argument).map_err(|why| format!("kernel argument {argument:?} {why}"))?;
-    match cmdline::names_image(argument) {
-        true => Err(format!(
-            "kernel argument {argument:?} names an image, as each boot entry does itself; use switch, upgrade or rollback"
-        )),
-        false => Ok(()),
     }
 }
 
@@ -264,6 +254,7 @@ mod tests {
         for text in [
             "kernel-arguments = [\"a b\"]",
             "kernel-arguments = [\"\"]",
+            "kernel-arguments = [\"composefs.digest=x\"]",
             "kargs = []",
             "allow-missing-verity = 1",
             "[",
