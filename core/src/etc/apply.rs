@@ -1,8 +1,9 @@
 //! Writing the result of a merge into a new folder.
 //!
 //! Invariant: the folder is new, every name in it is made relative to its open parent and follows no link, and nothing
-//! outside it is touched. It is not durable before the caller synced the file system. Content is never left out;
-//! owners, attributes and devices are set as far as this user may, and what could not be set is reported.
+//! outside it is touched. It is not durable before the caller synced the file system. Content is never left out, except
+//! for that of the administrator's files which have gone since they were listed: they are left out altogether. Owners,
+//! attributes and devices are set as far as this user may, and what could not be set is reported.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -14,10 +15,13 @@ use rustix::fs::FileType;
 
 use super::listing::{Item, Listing, Node, readable_mode};
 use super::plan::{Plan, Side, Step};
-use super::source::Source;
+use super::source::{Source, is_gone};
 use crate::error::{Error, Result};
 use crate::layers::Meta;
 use crate::sys::dir::{self, Dir, Handle};
+
+/// Attributes of overlayfs, without their prefix, that lead to an inode or count its names.
+const OF_INODES: [&[u8]; 4] = [b"origin", b"upper", b"uuid", b"nlink"];
 
 /// What was written, and what could not be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -145,6 +149,14 @@ impl<'a> Writer<'a> {
         listing.get(&step.path).ok_or_else(|| missing(&step.path))
     }
 
+    /// The bytes of a file; none of anything else.
+    fn content(&self, node: &Node, step: &Step) -> Result<Box<dyn io::Read + 'a>> {
+        match node.item {
+            Item::Regular(_) => self.source(step.from).open(&step.path),
+            _ => Ok(Box::new(io::empty())),
+        }
+    }
+
     fn step(&mut self, path: &Path, step: &Step) -> Result<()> {
         let parent = path.parent().unwrap_or(Path::new(""));
         while self.open.last().is_some_and(|(at, _)| at != parent) {
@@ -168,12 +180,16 @@ impl<'a> Writer<'a> {
             self.report.written += 1;
             return Ok(());
         }
+        let mut content = match self.content(node, step) {
+            Err(error) if step.from == Side::Current && is_gone(&error) => return Ok(()),
+            content => content?,
+        };
         let made = leaf(
             folder,
             name,
             node,
-            step,
-            self.source(step.from),
+            step.from,
+            &mut content,
             self.privileged,
             &mut self.report,
         )?;
@@ -197,7 +213,7 @@ impl<'a> Writer<'a> {
             return folder.handle().set_mode(0o755);
         };
         let node = self.node(step)?;
-        dress(&folder.handle(), node, self.privileged, &mut self.report)
+        dress(&folder.handle(), node, step.from, self.privileged, &mut self.report)
     }
 }
 
@@ -206,8 +222,8 @@ fn leaf(
     folder: &Dir,
     name: &OsStr,
     node: &Node,
-    step: &Step,
-    source: &dyn Source,
+    from: Side,
+    content: &mut dyn io::Read,
     privileged: bool,
     report: &mut Report,
 ) -> Result<bool> {
@@ -216,20 +232,19 @@ fn leaf(
         Item::Regular(_) => {
             let path = folder.path().join(name);
             let mut file = folder.make_file(name)?;
-            let mut content = source.open(&step.path)?;
-            io::copy(&mut content, &mut file).map_err(|e| Error::io("write", &path, e))?;
+            io::copy(content, &mut file).map_err(|e| Error::io("write", &path, e))?;
             let handle = Handle::<File> { fd: &file, path: &path };
-            dress(&handle, node, privileged, report)?;
+            dress(&handle, node, from, privileged, report)?;
             return Ok(true);
         }
         Item::Symlink(target) => folder.make_symlink(name, target)?,
         Item::Fifo => folder.make_node(name, FileType::Fifo, 0)?,
-        Item::CharDevice(number) if step.from == Side::Current => {
+        Item::CharDevice(number) if from == Side::Current => {
             if folder.make_node(name, FileType::CharacterDevice, *number).is_err() {
                 return Ok(false);
             }
         }
-        Item::BlockDevice(number) if step.from == Side::Current => {
+        Item::BlockDevice(number) if from == Side::Current => {
             if folder.make_node(name, FileType::BlockDevice, *number).is_err() {
                 return Ok(false);
             }
@@ -243,7 +258,7 @@ fn leaf(
     if !owned {
         report.owners_skipped += usize::from(!tolerate(folder.set_owner(name, uid, gid))?);
     }
-    for (key, value) in wanted(&node.meta) {
+    for (key, value) in wanted(&node.meta, from) {
         report.attributes_skipped += usize::from(!tolerate(folder.set_xattr(name, key, value))?);
     }
     if !matches!(node.item, Item::Symlink(_)) {
@@ -257,6 +272,7 @@ fn leaf(
 fn dress<F: std::os::fd::AsFd>(
     handle: &Handle<'_, F>,
     node: &Node,
+    from: Side,
     privileged: bool,
     report: &mut Report,
 ) -> Result<()> {
@@ -264,7 +280,7 @@ fn dress<F: std::os::fd::AsFd>(
     if handle.owner()? != (uid, gid) {
         report.owners_skipped += usize::from(!tolerate(handle.set_owner(uid, gid))?);
     }
-    for (key, value) in wanted(&node.meta) {
+    for (key, value) in wanted(&node.meta, from) {
         report.attributes_skipped += usize::from(!tolerate(handle.set_xattr(key, value))?);
     }
     let mode = if privileged {
@@ -276,10 +292,15 @@ fn dress<F: std::os::fd::AsFd>(
     handle.set_mtime((mtime.sec, mtime.nsec))
 }
 
-/// The attributes that belong on a file system: overlayfs' own mean something in the image only.
-fn wanted(meta: &Meta) -> impl Iterator<Item = (&[u8], &[u8])> {
+/// The attributes that belong on a file system. overlayfs' own mean something in the image only, or where /etc is the
+/// upper layer of one and they say what the administrator replaced; those that lead to an inode have no meaning for its
+/// copy.
+pub(super) fn wanted(meta: &Meta, from: Side) -> impl Iterator<Item = (&[u8], &[u8])> {
     let all = meta.xattrs.iter().map(|(key, value)| (&**key, &**value));
-    all.filter(|(key, _)| !key.starts_with(b"trusted.overlay."))
+    all.filter(move |(key, _)| match key.strip_prefix(b"trusted.overlay.") {
+        None => true,
+        Some(own) => from == Side::Current && !OF_INODES.contains(&own),
+    })
 }
 
 /// True for done, false for what this user, or this file system, may not do; other failures stay failures.

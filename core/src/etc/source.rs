@@ -222,6 +222,14 @@ impl Source for FolderSource {
     }
 }
 
+/// Whether something failed since it disappeared while we looked, or made way for something else: then it is simply not
+/// there.
+pub(super) fn is_gone(error: &Error) -> bool {
+    use rustix::io::Errno;
+    let gone = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP];
+    matches!(error, Error::Io { source, .. } if gone.iter().any(|e| source.raw_os_error() == Some(e.raw_os_error())))
+}
+
 struct Scan {
     listing: Listing,
     hasher: Hasher,
@@ -235,8 +243,7 @@ impl Scan {
         }
         for name in folder.names()? {
             match self.name(folder, &name, path.join(&name)) {
-                // What disappears while we look is simply not there.
-                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if is_gone(&error) => {}
                 done => done?,
             }
         }

@@ -629,6 +629,48 @@ fn modes_times_links_and_pipes_are_written_as_asked() {
 }
 
 #[test]
+fn what_goes_away_while_it_is_merged_is_left_out_and_what_the_image_lost_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let etc = folder.path().join("etc");
+    std::fs::create_dir_all(etc.join("d/gone")).unwrap();
+    for name in ["a", "lock", "linked", "d/gone/x", "d/y"] {
+        std::fs::write(etc.join(name), name).unwrap();
+    }
+    let here = FolderSource::scan(&etc, Algorithm::Sha256).unwrap();
+    std::fs::remove_file(etc.join("lock")).unwrap();
+    std::fs::remove_file(etc.join("linked")).unwrap();
+    symlink("a", etc.join("linked")).unwrap();
+    std::fs::remove_dir_all(etc.join("d/gone")).unwrap();
+    let nothing = Memory::new();
+    let plan = plan(&nothing.listing, here.listing(), &nothing.listing, Rules::STRICT);
+    let to = folder.path().join("new");
+    apply(&plan, &here, &nothing, &to).unwrap();
+    let written = FolderSource::scan(&to, Algorithm::Sha256).unwrap();
+    let names: Vec<_> = written
+        .listing()
+        .iter()
+        .map(|(path, _)| path.to_str().unwrap())
+        .collect();
+    assert_eq!(names, ["", "a", "d", "d/gone", "d/y"]);
+    assert!(write(&here, &folder.path().join("image")).is_err());
+}
+
+#[test]
+fn overlays_marks_are_kept_where_the_administrator_has_them() {
+    let key = |name: &str| Box::from(name.as_bytes());
+    let mut meta = meta(0o755);
+    for name in ["trusted.overlay.opaque", "trusted.overlay.origin", "user.x"] {
+        meta.xattrs.push((key(name), key("y")));
+    }
+    let kept = |side| {
+        let kept = apply::wanted(&meta, side).map(|(key, _)| String::from_utf8_lossy(key).into_owned());
+        kept.collect::<Vec<_>>()
+    };
+    assert_eq!(kept(Side::Current), ["trusted.overlay.opaque", "user.x"]);
+    assert_eq!(kept(Side::New), ["user.x"]);
+}
+
+#[test]
 fn owners_and_capabilities_are_set_by_root_and_reported_by_others() {
     let folder = tempfile::tempdir().unwrap();
     // cap_net_raw=ep: version 2, effective, permitted 1 << 13 (linux/capability.h).
