@@ -292,8 +292,8 @@ fn is_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// A name from an image as it is shown: what would begin another line, or be a command to a terminal, is escaped.
-pub(crate) fn one_line(name: &str) -> String {
+/// A name as it is shown: what would begin another line, or be a command to a terminal, is escaped.
+pub fn one_line(name: &str) -> String {
     let shown = |c: char| match c.is_control() {
         true => c.escape_default().collect(),
         false => String::from(c),

@@ -1,8 +1,7 @@
 //! `etc diff`.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
+use cfs_core::error::one_line;
 use cfs_core::etc::{Change, is_kept_beside};
 use cfs_core::sysroot::{Known, Sysroot};
 use cfs_core::{Error, deploy};
@@ -35,7 +34,7 @@ struct Changes {
 
 #[derive(Debug, Serialize)]
 struct Changed {
-    path: PathBuf,
+    path: String,
     change: &'static str,
     /// It is the image's version of a file that was changed here as well.
     conflict: bool,
@@ -54,7 +53,7 @@ impl Report for Changes {
             } else {
                 ""
             };
-            format!("{mark} /etc/{}{what}\n", c.path.display())
+            format!("{mark} /etc/{}{what}\n", one_line(&c.path))
         };
         self.changes.iter().map(line).collect()
     }
@@ -79,7 +78,7 @@ impl Diff {
                 Change::Changed => "changed",
                 Change::Removed => "removed",
             },
-            path,
+            path: path.display().to_string(),
         });
         context.show(&Changes {
             deployment: known.id.to_string(),

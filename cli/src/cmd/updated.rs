@@ -1,6 +1,7 @@
 //! What `switch` and `upgrade` say at their end.
 
 use cfs_core::deployment::Failed;
+use cfs_core::error::one_line;
 use cfs_core::etc::{self, What};
 use cfs_core::sysroot::Sysroot;
 use cfs_core::update::{Done, Outcome};
@@ -50,9 +51,9 @@ impl Conflict {
         let Self { path, what, kept_as } = self;
         let other = kept_as
             .as_ref()
-            .map(|path| format!(", the image's version is {path}"))
+            .map(|path| format!(", the image's version is {}", one_line(path)))
             .unwrap_or_default();
-        format!("{path}: {what}{other}")
+        format!("{}: {what}{other}", one_line(path))
     }
 }
 

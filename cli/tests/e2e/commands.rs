@@ -1,6 +1,8 @@
 //! Every command on small images: what it prints, in which form, and its exit code.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
@@ -657,6 +659,11 @@ fn etc_diff_shows_what_was_changed_here() {
         told.starts_with("~ /etc/app.conf\n+ /etc/app.conf.cfs-new (the image's version"),
         "{told}"
     );
+    fs::write(etc.join(OsStr::from_bytes(b"b\xff\n+ c")), "").unwrap();
+    let told = cfs.run(["etc", "diff"]).expect(0).stdout;
+    assert!(told.ends_with("+ /etc/b\u{fffd}\\n+ c\n"), "{told}");
+    let document = cfs.run(["etc", "diff", "--json"]).expect(0).json();
+    assert_eq!(document["changes"][2]["path"], "b\u{fffd}\n+ c");
     assert_eq!(
         cfs.run(["etc", "diff", "1"]).expect(0).stdout,
         "",
