@@ -14,6 +14,9 @@ use crate::pull::read_file;
 use crate::store::Store;
 use crate::tree::{Inode, Kind, Regular, Tree};
 
+/// Characters of a title or a version.
+const TEXT_LIMIT: usize = 128;
+
 /// What was found.
 #[derive(Clone, Debug)]
 pub struct Bootable {
@@ -197,8 +200,7 @@ fn os_release(store: &Store, tree: &Tree) -> Result<String> {
     Ok(String::new())
 }
 
-/// A value of os-release(5): shell-like, quotes taken off; the last one counts. Empty counts as missing, and control
-/// characters as spaces: it is shown in a menu.
+/// A value of os-release(5), as it is [`shown`]: shell-like, quotes taken off; the last one counts.
 pub(crate) fn release_field(text: &str, key: &str) -> Option<String> {
     let value = text
         .lines()
@@ -210,8 +212,14 @@ pub(crate) fn release_field(text: &str, key: &str) -> Option<String> {
         (None, Some(inner)) => inner.into(),
         (None, None) => unescape(value),
     };
-    let shown: String = plain.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    Some(shown.trim().to_owned()).filter(|shown| !shown.is_empty())
+    shown(&plain)
+}
+
+/// A text of an image as menus and records show it: one line, cut where it is too long; nothing where it is empty.
+pub(crate) fn shown(text: &str) -> Option<String> {
+    let clean = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
+    let line: String = clean.take(TEXT_LIMIT).collect();
+    Some(line.trim().to_owned()).filter(|line| !line.is_empty())
 }
 
 fn unescape(text: &str) -> String {
@@ -263,6 +271,13 @@ mod tests {
         assert_eq!(field("VERSION_ID").unwrap(), "13");
         assert_eq!(field("EMPTY"), None);
         assert_eq!(field("MISSING"), None);
+    }
+
+    #[test]
+    fn texts_of_an_image_are_one_line_of_sensible_length() {
+        assert_eq!(shown(" 1\n2\u{1b}[m\u{9b} ").unwrap(), "1 2 [m");
+        assert_eq!(shown("\n \u{1}"), None);
+        assert_eq!(shown(&"ü".repeat(300_000)).unwrap(), "ü".repeat(128));
     }
 
     #[test]

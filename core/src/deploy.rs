@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
-use crate::bootable::Bootable;
+use crate::bootable::{self, Bootable};
 use crate::deployment::{Deployment, Origin};
 use crate::error::Result;
 use crate::etc::{self, Conflict, FolderSource, Listing, Node, Report, Rules, Source, TreeSource};
@@ -43,7 +43,9 @@ pub(crate) fn sign(sysroot: &Sysroot, image: &Synced<Image>, monitor: &dyn Monit
 /// The version of an image, by its label or by what is in it.
 pub(crate) fn version(source: &registry::Image, bootable: &Bootable) -> Option<String> {
     let label = source.config.labels.get("org.opencontainers.image.version");
-    label.cloned().or_else(|| bootable.version.clone())
+    label
+        .and_then(|label| bootable::shown(label))
+        .or_else(|| bootable.version.clone())
 }
 
 /// What the record will say.
