@@ -111,19 +111,24 @@ fn verified(known: &Known) -> Result<&Deployment> {
     })
 }
 
-/// What the settings say, or what the entries had so far, or the file system that SYSROOT is on, or, where it has no
-/// UUID, the root partition by its type (Discoverable Partitions Specification).
+/// What the settings say, or what the entries had so far without an image that wished it, or the file system that SYSROOT
+/// is on, or, where it has no UUID, the root partition by its type (Discoverable Partitions Specification).
 pub(crate) fn root_argument(sysroot: &Sysroot, known: &[Known]) -> Result<String> {
-    let former = || {
-        known
-            .iter()
-            .find_map(|k| bootable::root_of(&k.entry.as_ref()?.options).map(str::to_owned))
-    };
+    let former = || known.iter().find_map(|known| own_root(sysroot, known));
     if let Some(root) = sysroot.options.root_argument.clone().or_else(former) {
         return Ok(root);
     }
     let uuid = crate::sys::fs::uuid_of(sysroot.layout().root())?;
     Ok(uuid.map_or_else(|| "gpt-auto".into(), |uuid| format!("UUID={uuid}")))
+}
+
+/// The root of an entry, unless its image wished it: that goes with the image. One that cannot be read is taken to have
+/// wished nothing.
+fn own_root(sysroot: &Sysroot, known: &Known) -> Option<String> {
+    let root = bootable::root_of(&known.entry.as_ref()?.options)?;
+    let architecture = sysroot.options.platform.architecture();
+    let image = bootable::arguments_of(&sysroot.store, &known.id, architecture).unwrap_or_default();
+    (bootable::root_of(&image) != Some(root)).then(|| root.to_owned())
 }
 
 /// Removes what the new entry made superfluous: entries first, then records, then the names that kept their images.

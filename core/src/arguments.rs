@@ -12,10 +12,8 @@ use crate::boot::{BootEntry, HostArguments};
 use crate::bootable;
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
-use crate::image::reader;
 use crate::monitor::{Event, Monitor};
 use crate::plan;
-use crate::pull::IMAGE_LIMIT;
 use crate::sysroot::{Known, Sysroot};
 
 /// The arguments of what boots next, and where they are from.
@@ -126,9 +124,7 @@ fn of(
     host: &HostArguments,
     had: &HostArguments,
 ) -> Result<Arguments> {
-    let store = sysroot.store();
-    let tree = reader::read_part(&store.read_object(&id, IMAGE_LIMIT)?, b"usr")?;
-    let image = bootable::arguments(store, &tree, sysroot.options.platform.architecture())?;
+    let image = bootable::arguments_of(&sysroot.store, &id, sysroot.options.platform.architecture())?;
     let root = root(sysroot, entry, had)?;
     let all = host.clone().and(&sysroot.options.kernel_arguments);
     Ok(Arguments {

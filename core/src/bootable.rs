@@ -9,8 +9,9 @@ use crate::boot::kernel::{self, FileSource, KernelFiles, Node};
 use crate::boot::{HostArguments, cmdline, kargs};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
+use crate::image::reader;
 use crate::initrd::{self, Listing};
-use crate::pull::read_file;
+use crate::pull::{IMAGE_LIMIT, read_file};
 use crate::store::Store;
 use crate::tree::{Inode, Kind, Regular, Tree};
 
@@ -63,6 +64,15 @@ pub fn look(store: &Store, tree: &Tree, architecture: &str) -> Result<Bootable> 
 /// [`Error::Settings`] for a file that cannot be understood.
 pub fn arguments(store: &Store, tree: &Tree, architecture: &str) -> Result<Vec<String>> {
     kargs::collect(settings_files(store, tree, &kargs::FOLDERS)?, architecture)
+}
+
+/// The same of an image of the store.
+///
+/// # Errors
+/// As [`arguments`], and for an image that cannot be read.
+pub(crate) fn arguments_of(store: &Store, image: &DeploymentId, architecture: &str) -> Result<Vec<String>> {
+    let tree = reader::read_part(&store.read_object(image, IMAGE_LIMIT)?, b"usr")?;
+    arguments(store, &tree, architecture)
 }
 
 /// Bytes of the kernel and the initrd that [`look`] would find; reads no file.

@@ -672,6 +672,35 @@ fn etc_diff_shows_what_was_changed_here() {
 }
 
 #[test]
+fn a_root_that_an_image_wished_goes_with_it() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let switch = |version: u32, arguments: &str| {
+        let folders = ["usr/lib/bootc", "usr/lib/bootc/kargs.d"];
+        let file = format!("kargs = [\"{arguments}\"]\n");
+        let wishes = Layer::default()
+            .dirs(&folders)
+            .file("usr/lib/bootc/kargs.d/10.toml", file);
+        let image = small(version, "kernel", 2, 3000).layer(wishes, How::Gzip).finish();
+        cfs.run(["switch", &image.layout(&dir.path().join("oci"), "stable")])
+            .expect(0);
+        cfs.entries()[0].get("options").unwrap().to_owned()
+    };
+    assert!(switch(1, "root=LABEL=image quiet").ends_with(" rw root=LABEL=image quiet"));
+    let own = switch(2, "quiet");
+    assert!(
+        own.contains(" root=") && own.ends_with(" rw quiet") && !own.contains("LABEL=image"),
+        "{own}"
+    );
+    let (_, root) = own.split_once(" root=").unwrap();
+    assert!(switch(3, "root=LABEL=image").ends_with(" rw root=LABEL=image"));
+    assert!(
+        switch(4, "quiet").ends_with(&format!(" root={root}")),
+        "that of the entry before"
+    );
+}
+
+#[test]
 fn an_update_is_downloaded_now_and_taken_later_without_the_registry() {
     let dir = scratch();
     let cfs = Cfs::new(dir.path());
