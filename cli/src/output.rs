@@ -91,16 +91,21 @@ pub fn printable(text: &str) -> String {
 pub fn write(bytes: &[u8]) -> cfs_core::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write to", "standard output", e)),
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(unwritten(e)),
         _ => Ok(()),
     }
+}
+
+/// A result that nobody will read. Where it goes to is full, that is no lack of space for what was to be done.
+fn unwritten(error: io::Error) -> Error {
+    Error::io("write to", "standard output", io::Error::other(error))
 }
 
 /// Lets `produce` write to standard output as it goes; a reader that has gone is success.
 pub fn stream(produce: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
     match produce(&mut out).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write to", "standard output", e).into()),
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(unwritten(e).into()),
         _ => Ok(()),
     }
 }

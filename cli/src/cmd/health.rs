@@ -197,16 +197,16 @@ impl Bad {
             let id = id.short();
             return Err(Error::Deployment { id, why: why.into() }.into());
         };
-        context.show(&Checked {
+        let shown = context.show(&Checked {
             result: "bad",
             verdict: format!("deployment {to} boots next"),
             checks: Vec::new(),
             notes: Vec::new(),
-        })?;
+        });
         if self.apply {
             reboot::restart(true)?;
         }
-        Ok(())
+        shown
     }
 }
 

@@ -92,14 +92,14 @@ impl Context {
         if self.is_human() { Ok(()) } else { self.show(report) }
     }
 
-    /// Prints a result; then boots into it, if that was asked for.
+    /// Prints a result; then boots into it, if that was asked for, also where it could not be printed.
     pub fn finish<T: Report>(&self, report: &T, apply: Option<Apply>, sysroot: Sysroot) -> Result<()> {
         image::expose::refresh(self, &sysroot);
-        self.show(report)?;
-        match apply {
-            Some(apply) => apply.run(sysroot, &self.ui),
-            None => Ok(()),
+        let shown = self.show(report);
+        if let Some(apply) = apply {
+            apply.run(sysroot, &self.ui)?;
         }
+        shown
     }
 
     /// For registries, as settings and environment say.

@@ -127,6 +127,22 @@ fn nothing_new_is_exit_code_77_and_a_check_changes_nothing() {
 }
 
 #[test]
+fn a_result_that_cannot_be_written_is_a_failure_of_what_was_done_all_the_same() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let switched = cfs
+        .command(["switch", &publish(dir.path(), 1)])
+        .stdout(full)
+        .output()
+        .unwrap();
+    let told = String::from_utf8(switched.stderr).unwrap();
+    assert_eq!(switched.status.code(), Some(1), "no lack of space in the store: {told}");
+    assert!(told.contains("standard output"), "{told}");
+    assert_eq!(cfs.entries().len(), 1);
+}
+
+#[test]
 fn what_boots_next_and_what_is_pinned_cannot_be_deleted() {
     let dir = scratch();
     let cfs = updated(dir.path());
