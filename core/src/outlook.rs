@@ -3,15 +3,17 @@
 //! Invariant: nothing is written.
 
 use crate::changes::{self, Changes};
+use crate::deployment::Failed;
 use crate::error::Result;
 use crate::expected;
 use crate::forecast::{Forecast, Way};
+use crate::health;
 use crate::ids::ManifestDigest;
 use crate::monitor::{Event, Monitor};
 use crate::reference::Reference;
 use crate::registry::Registry;
-use crate::sysroot::Sysroot;
-use crate::update::followed;
+use crate::sysroot::{Known, Sysroot};
+use crate::update::{Wishes, followed};
 
 /// What there is to follow.
 #[derive(Clone, Debug)]
@@ -22,6 +24,8 @@ pub struct News {
     pub top: ManifestDigest,
     /// Whether that differs from what boots next.
     pub newer: bool,
+    /// It failed here before, so that an update refuses it.
+    pub failed: Option<Failed>,
 }
 
 /// What an update would do.
@@ -31,6 +35,8 @@ pub struct Outlook {
     pub forecast: Forecast,
     /// What would be changed; `None` where that is not known before the layers are here.
     pub changes: Option<Changes>,
+    /// The image failed here before, so that the update would refuse it.
+    pub failed: Option<Failed>,
 }
 
 /// Asks whether there is something new, and changes nothing.
@@ -42,9 +48,16 @@ pub fn check(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<News> {
     let newer = followed.origin().is_none_or(|o| o.top.unwrap_or(o.manifest) != top);
     Ok(News {
         reference: reference.to_string(),
+        failed: failed(sysroot, &known, &top)?.filter(|_| newer),
         top,
         newer,
     })
+}
+
+/// The failure that keeps an image away.
+fn failed(sysroot: &Sysroot, known: &[Known], digest: &ManifestDigest) -> Result<Option<Failed>> {
+    let failures = health::failed(sysroot, known)?;
+    Ok(failures.of(digest).filter(|f| Wishes::default().heed(f)).cloned())
 }
 
 /// What following `reference`, or else the newest of the followed image, would do; `None` where that boots next
@@ -78,5 +91,9 @@ pub fn forecast(
         Some(changes) => Some(changes.boot.clone()),
         None => expected::boot(sysroot, &known)?,
     };
-    Ok(Some(Outlook { forecast, changes }))
+    Ok(Some(Outlook {
+        failed: failed(sysroot, &known, &image.digest)?,
+        forecast,
+        changes,
+    }))
 }

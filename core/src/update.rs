@@ -187,7 +187,7 @@ fn failures(sysroot: &Sysroot, known: &[Known]) -> Result<FailedDigests> {
 
 impl Wishes {
     /// Whether a failure keeps an image away, which nobody asked for all the same.
-    fn heed(self, failed: &Failed) -> bool {
+    pub(crate) fn heed(self, failed: &Failed) -> bool {
         !self.retry && (self.automatic || !failed.by_admin)
     }
 

@@ -14,7 +14,7 @@ use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
 use super::Context;
-use super::updated::Conflict;
+use super::updated::{Conflict, did_not_stay};
 use crate::args::BootDir;
 use crate::output::Report;
 use crate::reboot;
@@ -40,6 +40,8 @@ pub struct Planned {
     fits: bool,
     /// What would be changed; `None` where that is not known before the layers are here.
     changes: Option<Change>,
+    /// Why the command would refuse the image without `--retry`.
+    failed: Option<String>,
 }
 
 /// What would be other than it is.
@@ -265,6 +267,7 @@ impl From<&Forecast> for Planned {
             boot: forecast.boot.as_ref().map(Place::from),
             fits: forecast.store.check().is_ok() && forecast.boot.as_ref().is_none_or(|boot| boot.check().is_ok()),
             changes: None,
+            failed: None,
         }
     }
 }
@@ -313,6 +316,9 @@ impl Report for Planned {
             }
             (None, _) => {}
         }
+        if let Some(why) = &self.failed {
+            line("Failed", why);
+        }
         if !self.fits {
             line("Too little", "there is not enough space; see `cfs-update gc --dry-run`");
         }
@@ -327,8 +333,13 @@ pub fn of_update(context: &Context, boot: &BootDir, reference: Option<&Reference
     }
     let sysroot = context.look_anyway(boot)?;
     match outlook::forecast(&sysroot, reference, &reboot::booted_with()?, &context.ui)? {
-        Some(Outlook { forecast, changes }) => context.show(&Planned {
+        Some(Outlook {
+            forecast,
+            changes,
+            failed,
+        }) => context.show(&Planned {
             changes: changes.as_ref().map(Change::from),
+            failed: failed.as_ref().map(did_not_stay),
             ..Planned::from(&forecast)
         }),
         None => Err(Error::Nothing("nothing would be fetched: what it leads to boots next already".into()).into()),

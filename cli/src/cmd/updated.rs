@@ -139,12 +139,17 @@ impl Updated {
 pub fn failed_before(failed: &Failed) -> Error {
     Error::Deployment {
         id: failed.digest.to_string(),
-        why: format!(
-            "this image was deployed here and did not stay, at {}: {}; `--retry` takes it all the same",
-            failed.time.round(jiff::Unit::Second).unwrap_or(failed.time),
-            failed.why
-        ),
+        why: did_not_stay(failed),
     }
+}
+
+/// When and why an image failed here, and how to take it.
+pub fn did_not_stay(failed: &Failed) -> String {
+    format!(
+        "this image was deployed here and did not stay, at {}: {}; `--retry` takes it all the same",
+        failed.time.round(jiff::Unit::Second).unwrap_or(failed.time),
+        failed.why
+    )
 }
 
 impl Report for Updated {

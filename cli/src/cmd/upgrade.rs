@@ -6,7 +6,7 @@ use cfs_core::outlook::{self, News};
 use cfs_core::update::{self, Wishes};
 use serde::Serialize;
 
-use super::updated::Updated;
+use super::updated::{Updated, did_not_stay};
 use super::{Context, forecast};
 use crate::args::{BootDir, Network, SpaceArgs};
 use crate::metered;
@@ -53,11 +53,17 @@ struct Check {
     available: bool,
     image: String,
     digest: String,
+    /// Why `upgrade` refuses it without `--retry`.
+    failed: Option<String>,
 }
 
 impl Report for Check {
     fn human(&self) -> String {
-        format!("Update available: {}\n{:>16}: {}\n", self.image, "Digest", self.digest)
+        let text = format!("Update available: {}\n{:>16}: {}\n", self.image, "Digest", self.digest);
+        match &self.failed {
+            Some(why) => format!("{text}{:>16}: {why}\n", "Failed"),
+            None => text,
+        }
     }
 }
 
@@ -91,11 +97,17 @@ impl Upgrade {
     }
 
     fn check(self, context: &Context) -> Result<()> {
-        let News { reference, top, newer } = outlook::check(&context.look_anyway(&self.boot)?, &context.ui)?;
+        let News {
+            reference,
+            top,
+            newer,
+            failed,
+        } = outlook::check(&context.look_anyway(&self.boot)?, &context.ui)?;
         let check = Check {
             available: newer,
             image: reference.clone(),
             digest: top.to_string(),
+            failed: failed.as_ref().map(did_not_stay),
         };
         if newer {
             return context.show(&check);

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use cfs_bootloader::counter::CountedName;
 use cfs_core::boot::host::Edit;
 use cfs_core::boot::{Tries, cmdline};
-use cfs_core::deployment::{Downloaded, FailedDigests, Staged};
+use cfs_core::deployment::{Downloaded, Failed, FailedDigests, Staged};
 use cfs_core::finalize::{self, Finalized};
 use cfs_core::health::{self, HealthReport, Outcome as Checked, Ran, Verdict};
 use cfs_core::ids::{DeploymentId, ManifestDigest};
@@ -192,6 +192,17 @@ impl Machine {
         failed.get(manifest).map(|failed| (failed.why.clone(), failed.by_admin))
     }
 
+    /// The failure for which an upgrade would leave the newest image alone, as `--check` and `--dry-run` say it.
+    fn foretold(&self) -> Option<(ManifestDigest, String)> {
+        let sysroot = self.open();
+        let checked = outlook::check(&sysroot, &Quiet).unwrap().failed;
+        let planned = outlook::forecast(&sysroot, None, &[], &Quiet).unwrap().unwrap().failed;
+        let shown = |failed: Failed| (failed.digest, failed.why);
+        let (checked, planned) = (checked.map(shown), planned.map(shown));
+        assert_eq!(checked, planned);
+        checked
+    }
+
     fn etc(&self, id: DeploymentId) -> PathBuf {
         self.root.join("state/deploy").join(id.to_hex()).join("etc")
     }
@@ -261,9 +272,11 @@ fn a_bad_update_goes_away_is_remembered_and_comes_back_only_when_it_is_asked_for
         };
         assert_eq!(failed.digest, bad.manifest);
     }
+    assert_eq!(machine.foretold().unwrap().0, bad.manifest);
     assert_eq!(machine.boot(), old);
 
     machine.release(3);
+    assert_eq!(machine.foretold(), None);
     let mended = machine.staged(AUTOMATIC);
     assert_eq!(machine.boot(), mended.id);
     assert!(matches!(machine.check(None), Verdict::Good { .. }));
@@ -290,6 +303,8 @@ fn an_update_that_never_comes_up_uses_its_tries_up_and_is_remembered_too() {
         assert_eq!(machine.boot(), dead.id);
     }
     assert_eq!(machine.boot(), old);
+    assert!(machine.foretold().unwrap().1.contains("tried 3 times"));
+    assert_eq!(machine.failed(&dead.manifest), None, "asking writes nothing down");
     assert_eq!(machine.check(None), Verdict::StillGood);
     let (why, by_admin) = machine.failed(&dead.manifest).unwrap();
     assert!(why.contains("tried 3 times") && !by_admin, "{why}");

@@ -14,7 +14,7 @@ mod verdict;
 
 pub use checks::{Check, Limits, find, run};
 pub use report::{HealthReport, Outcome, Ran};
-pub use verdict::{Verdict, approve, condemn, judge, judge_anyway, settle};
+pub use verdict::{Verdict, approve, condemn, failed, judge, judge_anyway, settle};
 
 #[cfg(test)]
 mod tests;

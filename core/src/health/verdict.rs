@@ -179,9 +179,31 @@ fn blame(sysroot: &Sysroot, found: &Known, why: &str) -> Result<()> {
 }
 
 /// Remembers the images of deployments whose tries the boot loader used up: they never came far enough to be judged.
-/// The running one may be in its last try, and is left out.
 pub fn settle(sysroot: &Sysroot, known: &[Known]) -> Result<()> {
     let mut list = FailedDigests::load(sysroot.layout())?;
+    let news = add_used_up(&mut list, known);
+    if news.is_empty() {
+        return Ok(());
+    }
+    list.save(sysroot.fs(), sysroot.layout())?;
+    for (found, why) in news {
+        if let Some(origin) = found.origin() {
+            sysroot.remember("health", &found.id, origin, &why)?;
+        }
+    }
+    Ok(())
+}
+
+/// What failed here so far, with what [`settle`] would remember; writes nothing.
+pub fn failed(sysroot: &Sysroot, known: &[Known]) -> Result<FailedDigests> {
+    let mut list = FailedDigests::load(sysroot.layout())?;
+    add_used_up(&mut list, known);
+    Ok(list)
+}
+
+/// Adds the images of deployments whose tries were used up; returns those that were not in the list. The running one
+/// may be in its last try, and is left out.
+fn add_used_up<'k>(list: &mut FailedDigests, known: &'k [Known]) -> Vec<(&'k Known, String)> {
     let mut news = Vec::new();
     for found in known.iter().filter(|k| !k.standing.booted) {
         let Some(Tries::Bad { done }) = found.entry.as_ref().map(|e| e.tries) else {
@@ -198,16 +220,7 @@ pub fn settle(sysroot: &Sysroot, known: &[Known]) -> Result<()> {
             news.push((found, why));
         }
     }
-    if news.is_empty() {
-        return Ok(());
-    }
-    list.save(sysroot.fs(), sysroot.layout())?;
-    for (found, why) in news {
-        if let Some(origin) = found.origin() {
-            sysroot.remember("health", &found.id, origin, &why)?;
-        }
-    }
-    Ok(())
+    news
 }
 
 fn failure(known: &Known, why: &str) -> Option<Failed> {
