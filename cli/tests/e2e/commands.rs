@@ -154,6 +154,10 @@ fn what_boots_next_and_what_is_pinned_cannot_be_deleted() {
             .to_owned()
     };
     cfs.run(["delete", &id("staged")]).expect(1);
+    for command in [&["pin", "nonsense"][..], &["delete", "7"], &["etc", "diff", "booted"]] {
+        let refused = cfs.run(command).expect(2).stderr;
+        assert!(refused.contains("`cfs-update status`"), "{refused}");
+    }
     cfs.run(["pin", "rollback"]).expect(0);
     assert_eq!(cfs.status()["status"]["rollback"]["pinned"], true);
     let refused = cfs.run(["delete", &id("rollback")[..8]]).expect(1);
@@ -769,7 +773,7 @@ fn an_update_is_downloaded_now_and_taken_later_without_the_registry() {
     let json = cfs.run(["upgrade", "--download-only", "--json"]).expect(0).json();
     assert_eq!(json["result"], "downloaded");
     cfs.run(["delete", "downloaded"]).expect(0);
-    cfs.run(["delete", "downloaded"]).expect(1);
+    cfs.run(["delete", "downloaded"]).expect(2);
     assert_eq!(cfs.status()["status"]["cfsUpdate"]["downloaded"], Value::Null);
 
     // A note that cannot be read is said, and no other one is in its way.

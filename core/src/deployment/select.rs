@@ -34,9 +34,9 @@ const SHORTEST_ID: usize = 4;
 /// 4 digits of it, its manifest digest, or its image reference (with or without `docker://`).
 ///
 /// # Errors
-/// [`Error::Deployment`] where none or more than one fits, with what there is.
+/// [`Error::Usage`] where none or more than one fits, with what there is.
 pub fn select(text: &str, choices: &[Choice<'_>], roles: &Roles) -> Result<DeploymentId> {
-    let fail = |why: String| Error::Deployment { id: text.into(), why };
+    let fail = |why: String| Error::Usage(format!("deployment {text}: {why}"));
     let role = match text {
         "booted" => Some(roles.booted),
         "staged" => Some(roles.staged),

@@ -143,7 +143,7 @@ impl Machine {
                 assert_eq!(done.unwrap().to_hex(), id);
                 self.model.deployments.get_mut(&id).unwrap().pinned = on;
             }
-            None => assert_eq!(code(&done.unwrap_err()), 1),
+            None => assert_eq!(code(&done.unwrap_err()), 2),
         }
     }
 
@@ -169,7 +169,8 @@ impl Machine {
                 }
             }
             None => {
-                assert_eq!(code(&done.unwrap_err()), 1);
+                let expected = if self.model.find(which).is_some() { 1 } else { 2 };
+                assert_eq!(code(&done.unwrap_err()), expected);
                 assert_eq!(disk::state(&self.root), before);
             }
         }
