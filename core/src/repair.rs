@@ -1,9 +1,10 @@
 //! Mending the repository: what is broken goes, and what deployments and named images need is fetched again.
 //!
-//! Invariant: only an object whose content is proven not to be what its name says is removed, and nothing can use such
-//! a one: with fs-verity reading it is an error. What comes in its place is checked as in every import and made
-//! durable by one `syncfs`, and a deployment's image is made of it anew, which must give the digest that is its name.
-//! A power cut leaves objects that are missing; the same command again, or any import that needs them, fetches those.
+//! Invariant: only an object whose content is proven not to be what its name says is removed, or what is no file in the
+//! place of one, and nothing can use such a one: with fs-verity reading it is an error. What comes in its place is
+//! checked as in every import and made durable by one `syncfs`, and a deployment's image is made of it anew, which must
+//! give the digest that is its name. A power cut leaves objects that are missing; the same command again, or any import
+//! that needs them, fetches those.
 
 use std::collections::BTreeSet;
 

@@ -716,18 +716,59 @@ fn garbage_collection_after_a_cut_takes_nothing_that_is_named_and_one_that_is_cu
     }
 }
 
+/// The objects that a layer's files are.
+fn files_of(store: &Store, layer: &DiffId) -> Vec<ObjectId> {
+    let files = store.entries(layer).unwrap().map(|entry| entry.unwrap().item);
+    let object = |item| match item {
+        Item::Regular(Content::Object { id, .. }) => Some(id),
+        _ => None,
+    };
+    files.filter_map(object).collect()
+}
+
+#[test]
+fn what_is_no_file_in_an_objects_place_is_damage_and_the_next_import_mends_it() {
+    let sample = sample(Algorithm::Sha256);
+    let store = Store::open(&sample.path).unwrap();
+    let id = files_of(&store, &sample.layers[0])[0];
+    let (path, outside) = (store.object_path(&id), sample.path.join("../outside"));
+    std::fs::rename(&path, &outside).unwrap();
+    let link = || std::os::unix::fs::symlink(&outside, &path).unwrap();
+    let pipe = || rustix::fs::mkfifoat(CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+    let folder = || std::fs::create_dir_all(path.join("below")).unwrap();
+    let kinds: [&dyn Fn(); 3] = [&link, &pipe, &folder];
+    for (n, make) in kinds.into_iter().enumerate() {
+        make();
+        let mends: Vec<_> = findings(&store).into_iter().filter_map(|found| found.mend).collect();
+        assert_eq!(mends, [fsck::Mend::Content(id)], "{n}");
+        assert!(!store.has_object(&id) && !store.has_layer(&sample.layers[0]), "{n}");
+        assert_eq!(import(&store, &layer(1)), sample.layers[0]);
+        store.publish().unwrap();
+        assert_eq!(findings(&store), [], "{n}");
+        std::fs::remove_file(&path).unwrap();
+    }
+    assert!(outside.is_file(), "what the link led to");
+}
+
+#[test]
+fn a_name_that_leads_to_a_pipe_is_found_and_not_waited_for() {
+    let sample = sample(Algorithm::Sha256);
+    let pipe = sample.path.join("../pipe");
+    rustix::fs::mkfifoat(CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+    for name in ["streams/refs/oci/pipe", "images/refs/pipe"] {
+        let name = sample.path.join(name);
+        std::os::unix::fs::symlink(std::fs::canonicalize(&pipe).unwrap(), name).unwrap();
+    }
+    let found = findings(&Store::open(&sample.path).unwrap());
+    let paths: Vec<_> = found.iter().map(|found| found.path.as_str()).collect();
+    assert_eq!(paths, ["streams/refs/oci/pipe", "images/refs/pipe"]);
+}
+
 #[test]
 fn a_layer_that_lost_an_object_is_fetched_again_and_mended() {
     let sample = sample(Algorithm::Sha256);
     let store = Store::open(&sample.path).unwrap();
-    let objects = store
-        .entries(&sample.layers[0])
-        .unwrap()
-        .filter_map(|entry| match entry.unwrap().item {
-            Item::Regular(Content::Object { id, .. }) => Some(id),
-            _ => None,
-        });
-    let objects: Vec<_> = objects.collect();
+    let objects = files_of(&store, &sample.layers[0]);
     // One is gone, one has another size.
     std::fs::remove_file(store.object_path(&objects[0])).unwrap();
     std::fs::write(store.object_path(&objects[2]), "cut").unwrap();

@@ -227,6 +227,35 @@ fn damage(object: &std::path::Path) {
     fs::write(object, content).unwrap();
 }
 
+/// Puts something that is no file in an object's place.
+fn obstruct(object: &std::path::Path, kind: usize) {
+    fs::remove_file(object).unwrap();
+    match kind % 3 {
+        0 => std::os::unix::fs::symlink("/etc/hostname", object).unwrap(),
+        1 => drop(tool("mkfifo", [object])),
+        _ => fs::create_dir_all(object.join("below")).unwrap(),
+    }
+}
+
+#[test]
+fn whatever_is_no_file_in_an_objects_place_fsck_repair_mends_it() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let objects = objects(&cfs);
+    for (n, object) in objects.iter().enumerate() {
+        obstruct(object, n);
+        let found = cfs.run(["fsck"]).expect(1).stdout;
+        assert!(
+            found.contains("no regular file") && found.contains("fsck --repair"),
+            "{found}"
+        );
+        let repaired = cfs.run(["fsck", "--repair", "--json"]).expect(0).json()["repaired"].clone();
+        assert_eq!(repaired["failed"], json!([]), "{n}");
+        cfs.fsck();
+    }
+    assert_eq!(self::objects(&cfs), objects);
+}
+
 #[test]
 fn whatever_object_is_damaged_or_gone_fsck_repair_mends_it() {
     let dir = scratch();

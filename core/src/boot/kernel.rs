@@ -242,7 +242,7 @@ impl FromStr for KernelDigest {
 /// Where the bytes of a file come from; it can be read more than once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileSource {
-    /// A file, such as an object of the store.
+    /// A file, such as an object of the store; no link to one.
     Path(PathBuf),
     /// The bytes themselves: small files have no object.
     Bytes(Vec<u8>),
@@ -252,7 +252,7 @@ impl FileSource {
     /// Opens it for reading.
     pub fn open(&self) -> Result<Box<dyn Read + '_>> {
         match self {
-            Self::Path(path) => Ok(Box::new(fs::open(path)?)),
+            Self::Path(path) => Ok(Box::new(fs::open_own_file(path)?)),
             Self::Bytes(bytes) => Ok(Box::new(bytes.as_slice())),
         }
     }
@@ -260,10 +260,7 @@ impl FileSource {
     /// Its size in bytes.
     pub fn size(&self) -> Result<u64> {
         match self {
-            Self::Path(path) => {
-                let found = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
-                Ok(found.len())
-            }
+            Self::Path(path) => Ok(fs::metadata(path)?.len()),
             Self::Bytes(bytes) => Ok(bytes.len() as u64),
         }
     }

@@ -116,7 +116,7 @@ pub(super) fn index_of(entry: &Value) -> Value {
 
 fn hash_of(path: &Path) -> Result<[u8; 32]> {
     let mut hash = Sha256::new();
-    let mut file = fs::open(path)?;
+    let mut file = fs::open_own_file(path)?;
     let mut buffer = vec![0; COPY];
     loop {
         let n = std::io::Read::read(&mut file, &mut buffer).map_err(|e| Error::io("read", path, e))?;

@@ -14,7 +14,7 @@ use crate::splitstream::ContentType;
 use crate::store::gc::{IMAGE_LIMIT, ObjectsOf};
 use crate::store::streams::object_of_link;
 use crate::store::{Store, StoredManifest};
-use crate::sys::objects::Verity;
+use crate::sys::objects::{NO_FILE, Verity};
 use crate::sys::{fs, verity};
 
 /// What to do about it.
@@ -37,7 +37,7 @@ pub struct Finding {
 /// What an object needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mend {
-    /// Another content: what it has is proven to be wrong, or lost.
+    /// Another content: what it has is proven to be wrong, or lost, or what is in its place is no file.
     Content(ObjectId),
     /// The fs-verity that the repository demands; the content is right.
     Seal(ObjectId),
@@ -134,6 +134,9 @@ fn object_folder(store: &Store, folder: u8, sender: &Sender<Finding>) -> u64 {
 /// What is wrong with an object, and what would mend it.
 fn object(store: &Store, id: &ObjectId) -> Option<(Option<Mend>, String)> {
     let content = Some(Mend::Content(*id));
+    if store.objects.is_obstructed(id) {
+        return Some((content, format!("{NO_FILE}; {REPAIR}")));
+    }
     let checked = store.open_object(id).and_then(|mut file| {
         let sealed = verity::measure(&file)?;
         if let Some(other) = sealed.filter(|sealed| sealed != id) {
@@ -278,10 +281,10 @@ fn references(store: &Store, folder: &str, report: Report<'_>) -> Result<()> {
                 folders.push(shown);
             } else if !matches!(fs::read_link(&path), Ok(Some(_))) {
                 report(finding(shown, "it is no link; remove it"));
-            } else if fs::open(&path).is_err() {
+            } else if fs::open_file(&path).is_err() {
                 report(finding(
                     shown,
-                    "it leads to nothing; remove it or run `cfs-update fsck --repair`",
+                    "it leads to no file; remove it or run `cfs-update fsck --repair`",
                 ));
             }
         }

@@ -13,7 +13,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, OFlags, RenameFlags};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::sys::memory::prefer_huge_pages;
@@ -68,7 +69,7 @@ impl Fs for RealFs {
             .write(true)
             .create_new(true)
             .mode(mode)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
             .open(path)
             .map_err(fail)?;
         let mut file = io::BufWriter::with_capacity(WRITE, file);
@@ -88,7 +89,7 @@ impl Fs for RealFs {
 
     fn remove_file(&self, path: &Path) -> Result<()> {
         match rustix::fs::unlink(path) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(Error::io("remove", path, e)),
         }
     }
@@ -123,7 +124,7 @@ fn set_mode(path: &Path, mode: u32) -> Result<()> {
         return Ok(());
     }
     match std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)) {
-        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) => Ok(()),
+        Err(e) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => Ok(()),
         other => other.map_err(fail),
     }
 }
@@ -200,12 +201,12 @@ fn temporary(path: &Path) -> Result<PathBuf> {
 /// A new file in `folder` that has no name and vanishes when it is closed.
 pub fn unnamed(folder: &Path) -> Result<std::fs::File> {
     let fail = |e: io::Error| Error::io("make a file in", folder, e);
-    let flags = rustix::fs::OFlags::TMPFILE.bits().cast_signed();
+    let flags = OFlags::TMPFILE.bits().cast_signed();
     let mut options = std::fs::File::options();
     options.read(true).write(true).mode(0o600);
     match options.clone().custom_flags(flags).open(folder) {
         Ok(file) => Ok(file),
-        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()) => {
+        Err(e) if e.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
             let path = folder.join(format!(".#cfs-update-{}", std::process::id()));
             let file = options.create_new(true).open(&path).map_err(fail)?;
             std::fs::remove_file(&path).map_err(fail)?;
@@ -222,12 +223,11 @@ pub fn new_file(path: &Path, mode: u32) -> Result<std::fs::File> {
     options.open(path).map_err(|e| Error::io("write", path, e))
 }
 
-/// A file for reading and writing in place: a new one, or the one that is there. Never through a link.
+/// A file for reading and writing in place: a new one, or the regular one that is there. Never through a link.
 pub fn open_to_change(path: &Path, new: bool) -> Result<std::fs::File> {
     let mut options = std::fs::File::options();
     options.read(true).write(true).create_new(new).mode(0o600);
-    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-    options.open(path).map_err(|e| Error::io("open", path, e))
+    open_regular(&mut options, OFlags::NOFOLLOW, path)
 }
 
 /// Whether this user may run `path`: a file, links followed, that can be executed.
@@ -253,7 +253,7 @@ pub fn parent(path: &Path) -> Result<&Path> {
 /// place would have it.
 pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let fail = |e| Error::io("read", path, e);
-    let never_wait = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let never_wait = OFlags::NONBLOCK.bits().cast_signed();
     let opened = std::fs::File::options().read(true).custom_flags(never_wait).open(path);
     let file = match opened {
         Ok(file) => file,
@@ -288,10 +288,27 @@ pub fn open(path: &Path) -> Result<std::fs::File> {
 
 /// Opens a regular file for reading; never waits, as a pipe in its place would have it.
 pub fn open_file(path: &Path) -> Result<std::fs::File> {
+    open_regular(std::fs::File::options().read(true), OFlags::empty(), path)
+}
+
+/// As [`open_file`]; a link in the file's place is not followed.
+pub fn open_own_file(path: &Path) -> Result<std::fs::File> {
+    open_regular(std::fs::File::options().read(true), OFlags::NOFOLLOW, path)
+}
+
+fn open_regular(options: &mut std::fs::OpenOptions, links: OFlags, path: &Path) -> Result<std::fs::File> {
     let fail = |e| Error::io("open", path, e);
-    let never_wait = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let opened = std::fs::File::options().read(true).custom_flags(never_wait).open(path);
-    let file = opened.map_err(fail)?;
+    let never_wait = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = options
+        .custom_flags((links | never_wait).bits().cast_signed())
+        .open(path);
+    let is_link = |e: &io::Error| !links.is_empty() && e.raw_os_error() == Some(Errno::LOOP.raw_os_error());
+    let file = opened.map_err(|e| match is_link(&e) {
+        true => fail(io::Error::other(
+            "is a symbolic link, which is not followed here; remove it",
+        )),
+        false => fail(e),
+    })?;
     match file.metadata().map_err(fail)?.is_file() {
         true => Ok(file),
         false => Err(fail(io::Error::other("is no file"))),

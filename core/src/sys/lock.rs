@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::sys::fs;
 
 /// An exclusive lock, held until dropped.
 #[derive(Debug)]
@@ -88,13 +89,12 @@ impl RecordLock {
         }
     }
 
-    /// Takes the lock at `path`, which exists, for writing.
+    /// Takes the lock at `path`, which exists, for writing. It is written to, so a link in its place is refused.
     ///
     /// # Errors
-    /// As [`RecordLock::shared`].
+    /// As [`RecordLock::shared`]; what is no regular file.
     pub fn exclusive(path: &Path, patience: Duration) -> Result<Self> {
-        let file = File::options().read(true).write(true).open(path);
-        let file = file.map_err(|e| Error::io("lock", path, e))?;
+        let file = fs::open_to_change(path, false)?;
         Self::take(file, path, FlockOperation::NonBlockingLockExclusive, patience)
     }
 
@@ -172,6 +172,23 @@ mod tests {
         std::os::unix::fs::symlink(&outside, folder.path().join("lock")).unwrap();
         assert!(Lock::exclusive(&folder.path().join("lock"), "upgrade").is_err());
         assert_eq!(std::fs::read_to_string(&outside).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_lock_of_podmans_kind_is_never_written_through_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (outside, path) = (folder.path().join("outside"), folder.path().join("images.lock"));
+        std::fs::write(&outside, "precious").unwrap();
+        std::os::unix::fs::symlink(&outside, &path).unwrap();
+        let refusal = RecordLock::exclusive(&path, Duration::ZERO).unwrap_err().to_string();
+        assert!(
+            refusal.contains("images.lock") && refusal.contains("symbolic link"),
+            "{refusal}"
+        );
+        assert_eq!(std::fs::read_to_string(&outside).unwrap(), "precious");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(RecordLock::exclusive(&path, Duration::ZERO).is_err());
     }
 
     #[test]

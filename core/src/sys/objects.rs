@@ -13,16 +13,19 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::ids::{Algorithm, ObjectId};
 use crate::sys::fresh::Fresh;
+use crate::sys::fs::{Fs, RealFs};
 use crate::sys::verity;
 
 /// How names of unfinished files start, on file systems without O_TMPFILE; no digest starts like this.
 const TEMPORARY: &str = ".cfs-";
+/// Why what is in an object's place is not the object.
+pub const NO_FILE: &str = "what is in its place is no regular file";
 
 /// What is known of the file system's fs-verity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,38 +113,55 @@ impl Objects {
         self.path.join(Name::new(id).as_str())
     }
 
-    /// Opens an object for reading.
+    /// Opens an object for reading; never waits, as a pipe in its place would have it.
     pub fn open_object(&self, id: &ObjectId) -> Result<File> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        match rustix::fs::openat(&self.dir, Name::new(id).as_str(), flags, Mode::empty()) {
-            Ok(fd) => Ok(File::from(fd)),
-            Err(Errno::NOENT) => Err(Error::Object {
-                id: id.to_hex(),
-                why: "missing; `cfs-update fsck --repair` fetches it again".into(),
-            }),
+        let refuse = |why: &str| Error::Object {
+            id: id.to_hex(),
+            why: format!("{why}; `cfs-update fsck --repair` fetches it again"),
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let opened = rustix::fs::openat(&self.dir, Name::new(id).as_str(), flags, Mode::empty());
+        match opened.and_then(|fd| Ok((is_file(&rustix::fs::fstat(&fd)?), fd))) {
+            Ok((true, fd)) => Ok(File::from(fd)),
+            Ok((false, _)) => Err(refuse(NO_FILE)),
+            Err(Errno::NOENT) => Err(refuse("missing")),
+            Err(_) if self.is_obstructed(id) => Err(refuse(NO_FILE)),
             Err(e) => Err(Error::io("open", self.path(id), e)),
         }
     }
 
     /// The size of an object in bytes; `None` where there is none.
     pub fn size(&self, id: &ObjectId) -> Result<Option<u64>> {
+        match self.look(id)? {
+            Place::Object(size) => Ok(Some(size)),
+            Place::Empty | Place::Obstructed => Ok(None),
+        }
+    }
+
+    /// Whether something that is no object is in an object's place: a link, a folder, a pipe, a socket, a device.
+    pub fn is_obstructed(&self, id: &ObjectId) -> bool {
+        matches!(self.look(id), Ok(Place::Obstructed))
+    }
+
+    fn look(&self, id: &ObjectId) -> Result<Place> {
         match rustix::fs::statat(&self.dir, Name::new(id).as_str(), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_file() => Ok(Some(stat.st_size.cast_unsigned())),
-            Ok(_) => Ok(None),
-            Err(Errno::NOENT) => Ok(None),
+            Ok(stat) if is_file(&stat) => Ok(Place::Object(stat.st_size.cast_unsigned())),
+            Ok(_) => Ok(Place::Obstructed),
+            Err(Errno::NOENT) => Ok(Place::Empty),
             Err(e) => Err(Error::io("look at", self.path(id), e)),
         }
     }
 
-    /// Whether the object is here and can be relied on; a broken one is removed where objects are suspect.
+    /// Whether the object is here and can be relied on. What is no file in its place, or one of another size, is
+    /// removed; where objects are suspect, a broken one, too.
     pub fn has(&self, id: &ObjectId, size: u64) -> Result<bool> {
         if let Some(known) = self.fresh.has(id) {
             return Ok(known);
         }
-        match self.size(id)? {
-            None => Ok(false),
-            Some(here) if here == size && (!self.is_suspect() || self.is_intact(id)?) => Ok(true),
-            Some(_) => {
+        match self.look(id)? {
+            Place::Empty => Ok(false),
+            Place::Object(here) if here == size && (!self.is_suspect() || self.is_intact(id)?) => Ok(true),
+            Place::Object(_) | Place::Obstructed => {
                 self.remove(id)?;
                 Ok(false)
             }
@@ -232,11 +252,12 @@ impl Objects {
         }
     }
 
-    /// Removes an object; a missing one is success.
+    /// Removes an object, or whatever is in its place; a missing one is success.
     pub fn remove(&self, id: &ObjectId) -> Result<()> {
         self.fresh.removed(id);
         match rustix::fs::unlinkat(&self.dir, Name::new(id).as_str(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(Errno::ISDIR) => RealFs.remove_dir_all(&self.path(id)),
             Err(e) => Err(Error::io("remove", self.path(id), e)),
         }
     }
@@ -397,6 +418,18 @@ impl Drop for Temporary<'_> {
     }
 }
 
+/// What is in an object's place.
+enum Place {
+    Empty,
+    /// A regular file of so many bytes.
+    Object(u64),
+    Obstructed,
+}
+
+fn is_file(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode).is_file()
+}
+
 fn proc_path(file: &File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
@@ -540,6 +573,35 @@ mod tests {
         assert!(!here.put(&id(2), b"two").unwrap(), "the name is taken");
         here.remove(&id(1)).unwrap();
         assert!(here.put(&id(1), b"one").unwrap());
+    }
+
+    #[test]
+    fn what_is_no_file_in_an_objects_place_is_no_object_and_gives_way_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = objects(folder.path(), false);
+        let data = vec![3; 5000];
+        let id = verity::hash(Algorithm::Sha256, &data);
+        let (path, outside) = (objects.path(&id), folder.path().join("outside"));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        #[allow(clippy::disallowed_methods, reason = "the same content, elsewhere")]
+        std::fs::write(&outside, &data).unwrap();
+        let link = |path: &Path| std::os::unix::fs::symlink(&outside, path).unwrap();
+        let fifo = |path: &Path| rustix::fs::mkfifoat(CWD, path, Mode::RUSR).unwrap();
+        let socket = |path: &Path| drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+        let full = |path: &Path| std::fs::create_dir_all(path.join("below")).unwrap();
+        type Kind<'a> = (&'a str, &'a dyn Fn(&Path));
+        let kinds: [Kind<'_>; 4] = [("link", &link), ("pipe", &fifo), ("socket", &socket), ("folder", &full)];
+        for (kind, make) in kinds {
+            make(&path);
+            assert!(objects.is_obstructed(&id), "{kind}");
+            assert_eq!(objects.size(&id).unwrap(), None, "{kind}");
+            let refusal = objects.open_object(&id).unwrap_err().to_string();
+            assert!(refusal.contains(NO_FILE), "{kind}: {refusal}");
+            assert!(objects.put(&id, &data).unwrap(), "{kind}");
+            assert!(objects.is_intact(&id).unwrap(), "{kind}");
+            objects.remove(&id).unwrap();
+        }
+        assert_eq!(std::fs::read(&outside).unwrap(), data);
     }
 
     #[test]
