@@ -354,6 +354,47 @@ fn the_index_is_made_again_where_it_is_damaged_old_or_gone_and_collected_with_it
 }
 
 #[test]
+fn an_index_that_is_a_link_is_not_used_and_what_it_leads_to_stays() {
+    let (folder, layer) = (tempfile::tempdir().unwrap(), version(&[]));
+    let registry = Registry::start(&[&layer]);
+    let store = store(folder.path());
+    pull(&store, &registry).unwrap();
+    let (index, outside) = (store.path().join("cfs-update/index"), folder.path().join("outside"));
+    std::fs::remove_dir_all(&index).unwrap();
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("precious"), "theirs").unwrap();
+    std::os::unix::fs::symlink(&outside, &index).unwrap();
+    let new = version(&[3]);
+    registry.serve(&[&new], Ranges::Several);
+    pull(&store, &registry).unwrap();
+    assert!(rebuilt(&store, &new));
+    gc::run(&store, &gc::Roots::default(), &|_| Ok(Vec::new())).unwrap();
+    assert_eq!(names(&outside), ["precious"]);
+}
+
+#[test]
+fn a_pipe_or_a_link_in_the_index_is_not_waited_for_and_goes() {
+    let (folder, layer) = (tempfile::tempdir().unwrap(), version(&[]));
+    let registry = Registry::start(&[&layer]);
+    let store = store(folder.path());
+    pull(&store, &registry).unwrap();
+    let path = store.path().join("cfs-update/index").join(diff_id(&layer.tar).to_hex());
+    let outside = folder.path().join("outside");
+    std::fs::rename(&path, &outside).unwrap();
+    let pipe = || rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+    let link = || std::os::unix::fs::symlink(&outside, &path).unwrap();
+    let kinds: [&dyn Fn(); 2] = [&pipe, &link];
+    for (n, make) in kinds.into_iter().enumerate() {
+        make();
+        let new = version(&[n]);
+        registry.serve(&[&new], Ranges::Several);
+        pull(&store, &registry).unwrap();
+        assert!(rebuilt(&store, &new), "{n}");
+        assert!(path.symlink_metadata().is_err(), "{n}");
+    }
+}
+
+#[test]
 fn a_mirror_with_other_bytes_in_its_layers_is_passed_over() {
     let layer = version(&[]);
     let good = Registry::start(&[&layer]);

@@ -154,6 +154,28 @@ fn an_interrupted_download_goes_on_where_it_stopped_and_again_after_another_inte
 }
 
 #[test]
+fn parts_that_are_a_link_to_another_folder_are_neither_read_nor_written_nor_removed() {
+    let (folder, layer) = (tempfile::tempdir().unwrap(), layer(6 * MIB, 1));
+    let registry = slow(&layer);
+    interrupt(folder.path(), &registry, 3 * MIB);
+    let (own, outside) = (
+        folder.path().join("composefs/cfs-update/parts"),
+        folder.path().join("outside"),
+    );
+    fs::rename(&own, &outside).unwrap();
+    std::os::unix::fs::symlink(&outside, &own).unwrap();
+    let content = || fs::read(outside.join(&names(&outside)[0])).unwrap();
+    let before = content();
+    *registry.ways.lock().unwrap() = Ranges::Cut(5 * MIB);
+    run(folder.path(), &registry, 1).1.unwrap_err();
+    *registry.ways.lock().unwrap() = Ranges::Several;
+    *registry.pace.lock().unwrap() = None;
+    run(folder.path(), &registry, 4).1.unwrap();
+    assert!(registry.sent() >= layer.blob.len(), "nothing of it was here");
+    assert!(content() == before);
+}
+
+#[test]
 fn a_fast_network_keeps_nothing() {
     let (folder, layer) = (tempfile::tempdir().unwrap(), layer(6 * MIB, 2));
     let registry = Registry::start(&[&layer]);

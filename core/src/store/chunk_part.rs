@@ -38,7 +38,7 @@ use crate::registry::Pace;
 use crate::store::Store;
 use crate::store::found::{Found, Sum};
 use crate::store::part::{Origin, PARTS, SYNC, has_room, lock, new_locked};
-use crate::sys::fs;
+use crate::store::pending::own_names;
 
 const MARK: &str = "-chunks-";
 /// How often it is looked whether the disk has room beside what is imported.
@@ -66,7 +66,7 @@ impl Store {
     pub(super) fn find_chunks(&self, table: &Table, found: &mut Found) {
         let folder = self.path.join(PARTS);
         let mut kept = HashMap::new();
-        for name in fs::names(&folder).unwrap_or_default() {
+        for name in own_names(&folder).unwrap_or_default() {
             let sum = name.to_str().and_then(|name| name.split_once(MARK)).map(|(sum, _)| sum);
             let mut digest = Sum::default();
             if sum.is_some_and(|sum| hex::decode_to_slice(sum, &mut digest).is_ok()) {

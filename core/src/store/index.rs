@@ -27,7 +27,7 @@ use crate::layers::{Content, Item};
 use crate::monitor::{Event, Monitor};
 use crate::store::Store;
 use crate::store::found::{Found, Sum};
-use crate::store::pending::OWN;
+use crate::store::pending::{OWN, is_own, own_names};
 use crate::store::records::{self, Building, Record, Records};
 use crate::store::streams::layer_name;
 use crate::sys::fs;
@@ -51,13 +51,13 @@ impl Store {
     /// Looks in the index for what is wanted. Files of it that cannot be used are removed where `remember`.
     pub(super) fn search_index(&self, search: &mut Search, remember: bool) -> Result<()> {
         let folder = self.path.join(INDEX);
-        for name in fs::names(&folder)? {
+        for name in own_names(&folder)? {
             let path = folder.join(&name);
-            let Ok(mut file) = fs::open(&path) else { continue };
-            if let Err(error) = self.search_file(&mut file, search) {
+            let opened = fs::open_own_file(&path).map_err(io::Error::other);
+            if let Err(error) = opened.and_then(|mut file| self.search_file(&mut file, search)) {
                 tracing::debug!("index {}: {error}; it is made again", path.display());
-                if remember {
-                    self.fs.remove_file(&path)?;
+                if remember && let Err(error) = self.fs.remove_file(&path) {
+                    tracing::debug!("index {}: {error}", path.display());
                 }
             }
         }
@@ -120,10 +120,12 @@ impl Store {
 
     /// Whether each layer has its file in the index.
     pub(super) fn index_is_complete(&self) -> bool {
+        self.layers().iter().all(|layer| self.has_index(layer))
+    }
+
+    fn has_index(&self, layer: &DiffId) -> bool {
         let folder = self.path.join(INDEX);
-        self.layers()
-            .iter()
-            .all(|layer| fs::exists(&folder.join(layer.to_hex())))
+        is_own(&folder) && fs::exists(&folder.join(layer.to_hex()))
     }
 
     /// Hashes the objects of all layers that have no file in the index, looks there for what is wanted, and makes the
@@ -133,12 +135,8 @@ impl Store {
     /// None for what cannot be read: it is not found then.
     pub(super) fn fill_index(&self, search: &mut Search, remember: bool, monitor: &dyn Monitor) -> Result<()> {
         let _one = FILLING.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = self.path.join(INDEX);
-        let missing: Vec<_> = self
-            .layers()
-            .into_iter()
-            .filter(|layer| !fs::exists(&folder.join(layer.to_hex())))
-            .collect();
+        let mut missing = self.layers();
+        missing.retain(|layer| !self.has_index(layer));
         if missing.is_empty() {
             // Another thread has been here meanwhile.
             return self.search_index(search, remember);
@@ -279,7 +277,11 @@ impl Store {
 
     /// Removes the index: something in it was wrong. It is made again by hashing.
     pub(super) fn forget_index(&self) -> Result<()> {
-        self.fs.remove_dir_all(&self.path.join(INDEX))
+        let folder = self.path.join(INDEX);
+        match is_own(&folder) {
+            true => self.fs.remove_dir_all(&folder),
+            false => Ok(()),
+        }
     }
 
     /// Removes the files of layers that are gone.
@@ -287,7 +289,7 @@ impl Store {
         let folder = self.path.join(INDEX);
         let here: HashSet<_> = self.layers().iter().map(DiffId::to_hex).collect();
         let pending: HashSet<_> = self.pending().streams.keys().cloned().collect();
-        for name in fs::names(&folder)? {
+        for name in own_names(&folder)? {
             let kept = name
                 .to_str()
                 .is_some_and(|name| here.contains(name) || pending.iter().any(|stream| stream.ends_with(name)));

@@ -36,6 +36,7 @@ use crate::error::{Error, Result};
 use crate::ids::BlobDigest;
 use crate::registry::Kept;
 use crate::store::Store;
+use crate::store::pending::{is_own, own_names};
 use crate::sys::fs::{self, Fs};
 
 /// The folder of the parts.
@@ -134,7 +135,7 @@ impl Store {
     /// Bytes of all parts, which give way where room is short. What cannot be looked at counts for nothing.
     pub fn part_bytes(&self) -> u64 {
         let folder = self.path.join(PARTS);
-        let names = fs::names(&folder).unwrap_or_default();
+        let names = own_names(&folder).unwrap_or_default();
         let sizes = names.iter().filter_map(|name| fs::metadata(&folder.join(name)).ok());
         sizes.map(|meta| meta.blocks().saturating_mul(512)).sum()
     }
@@ -148,7 +149,7 @@ impl Store {
             let length = fs::metadata(&folder.join(&name)).ok()?.len().checked_sub(HEAD)?;
             start.parse::<u64>().ok()?.checked_add(length)
         };
-        let names = fs::names(&folder).unwrap_or_default();
+        let names = own_names(&folder).unwrap_or_default();
         let ends = names.into_iter().filter_map(reaches);
         ends.filter(|end| *end <= size).max().unwrap_or(0)
     }
@@ -158,7 +159,7 @@ impl Store {
         let folder = self.path.join(PARTS);
         let now = SystemTime::now();
         let mut old = Vec::new();
-        for name in fs::names(&folder)? {
+        for name in own_names(&folder)? {
             let Ok(meta) = fs::metadata(&folder.join(&name)) else {
                 continue;
             };
@@ -178,7 +179,7 @@ impl Store {
 
     fn remove_parts(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let folder = self.path.join(PARTS);
-        for name in fs::names(&folder)? {
+        for name in own_names(&folder)? {
             let path = folder.join(&name);
             if wanted(&name.to_string_lossy()) && lock(&path).is_some() {
                 self.fs.remove_file(&path)?;
@@ -195,13 +196,13 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// The file, if nobody else has it locked.
+/// The file, if nobody else has it locked, and its folder is ours.
 pub(super) fn lock(path: &Path) -> Option<File> {
+    path.parent().filter(|folder| is_own(folder))?;
     let file = fs::open_to_change(path, false).ok()?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     // Removed while it was opened: what is locked has no name.
-    let meta = file.metadata().ok()?;
-    (meta.is_file() && meta.nlink() == 1).then_some(file)
+    (file.metadata().ok()?.nlink() == 1).then_some(file)
 }
 
 /// A new file among the parts, locked.
@@ -231,7 +232,7 @@ pub(super) fn has_room(folder: &Path, left: u64) -> Result<bool> {
 fn find(fs: &dyn Fs, folder: &Path, blob: &BlobDigest, size: u64) -> Option<Open> {
     let prefix = format!("{}-", blob.to_hex());
     let mut best: Option<Open> = None;
-    for name in fs::names(folder).unwrap_or_default() {
+    for name in own_names(folder).unwrap_or_default() {
         let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(&prefix)) else {
             continue;
         };

@@ -1,6 +1,7 @@
 //! What was put and is not published yet, and the mark that survives a power cut.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::PoisonError;
@@ -17,6 +18,20 @@ pub(super) const OWN: &str = "cfs-update";
 pub(super) const MARK: &str = "cfs-update/unsynced";
 /// Layers that were imported and not published: a file for each, named by diff_id, with its stream's object.
 pub(super) const LAYERS: &str = "cfs-update/layers";
+
+/// Whether a folder in our own one is there, and no link to what is somebody else's. What is only a help (the index,
+/// the parts) does without such a one: through a link nothing is read, written or removed.
+pub(super) fn is_own(folder: &Path) -> bool {
+    folder.ancestors().take(2).all(fs::is_dir)
+}
+
+/// The names in a folder of ours; none where it is not.
+pub(super) fn own_names(folder: &Path) -> Result<Vec<OsString>> {
+    match is_own(folder) {
+        true => fs::names(folder),
+        false => Ok(Vec::new()),
+    }
+}
 
 /// Put, and to be made visible by the next [`Store::publish`].
 #[derive(Debug, Default)]
