@@ -17,6 +17,27 @@ fn dumps() -> Vec<Vec<u8>> {
     dumps.into_iter().map(|path| std::fs::read(path).unwrap()).collect()
 }
 
+#[test]
+fn a_line_without_end_is_refused_before_it_fills_the_memory() {
+    let start = b"/ 0 40755 2 0 0 0 1.0 - - -\n";
+    let (mut given, mut rest) = (0, &start[..]);
+    let refusal = dump::parse_pieces(0, &mut |buffer| {
+        let count = if rest.is_empty() { buffer.len() } else { rest.len() };
+        match rest.is_empty() {
+            true => buffer.fill(b'x'),
+            false => buffer[..count].copy_from_slice(rest),
+        }
+        rest = b"";
+        given += count;
+        assert!(given <= 65 << 20, "{given}");
+        Ok(count)
+    });
+    let refusal = refusal.unwrap_err().to_string();
+    assert!(refusal.contains("line 2") && refusal.contains("64 MiB"), "{refusal}");
+    let whole = [&start[..], &vec![b'x'; 64 << 20]].concat();
+    assert_eq!(dump::parse(&whole).unwrap_err().to_string(), refusal);
+}
+
 /// A change of bytes: where (as a part of the length), and what.
 #[derive(Clone, Debug)]
 enum Change {

@@ -103,3 +103,33 @@ fn a_digest_that_does_not_fit_is_not_mounted() {
     assert_ne!(ran.code, 0, "{ran:?}");
     assert!(std::fs::read_dir(&at).unwrap().next().is_none(), "nothing is mounted");
 }
+
+#[test]
+fn an_image_file_wants_its_objects_and_a_folder_to_be_mounted_on_or_a_link_to_one() {
+    let dir = scratch();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (tree, image, objects, folder, link) = (at("tree"), at("image"), at("objects"), at("folder"), at("link"));
+    for folder in [&tree, &folder] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    std::fs::write(dir.path().join("tree/file"), "content\n".repeat(20)).unwrap();
+    std::os::unix::fs::symlink(&folder, &link).unwrap();
+    let cfs = Cfs::new(dir.path());
+    cfs.run(["image", "build", &tree, "-o", &image, "--digest-store", &objects])
+        .expect(0);
+    let refused = |args: &[&str], says: [&str; 2]| {
+        let ran = cfs.run([&["image", "mount"], args].concat()).expect(2);
+        assert!(says.iter().all(|text| ran.stderr.contains(text)), "{ran:?}");
+    };
+    refused(&[&image, &folder], [&image, "--digest-store"]);
+    refused(&[&image, &image, "--digest-store", &objects], [&image, "no folder"]);
+    let gone = at("gone");
+    refused(&[&image, &gone, "--digest-store", &objects], [&gone, "no folder"]);
+    if is_root("mounting") {
+        cfs.run(["image", "mount", &image, &link, "--digest-store", &objects])
+            .expect(0);
+        let _mounted = Mounted(folder.clone().into());
+        let content = std::fs::read_to_string(Path::new(&folder).join("file")).unwrap();
+        assert_eq!(content, "content\n".repeat(20));
+    }
+}

@@ -8,9 +8,10 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -18,7 +19,7 @@ use rustix::mount::{
 };
 
 use super::loop_device::LoopDevice;
-use super::verity;
+use super::{fs, verity};
 use crate::error::{Error, Result};
 use crate::ids::ObjectId;
 
@@ -60,8 +61,24 @@ pub struct MountOptions<'a> {
 /// [`Error::Trust`] where a digest is demanded and the file has another one or none; [`Error::Image`] for a file that
 /// is no composefs image and for what the kernel refuses.
 pub fn mount_composefs(options: &MountOptions<'_>, target: &Path) -> Result<()> {
-    let image = File::open(options.image).map_err(|e| Error::io("open", options.image, e))?;
+    let never_wait = OFlags::NONBLOCK.bits().cast_signed();
+    let image = File::options().read(true).custom_flags(never_wait).open(options.image);
+    let image = image.map_err(|e| Error::io("open", options.image, e))?;
     mount_file(&image, options, target)
+}
+
+/// What to mount on where `target` is given: the folder that it is or, as mount(8) has it, leads to.
+///
+/// # Errors
+/// [`Error::Usage`] where it is anything else, for which the kernel says "Invalid argument".
+pub fn folder(target: &Path) -> Result<PathBuf> {
+    match fs::leads_to_dir(target) {
+        true => Ok(fs::resolved(target)),
+        false => Err(Error::Usage(format!(
+            "{} is no folder; an image is mounted on one that is there: make it, or name another",
+            target.display()
+        ))),
+    }
 }
 
 /// As [`mount_composefs`], from a file that is open; its path in the options is for messages.
@@ -491,6 +508,34 @@ mod tests {
         overlay.mount_old(place.path(), &target).unwrap();
         check_content(&target);
         unmount(&target).unwrap();
+    }
+
+    #[test]
+    fn what_is_mounted_on_is_a_folder_or_leads_to_one() {
+        let keep = tempfile::tempdir().unwrap();
+        let at = |name: &str| keep.path().canonicalize().unwrap().join(name);
+        std::fs::create_dir(at("folder")).unwrap();
+        std::fs::write(at("file"), b"").unwrap();
+        for (link, to) in [("link", "folder"), ("to-file", "file"), ("dangling", "nothing")] {
+            std::os::unix::fs::symlink(at(to), at(link)).unwrap();
+        }
+        for good in ["folder", "link"] {
+            assert_eq!(folder(&at(good)).unwrap(), at("folder"), "{good}");
+        }
+        for bad in ["file", "to-file", "dangling", "nothing"] {
+            let refusal = folder(&at(bad)).unwrap_err();
+            assert_eq!(refusal.kind(), crate::Kind::Usage, "{refusal}");
+            assert!(refusal.to_string().contains(at(bad).to_str().unwrap()), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_an_image_is_none() {
+        let (_keep, objects, target, image) = fixture("pipe");
+        std::fs::remove_file(&image).unwrap();
+        rustix::fs::mkfifoat(CWD, &image, rustix::fs::Mode::RUSR).unwrap();
+        let refusal = mount_composefs(&options(&image, &[&objects]), &target).unwrap_err();
+        assert!(refusal.to_string().contains("is no composefs image"), "{refusal}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::Result;
 use cfs_core::ids::ObjectId;
 use cfs_core::manifest::Document;
 use cfs_core::store::{IMAGE_V1, Store};
-use cfs_core::sys::mount::{MountOptions, Verity, mount_composefs};
+use cfs_core::sys::mount::{self, MountOptions, Verity};
 use cfs_core::{Error, Result as CoreResult};
 use clap::ValueEnum;
 
@@ -58,6 +58,7 @@ impl From<VerityArg> for Verity {
 
 impl Mount {
     pub fn run(self, context: &Context) -> Result<()> {
+        let dir = mount::folder(&self.dir)?;
         let verity = if self.digest.is_some() {
             Verity::Require
         } else {
@@ -72,12 +73,15 @@ impl Mount {
         };
         let given: Vec<&Path> = self.digest_store.iter().map(PathBuf::as_path).collect();
         if let Source::File(path) = Source::of(&self.image)? {
+            if given.is_empty() {
+                return Err(without_objects(&path).into());
+            }
             options = MountOptions {
                 image: &path,
                 objects: &given,
                 ..options
             };
-            return Ok(mount_composefs(&options, &self.dir)?);
+            return Ok(mount::mount_composefs(&options, &dir)?);
         }
         let store = context.store()?;
         let id = find(&store, &self.image)?;
@@ -92,8 +96,17 @@ impl Mount {
             name: Some(&name),
             ..options
         };
-        Ok(mount_composefs(&options, &self.dir)?)
+        Ok(mount::mount_file(&store.open_object(&id)?, &options, &dir)?)
     }
+}
+
+/// The kernel would say "Invalid argument": overlayfs wants a folder, if only an empty one.
+fn without_objects(image: &Path) -> Error {
+    Error::Usage(format!(
+        "{}: an image file does not say where its objects are; name their folder with --digest-store DIR, an empty one \
+         where it has none",
+        image.display()
+    ))
 }
 
 /// The image of the store that is meant; only what `images/` lists may be mounted.

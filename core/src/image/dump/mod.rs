@@ -33,6 +33,11 @@ const XATTR_TOTAL_MAX: usize = 32767;
 const XATTR_KEY_MAX: usize = 255;
 /// How much text is read at once, in bytes.
 const PIECE: usize = 256 << 10;
+/// The longest line, in bytes, its end counted. All fields but PATH take less than 128 KiB, escaped (four bytes for
+/// one) as they may be: the attributes' 64 KiB, 20,000 for CONTENT, 16,380 for PAYLOAD. What is left is a path of
+/// 60,000 folders with the longest names; what is longer has no lines, like a device that never ends.
+const LINE_MAX: usize = 64 << 20;
+const TOO_LONG: &str = "longer than 64 MiB, as no line of a dump is";
 
 /// Reads a dump as mkcomposefs does.
 ///
@@ -54,6 +59,9 @@ pub fn parse_pieces(size: usize, read: &mut dyn FnMut(&mut [u8]) -> Result<usize
     let mut held = 0;
     loop {
         if held == buffer.len() {
+            if held >= LINE_MAX {
+                return Err(refused(parser.count + 1, TOO_LONG));
+            }
             buffer.resize(2 * held, 0);
         }
         let count = read(&mut buffer[held..])?;
@@ -161,6 +169,9 @@ impl Parser {
     }
 
     fn line(&mut self, line: &[u8]) -> Result<(), Refused> {
+        if line.len() >= LINE_MAX {
+            return Err(TOO_LONG.into());
+        }
         let fields = Fields::split(line)?;
         let path = fields.text(fields.path)?;
         if fields.has_nul(&path) {
