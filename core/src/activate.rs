@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 use crate::monitor::{Event, Monitor, Stage};
 use crate::plan;
-use crate::sysroot::{Known, Sysroot};
+use crate::sysroot::{Known, REMOVED, Sysroot};
 
 /// The name that keeps a deployment's manifest, config and layers.
 pub(crate) fn tag(id: &DeploymentId) -> String {
@@ -143,10 +143,22 @@ pub(crate) fn let_go(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Vec<Dep
     Ok(gone)
 }
 
-/// Entries and kernels, then records, then names; a power cut between leaves less each time, never a broken entry.
+/// Entries and kernels, then records, then names; a power cut between leaves less each time, never a broken entry. The
+/// history says first that they go, so that a record which is left without its entry is not taken for one that lost it.
 pub(crate) fn remove(sysroot: &Sysroot, ids: &[DeploymentId]) -> Result<()> {
     if ids.is_empty() {
         return Ok(());
+    }
+    for record in sysroot
+        .deployments
+        .list()?
+        .iter()
+        .filter(|found| ids.contains(&found.id))
+    {
+        if let Ok(record) = &record.record {
+            // A full disk must not keep anybody from making room.
+            let _ = sysroot.remember(REMOVED, record.id(), record.origin(), "begun");
+        }
     }
     let bootloader = sysroot.bootloader();
     bootloader.remove(&bootloader.plan_removal(ids)?)?;

@@ -195,7 +195,10 @@ fn file_source(store: &Store, tree: &Tree, path: &Path) -> Result<FileSource> {
     };
     match tree.resolve(path.as_os_str().as_bytes()).ok_or_else(missing)?.kind() {
         Kind::Regular(Regular::Inline(content)) => Ok(FileSource::Bytes(content.to_vec())),
-        Kind::Regular(Regular::External { id: Some(id), .. }) => Ok(FileSource::Path(store.object_path(&id))),
+        Kind::Regular(Regular::External { id: Some(id), .. }) => Ok(FileSource::Object {
+            path: store.object_path(&id),
+            id,
+        }),
         _ => Err(missing()),
     }
 }

@@ -88,6 +88,8 @@ pub mod rollback;
 #[cfg(feature = "update")]
 pub mod arguments;
 #[cfg(feature = "update")]
+pub(crate) mod wanted;
+#[cfg(feature = "update")]
 pub mod upkeep;
 #[cfg(feature = "update")]
 pub mod repair;

@@ -75,7 +75,7 @@ pub fn forecast(
     };
     let registry = Registry::open(&reference, &sysroot.options.registry)?;
     let image = registry.image(&sysroot.options.platform, monitor)?;
-    if Sysroot::next(&known).is_some_and(|k| k.is_of(&reference, &image.digest)) {
+    if Sysroot::next(&known).is_some_and(|k| k.standing.bootable && k.is_of(&reference, &image.digest)) {
         return Ok(None);
     }
     let bound = expected::bound(sysroot, &known, monitor)?;

@@ -20,12 +20,17 @@ pub struct Standing {
     pub generation: Option<u64>,
     /// Its record, image, signature and kernel are whole, and its tries are not used up.
     pub bootable: bool,
+    /// The boot loader would start it: its entry and kernel are whole, and its tries are not used up. It looks at
+    /// nothing else.
+    pub starts: bool,
     /// The machine runs it now.
     pub booted: bool,
     /// The admin keeps it.
     pub pinned: bool,
     /// It booted well once: its entry is not counted, or no longer.
     pub proven: bool,
+    /// It has no boot entry and had one: somebody else took it away, or `$BOOT` is not what it was.
+    pub lost: bool,
 }
 
 impl Standing {
@@ -39,10 +44,11 @@ impl Standing {
     }
 }
 
-/// What boots next: the bootable one with the highest generation.
+/// What boots next: the one with the highest generation of those that the boot loader would start, be its seal or its
+/// image broken.
 pub fn next_to_boot(all: &[Standing]) -> Option<&Standing> {
     all.iter()
-        .filter(|d| d.bootable && d.generation.is_some())
+        .filter(|d| d.starts && d.generation.is_some())
         .max_by_key(|d| d.generation)
 }
 
@@ -90,7 +96,7 @@ pub fn superseded(all: &[Standing], keep: usize) -> Vec<DeploymentId> {
     let mut room = keep.max(2).saturating_sub(counted);
     let mut gone = Vec::new();
     for deployment in &ordered {
-        if stays(deployment) || deployment.pinned {
+        if stays(deployment) || deployment.pinned || deployment.lost {
             continue;
         }
         if room > 0 && deployment.bootable && deployment.generation.is_some() {
@@ -127,7 +133,8 @@ pub fn soft_reboot(running: &BootEntry, next: &BootEntry, line: &[String]) -> Re
 
 /// Records that never got a boot entry, as an interrupted update leaves them: what `gc` removes.
 pub fn unfinished(all: &[Standing]) -> Vec<DeploymentId> {
-    let unfinished = all.iter().filter(|d| d.generation.is_none() && !d.booted && !d.pinned);
+    let never = |d: &&Standing| d.generation.is_none() && !d.lost;
+    let unfinished = all.iter().filter(never).filter(|d| !d.booted && !d.pinned);
     unfinished.map(|d| d.id).collect()
 }
 
@@ -146,9 +153,11 @@ mod tests {
             id: id(n),
             generation: Some(generation),
             bootable: true,
+            starts: true,
             booted: false,
             pinned: false,
             proven: false,
+            lost: false,
         }
     }
 
@@ -264,6 +273,8 @@ mod tests {
                     id: id(u8::try_from(n).unwrap()),
                     generation,
                     bootable,
+                    starts: bootable,
+                    lost: false,
                     booted,
                     pinned,
                     proven,

@@ -8,20 +8,15 @@
 
 use std::collections::BTreeSet;
 
-use crate::activate;
-use crate::bound;
-use crate::deployment::Downloaded;
-use crate::download;
 use crate::error::{Error, Result};
-use crate::ids::{DeploymentId, ManifestDigest, ObjectId};
+use crate::ids::ObjectId;
 use crate::monitor::{Event, Monitor, Stage};
-use crate::pull::{self, IMAGE_LIMIT, Imported, Variant};
-use crate::reference::Reference;
+use crate::pull::{self, Imported, Variant};
 use crate::registry::Registry;
+use crate::store::Store;
 use crate::store::fsck::Mend;
-use crate::store::{Store, StoredConfig};
-use crate::sysroot::{Known, Sysroot};
-use crate::upkeep::objects_of;
+use crate::sysroot::Sysroot;
+use crate::wanted::{self, Wanted};
 
 /// What was done.
 #[derive(Debug, Default)]
@@ -34,18 +29,6 @@ pub struct Repaired {
     pub mended: Vec<String>,
     /// Images and objects that could not be mended, and why.
     pub failed: Vec<(String, Error)>,
-}
-
-/// An image that has to be whole.
-struct Wanted {
-    /// The name that keeps it.
-    tag: String,
-    reference: Reference,
-    manifest: ManifestDigest,
-    /// The deployment that it is, or will be.
-    deployment: Option<DeploymentId>,
-    /// The name of its image.
-    image_name: Option<String>,
 }
 
 /// Does what `fsck` found to be needed, and fetches what is missing from where it came from.
@@ -67,12 +50,15 @@ pub fn repair(sysroot: &Sysroot, needed: &[Mend], monitor: &dyn Monitor) -> Resu
             },
         }
     }
-    for wanted in all(sysroot)? {
-        if wanted.is_whole(store) {
-            continue;
-        }
-        let name = format!("{}@{}", wanted.reference, wanted.manifest);
-        match wanted.mend(sysroot, monitor) {
+    let (tags, images) = (store.tags()?, store.image_names()?);
+    for wanted in wanted::all(sysroot)? {
+        let name = wanted.name();
+        let mended = match wanted.is_whole(store) {
+            true if wanted.is_named(&tags, &images) => continue,
+            true => wanted.give_name(store),
+            false => wanted.mend(sysroot, monitor),
+        };
+        match mended {
             Ok(()) => done.mended.push(name),
             Err(error) => done.failed.push((name, error)),
         }
@@ -80,82 +66,14 @@ pub fn repair(sysroot: &Sysroot, needed: &[Mend], monitor: &dyn Monitor) -> Resu
     Ok(done)
 }
 
-/// Deployments, what was downloaded, what they bind, and pulled images.
-fn all(sysroot: &Sysroot) -> Result<Vec<Wanted>> {
-    let deployed = |known: &Known| {
-        let origin = known.origin()?;
-        Some(Wanted {
-            tag: activate::tag(&known.id),
-            reference: origin.reference.parse().ok()?,
-            manifest: origin.manifest,
-            deployment: Some(known.id),
-            image_name: Some(known.id.to_hex()),
-        })
-    };
-    let named = |(tag, manifest): (String, ManifestDigest)| {
-        let reference = bound::name(&tag).map_or(tag.as_str(), |(_, reference)| reference);
-        Some(Wanted {
-            reference: reference.parse().ok()?,
-            manifest,
-            deployment: None,
-            image_name: None,
-            tag,
-        })
-    };
-    let known = sysroot.known()?;
-    let downloaded = Downloaded::load(sysroot.layout()).ok().flatten();
-    let downloaded = downloaded.and_then(|noted| {
-        Some(Wanted {
-            tag: download::tag(),
-            reference: noted.reference.parse().ok()?,
-            manifest: noted.manifest,
-            deployment: Some(noted.id),
-            image_name: Some(download::NAME.into()),
-        })
-    });
-    let deployed: Vec<_> = known.iter().filter_map(deployed).chain(downloaded).collect();
-    let deployments = known.iter().map(|k| activate::tag(&k.id));
-    let own: BTreeSet<_> = deployments.chain([download::tag()]).collect();
-    let tags = sysroot
-        .store()
-        .tags()?
-        .into_iter()
-        .filter(|(tag, _)| !own.contains(tag));
-    Ok(deployed.into_iter().chain(tags.filter_map(named)).collect())
-}
-
 impl Wanted {
-    /// Whether its manifest, config and layers are here with all objects, and the images that were made of it.
-    fn is_whole(&self, store: &Store) -> bool {
-        let Some(config) = self.config(store) else {
-            return false;
-        };
-        let made: Vec<_> = self
-            .variants(Some(&config))
-            .map(|v| config.images.get(v.reference()))
-            .collect();
-        config.layers.iter().all(|layer| store.has_layer(layer))
-            && made
-                .into_iter()
-                .all(|id| id.is_some_and(|id| image_is_whole(store, id)))
-    }
-
-    fn config(&self, store: &Store) -> Option<StoredConfig> {
-        store.config_of(&self.manifest).ok().flatten()
-    }
-
-    /// What is made of it: what it is kept for, and what else its config, where that can be read, leads to.
-    fn variants(&self, config: Option<&StoredConfig>) -> impl Iterator<Item = Variant> {
-        let purpose = match self.deployment {
-            Some(_) => Variant::Boot,
-            None => Variant::Container,
-        };
-        let is_made = move |variant: &Variant| {
-            *variant == purpose || config.is_some_and(|config| config.images.contains_key(variant.reference()))
-        };
-        [Variant::Whole, Variant::Container, Variant::Boot]
-            .into_iter()
-            .filter(is_made)
+    /// Gives it the names that keep it.
+    fn give_name(&self, store: &Store) -> Result<()> {
+        store.tag(&self.tag, &self.manifest)?;
+        if let (Some(name), Some(id)) = (&self.image_name, &self.deployment) {
+            store.name_image(name, id)?;
+        }
+        store.publish()
     }
 
     fn mend(&self, sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<()> {
@@ -197,9 +115,4 @@ impl Wanted {
             None => Ok(()),
         }
     }
-}
-
-fn image_is_whole(store: &Store, id: &ObjectId) -> bool {
-    let objects = store.read_object(id, IMAGE_LIMIT).and_then(|image| objects_of(&image));
-    objects.is_ok_and(|objects| objects.iter().all(|id| store.has_object(id)))
 }

@@ -57,6 +57,9 @@ pub struct Options {
     pub registry: registry::Options,
 }
 
+/// What the history says of a deployment whose entry is about to go.
+pub(crate) const REMOVED: &str = "remove";
+
 /// An opened SYSROOT.
 #[derive(Debug)]
 pub struct Sysroot {
@@ -197,28 +200,42 @@ impl Sysroot {
                 .then(|| "its image is not in the repository; deploy it again".to_owned());
             known.push(self.stand(found.id, found.record, verified, problem, &entries));
         }
+        self.find_lost(&mut known);
         known.sort_by_key(|k| k.standing.place());
         Ok(known)
     }
 
-    /// Fails where `$BOOT` has nothing of ours although deployments of this sysroot had boot entries: then it is not
+    /// Which of those without an entry had one: what the history says last of them is not that they are let go of.
+    /// Where it cannot be read, all of them may have had one.
+    fn find_lost(&self, known: &mut [Known]) {
+        if known.iter().all(|k| k.entry.is_some()) {
+            return;
+        }
+        let history = History::load(self.layout()).ok();
+        for without in known.iter_mut().filter(|k| k.entry.is_none()) {
+            let of_it = |event: &&Event| event.id == Some(without.id);
+            without.standing.lost = history.as_ref().is_none_or(|history| {
+                let last = history.events.iter().rev().find(of_it);
+                last.is_some_and(|event| event.event != REMOVED)
+            });
+        }
+    }
+
+    /// Fails where `$BOOT` has no entry of any deployment of this sysroot although some had one: then it is not
     /// mounted, or another one. What has no entry there is needed all the same, and a new entry would boot nothing.
     ///
     /// # Errors
     /// [`Error::BootEntry`] with what to do.
     pub(crate) fn check_boot(&self, known: &[Known]) -> Result<()> {
         let bootloader = self.bootloader();
-        if known.is_empty() || !bootloader.entries()?.ours.is_empty() || !bootloader.plan_cleanup()?.is_empty() {
-            return Ok(());
-        }
-        let of_known = |event: &Event| event.id.is_some_and(|id| known.iter().any(|k| k.id == id));
-        match History::load(self.layout())?.events.iter().any(of_known) {
-            false => Ok(()),
-            true => Err(Error::BootEntry {
+        match known.iter().any(|k| k.entry.is_some()) || !known.iter().any(|k| k.standing.lost) {
+            true => Ok(()),
+            false => Err(Error::BootEntry {
                 entry: format!("folder {}", bootloader.boot_dir().display()),
-                why: "has nothing of this system, whose deployments had boot entries: mount the boot partition there, or \
-                      give another --boot DIR; where it was lost, `cfs-update upgrade --boot DIR` begins a new one"
-                    .into(),
+                why:
+                    "has no entry of this system, whose deployments had some: mount the boot partition there, or give \
+                      another --boot DIR; where it was lost, `cfs-update upgrade --boot DIR` begins a new one"
+                        .into(),
             }),
         }
     }
@@ -238,9 +255,11 @@ impl Sysroot {
             id,
             generation: entry.as_ref().map(|e| e.generation),
             bootable: verified.is_ok() && problem.is_none() && whole && tries_left,
+            starts: whole && tries_left,
             booted: self.options.booted == Some(id),
             pinned: record.as_ref().is_ok_and(|r| r.origin().pinned),
             proven: entry.as_ref().is_some_and(|e| e.tries == Tries::Good),
+            lost: false,
         };
         Known {
             id,
@@ -288,9 +307,10 @@ impl Sysroot {
         known.iter().map(|k| k.standing.clone()).collect()
     }
 
-    /// What boots next, of what [`Sysroot::known`] gives, which has it first.
+    /// What boots next, of what [`Sysroot::known`] gives.
     pub(crate) fn next(known: &[Known]) -> Option<&Known> {
-        known.iter().find(|k| k.standing.bootable)
+        let starts = known.iter().filter(|k| k.standing.starts);
+        starts.max_by_key(|k| k.standing.generation)
     }
 
     /// The deployment whose /etc the administrator changed: the current one, or, where that is broken, the newest that

@@ -91,7 +91,8 @@ pub fn switch(sysroot: &Sysroot, reference: &Reference, wishes: Wishes, monitor:
     let registry = Registry::open(reference, &sysroot.options.registry)?;
     monitor.event(Event::Stage(Stage::Resolve));
     let image = registry.image(&sysroot.options.platform, monitor)?;
-    if let Some(next) = Sysroot::next(&known).filter(|k| k.is_of(reference, &image.digest)) {
+    let is_it = |k: &&Known| k.standing.bootable && k.is_of(reference, &image.digest);
+    if let Some(next) = Sysroot::next(&known).filter(is_it) {
         return Ok(unchanged(next, image.digest));
     }
     if let Some(failed) = failures(sysroot, &known)?.of(&image.digest).filter(|f| wishes.heed(f)) {
@@ -201,7 +202,10 @@ impl Wishes {
 
 /// The deployment whose image is followed, and its reference.
 pub(crate) fn followed(known: &[Known]) -> Result<(&Known, Reference)> {
-    let deployment = Sysroot::next(known).or_else(|| known.iter().find(|k| k.record.is_ok()));
+    let readable = |k: &&Known| k.record.is_ok();
+    let deployment = Sysroot::next(known)
+        .filter(readable)
+        .or_else(|| known.iter().find(readable));
     let found = deployment.and_then(|k| Some((k, k.origin()?.reference.clone())));
     let (known, reference) = found.ok_or_else(|| Error::Deployment {
         id: "upgrade".into(),
@@ -388,7 +392,11 @@ pub fn publish(sysroot: &Sysroot, recorded: Recorded, known: &[Known], monitor: 
             .update(sysroot.fs(), id, |origin| origin.generation = Some(generation))?;
     }
     let entry = activate::first(sysroot, &deployment, &bootable, generation, known)?;
-    let removed = activate::let_go(sysroot, monitor)?;
+    let removed = match sysroot.check_boot(known) {
+        Ok(()) => activate::let_go(sysroot, monitor)?,
+        // A new $BOOT was named: what the old one boots stays.
+        Err(_) => Vec::new(),
+    };
     note(sysroot, &deployment, sysroot.current(known))?;
     forget_failure(sysroot, &deployment.origin().manifest)?;
     download::superseded(sysroot, &deployment.origin().reference)?;

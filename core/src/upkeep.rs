@@ -8,18 +8,18 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::activate::{remove, tag};
-use crate::boot::Removal;
+use crate::boot::{HostArguments, Removal};
 use crate::bound;
-use crate::deployment::Downloaded;
+use crate::deployment::{Downloaded, FailedDigests, Staged};
 use crate::download;
 use crate::error::{Error, Kind, Result};
 use crate::expose;
-use crate::ids::{DeploymentId, ObjectId};
-use crate::image::reader;
+use crate::ids::DeploymentId;
 use crate::plan;
-use crate::store::{fsck as store_check, gc as collection};
+use crate::store::{fsck as store_check, gc as collection, manifest_name};
 use crate::sys::space::Space;
 use crate::sysroot::{Known, Sysroot};
+use crate::wanted::{self, objects_of};
 
 /// What a collection removes, or would.
 #[derive(Clone, Debug, Default)]
@@ -105,16 +105,25 @@ pub fn gc(sysroot: &Sysroot, dry_run: bool) -> Result<Collected> {
         .iter()
         .map(|name| name.trim_start_matches("cfs-update/").into());
     let roots = collection::Roots {
+        streams: manifests(sysroot, &known, &kept),
         images: kept.into_iter().collect(),
         without_image_names: without_image_names.collect(),
         without_tags: collected.names.clone(),
-        ..Default::default()
     };
     collected.store = match dry_run {
         true => collection::plan(&sysroot.store, &roots, &objects_of)?,
         false => collection::run(&sysroot.store, &roots, &objects_of)?,
     };
     Ok(collected)
+}
+
+/// The manifests that kept deployments were made from, as far as they are here, whatever became of the names that lead
+/// to them.
+fn manifests(sysroot: &Sysroot, known: &[Known], kept: &BTreeSet<DeploymentId>) -> Vec<String> {
+    let kept = known.iter().filter(|k| kept.contains(&k.id));
+    let manifests = kept.filter_map(Known::manifest);
+    let here = manifests.filter(|manifest| sysroot.store.manifest(manifest).is_ok_and(|found| found.is_some()));
+    here.map(|manifest| manifest_name(&manifest)).collect()
 }
 
 /// What to say, and what to do, where something that was to be written on the store or on $BOOT had no room: what this
@@ -259,10 +268,9 @@ fn with_remedy(error: Error, more: &str) -> Error {
 
 /// Our names of deployments and downloads that are no longer there.
 fn stale_names(sysroot: &Sysroot, kept: &BTreeSet<DeploymentId>) -> Result<Vec<String>> {
-    let downloaded = Downloaded::load(sysroot.layout())
-        .ok()
-        .flatten()
-        .map(|_| download::tag());
+    // One that cannot be read may be of something that is to be kept.
+    let noted = !matches!(Downloaded::load(sysroot.layout()), Ok(None));
+    let downloaded = noted.then(download::tag);
     let wanted: BTreeSet<_> = kept.iter().map(tag).chain(downloaded.clone()).collect();
     let owns = |owner: &str| match owner {
         download::NAME => downloaded.is_some(),
@@ -284,11 +292,6 @@ fn stale_names(sysroot: &Sysroot, kept: &BTreeSet<DeploymentId>) -> Result<Vec<S
     Ok(all.into_iter().collect())
 }
 
-/// The objects that an image needs.
-pub(crate) fn objects_of(image: &[u8]) -> Result<Vec<ObjectId>> {
-    Ok(reader::read(image)?.objects().collect())
-}
-
 /// Checks every object, image, stream, record and entry. Findings go to `sink` one by one.
 pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked> {
     let mut checked = Checked::default();
@@ -308,6 +311,11 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
         .inspect_err(|e| report(Finding::damage("boot entry", "all".into(), e.to_string())))
         .is_err();
     known.iter().flat_map(|k| of_deployment(k, lost)).for_each(&mut report);
+    notes(sysroot).into_iter().for_each(&mut report);
+    for (name, why) in wanted::lacking(sysroot)? {
+        let why = format!("{why}; `cfs-update fsck --repair` mends it");
+        report(Finding::damage("image", name, why));
+    }
     let entries = sysroot.bootloader().entries()?;
     for entry in &entries.ours {
         if !known.iter().any(|k| entry.belongs_to(&k.id)) {
@@ -327,6 +335,21 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
     Ok(checked)
 }
 
+/// What of this machine's own notes cannot be read.
+fn notes(sysroot: &Sysroot) -> Vec<Finding> {
+    let layout = sysroot.layout();
+    let read = [
+        HostArguments::load(layout).map(drop),
+        Downloaded::load(layout).map(drop),
+        Staged::load(layout).map(drop),
+        FailedDigests::load(layout).map(drop),
+    ];
+    let wrong = read.into_iter().filter_map(Result::err);
+    wrong
+        .map(|error| Finding::damage("note", "of this machine".into(), error.to_string()))
+        .collect()
+}
+
 /// What is wrong with a deployment. `lost`: nothing has a boot entry, which is told already.
 fn of_deployment(known: &Known, lost: bool) -> Vec<Finding> {
     let name = || known.id.to_hex();
@@ -337,15 +360,15 @@ fn of_deployment(known: &Known, lost: bool) -> Vec<Finding> {
     let wrong = wrong.into_iter().chain(known.problem.clone());
     let mut findings: Vec<_> = wrong.map(|why| Finding::damage("deployment", name(), why)).collect();
     if known.entry.is_none() && !lost {
-        let why = match (known.standing.booted, known.standing.pinned) {
-            (true, _) => "runs and has no boot entry; deploy its image again",
+        let why = match (known.standing.booted || known.standing.lost, known.standing.pinned) {
+            (true, _) => "has no boot entry any more; deploy its image again, or `cfs-update delete` it",
             (_, true) => {
                 "has no boot entry and is pinned; deploy its image again, or `cfs-update unpin` it, and `gc` takes it"
             }
             _ => "has no boot entry; `cfs-update gc` removes it",
         };
         findings.push(Finding {
-            damage: false,
+            damage: known.standing.booted || known.standing.lost,
             ..Finding::damage("deployment", name(), why.into())
         });
     }

@@ -500,10 +500,24 @@ fn where_the_boot_partition_is_not_mounted_nothing_is_staged_or_removed() {
     fs::rename(&away, &boot).unwrap();
     cfs.fsck();
 
-    // One that was lost begins anew where that is said.
-    fs::remove_dir_all(&boot).unwrap();
+    // One that was lost begins anew where that is said; what only the old one boots stays until it is deleted.
+    fs::rename(&boot, &away).unwrap();
     fs::create_dir(&boot).unwrap();
     cfs.run(["upgrade", "--boot", boot.to_str().unwrap()]).expect(0);
+    cfs.run(["gc"]).expect(0);
+    let ran = cfs.run(["fsck"]).expect(1);
+    assert_eq!(
+        ran.stdout.matches("has no boot entry any more").count(),
+        2,
+        "{}",
+        ran.stdout
+    );
+    for lost in cfs.status()["status"]["otherDeployments"].as_array().unwrap() {
+        let id = lost["cfsUpdate"]["deployment"].as_str().unwrap();
+        if ran.stdout.contains(id) {
+            cfs.run(["delete", id]).expect(0);
+        }
+    }
     cfs.run(["gc"]).expect(0);
     cfs.fsck();
 }

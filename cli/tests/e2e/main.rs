@@ -7,6 +7,7 @@ mod bound;
 mod chunked;
 mod commands;
 mod common;
+mod damage;
 mod etc;
 mod export;
 mod expose;

@@ -445,6 +445,10 @@ fn fsck_says_that_gc_removes_only_what_gc_removes() {
         said.retain(|finding| finding.what == "deployment");
         said.pop().map(|finding| finding.why)
     };
+    // It had one: whatever took it away, the deployment is not for gc to remove.
+    assert!(said().unwrap().contains("any more"));
+    assert_eq!(upkeep::gc(&machine.open(), false).unwrap().deployments, []);
+    std::fs::remove_file(machine.root.join("state/cfs-update/history.jsonl")).unwrap();
     rollback::pin(&machine.open(), &two.to_hex(), true).unwrap();
     assert!(said().unwrap().contains("unpin"));
     assert_eq!(upkeep::gc(&machine.open(), false).unwrap().deployments, []);

@@ -15,6 +15,8 @@ use sha2::{Digest, Sha256};
 
 use crate::boot::version;
 use crate::error::{Error, Result};
+use crate::ids::ObjectId;
+use crate::sys::checked::Checked;
 use crate::sys::fs;
 
 /// What stands at a path of the tree, as far as finding a kernel needs it.
@@ -242,8 +244,15 @@ impl FromStr for KernelDigest {
 /// Where the bytes of a file come from; it can be read more than once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileSource {
-    /// A file, such as an object of the store; no link to one.
+    /// A file; no link to one.
     Path(PathBuf),
+    /// An object of a store: reading it to its end fails where it is not what its name says.
+    Object {
+        /// Where it is.
+        path: PathBuf,
+        /// Its name.
+        id: ObjectId,
+    },
     /// The bytes themselves: small files have no object.
     Bytes(Vec<u8>),
 }
@@ -253,6 +262,7 @@ impl FileSource {
     pub fn open(&self) -> Result<Box<dyn Read + '_>> {
         match self {
             Self::Path(path) => Ok(Box::new(fs::open_own_file(path)?)),
+            Self::Object { path, id } => Ok(Box::new(Checked::new(fs::open_own_file(path)?, *id))),
             Self::Bytes(bytes) => Ok(Box::new(bytes.as_slice())),
         }
     }
@@ -260,14 +270,14 @@ impl FileSource {
     /// Its size in bytes.
     pub fn size(&self) -> Result<u64> {
         match self {
-            Self::Path(path) => Ok(fs::metadata(path)?.len()),
+            Self::Path(path) | Self::Object { path, .. } => Ok(fs::metadata(path)?.len()),
             Self::Bytes(bytes) => Ok(bytes.len() as u64),
         }
     }
 
     fn hash_into(&self, hasher: &mut Sha256) -> Result<()> {
         let name = match self {
-            Self::Path(path) => path.as_path(),
+            Self::Path(path) | Self::Object { path, .. } => path.as_path(),
             Self::Bytes(_) => Path::new("kernel file"),
         };
         let mut file = self.open()?;

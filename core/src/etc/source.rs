@@ -12,6 +12,7 @@ use super::listing::{Item, Listing, MAX_DEPTH, Node};
 use crate::error::{Error, Result};
 use crate::ids::{Algorithm, ObjectId};
 use crate::layers::{Meta, Mtime};
+use crate::sys::checked::Checked;
 use crate::sys::dir::{Dir, Stat};
 use crate::sys::verity::{self, Hasher};
 use crate::tree::{Inode, Kind, Regular, Tree};
@@ -33,7 +34,6 @@ pub struct TreeSource<'a> {
     listing: Listing,
     tree: &'a Tree,
     base: PathBuf,
-    algorithm: Algorithm,
     open: &'a OpenObject<'a>,
 }
 
@@ -63,7 +63,6 @@ impl<'a> TreeSource<'a> {
             listing,
             tree,
             base: base.into(),
-            algorithm,
             open,
         })
     }
@@ -135,42 +134,11 @@ impl Source for TreeSource<'_> {
         let inode = self.tree.lookup(whole.as_os_str().as_bytes());
         match inode.map(|inode| inode.kind()) {
             Some(Kind::Regular(Regular::Inline(content))) => Ok(Box::new(content)),
-            Some(Kind::Regular(Regular::External { id: Some(id), .. })) => Ok(Box::new(Checked {
-                inner: (self.open)(&id)?,
-                hasher: Some(Hasher::new(self.algorithm)),
-                id,
-            })),
+            Some(Kind::Regular(Regular::External { id: Some(id), .. })) => {
+                Ok(Box::new(Checked::new((self.open)(&id)?, id)))
+            }
             _ => Err(refuse(&whole, "it is no regular file")),
         }
-    }
-}
-
-/// Fails at the end where the bytes are not those of the digest.
-struct Checked {
-    inner: Box<dyn Read>,
-    hasher: Option<Hasher>,
-    id: ObjectId,
-}
-
-impl Read for Checked {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        let length = self.inner.read(buffer)?;
-        match &mut self.hasher {
-            Some(hasher) if length > 0 => hasher.update(&buffer[..length]),
-            Some(hasher) => {
-                let found = hasher.finish();
-                self.hasher = None;
-                if found != self.id {
-                    let why = format!("object {} is damaged: its bytes have the digest {found}", self.id);
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-                }
-            }
-            None => {}
-        }
-        Ok(length)
     }
 }
 

@@ -296,8 +296,9 @@ pub fn pull(
     let name = registry.reference().to_string();
     let manifest = image.digest;
     if store.tags()?.get(&name) == Some(&manifest)
-        && let Some(config) = store.config(&image.manifest.config.digest)?
-        && let Some(id) = config.images.get(store::IMAGE_V1)
+        && let Some(config) = store.config_of(&manifest)?
+        && let Some(id) = config.images.get(store::IMAGE_V1).filter(|id| store.has_object(id))
+        && config.layers.iter().all(|layer| store.has_layer(layer))
     {
         return Ok(Pulled {
             id: *id,

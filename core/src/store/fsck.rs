@@ -214,28 +214,42 @@ fn streams(store: &Store, report: Report<'_>) -> Result<u64> {
             let why = format!("it needs {key}, object {object}, which is missing; {REPAIR}");
             report(finding(path.clone(), why));
         }
-        if let Err(error) = content(store, name, reader.content_type()) {
+        if let Err(error) = content(store, name, &id, reader.content_type()) {
             report(finding(path, error.to_string()));
         }
     })
 }
 
-/// Reads a stream of ours to its end; others are not ours to judge.
-fn content(store: &Store, name: &str, content_type: ContentType) -> Result<()> {
-    let digest = |prefix: &str| name.strip_prefix(prefix).unwrap_or_default().to_owned();
-    match content_type {
-        ContentType::LAYER => match digest("oci-layer-").parse::<DiffId>() {
-            Ok(diff_id) => store.entries(&diff_id)?.try_for_each(|entry| entry.map(drop)),
-            Err(_) => Ok(()),
-        },
-        ContentType::CONFIG => digest("oci-config-")
-            .parse()
-            .map_or(Ok(()), |id| store.config(&id).map(drop)),
-        ContentType::MANIFEST => match digest("oci-manifest-").parse() {
+/// Reads a stream of ours to its end; others are not ours to judge. What it has to be, its name says.
+fn content(store: &Store, name: &str, id: &ObjectId, found: ContentType) -> Result<()> {
+    let wrong = |why: &str| Error::Stream {
+        name: name.into(),
+        why: format!("{why}; {REPAIR}"),
+    };
+    let is = |expected: ContentType| match found == expected {
+        true => Ok(()),
+        false => Err(wrong("it is a stream of something else")),
+    };
+    if let Some(digest) = name.strip_prefix("oci-layer-") {
+        is(ContentType::LAYER)?;
+        let Ok(diff_id) = digest.parse::<DiffId>() else {
+            return Ok(());
+        };
+        if store.is_elsewhere(&diff_id, id) {
+            return Err(wrong("it leads to another layer than images name"));
+        }
+        store.entries(&diff_id)?.try_for_each(|entry| entry.map(drop))
+    } else if let Some(digest) = name.strip_prefix("oci-config-") {
+        is(ContentType::CONFIG)?;
+        digest.parse().map_or(Ok(()), |id| store.config(&id).map(drop))
+    } else if let Some(digest) = name.strip_prefix("oci-manifest-") {
+        is(ContentType::MANIFEST)?;
+        match digest.parse() {
             Ok(id) => whole(store, name, store.manifest(&id)?),
             Err(_) => Ok(()),
-        },
-        _ => Ok(()),
+        }
+    } else {
+        Ok(())
     }
 }
 
@@ -271,6 +285,8 @@ fn images(store: &Store, objects_of: ObjectsOf<'_>, report: Report<'_>) -> Resul
 
 /// Every reference leads to something.
 fn references(store: &Store, folder: &str, report: Report<'_>) -> Result<()> {
+    let objects = fs::resolved(&store.path).join("objects");
+    let is_object = |path: &Path| fs::resolved(path).starts_with(&objects) && fs::open_file(path).is_ok();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for name in fs::names(&store.path.join(&folder))? {
@@ -281,10 +297,10 @@ fn references(store: &Store, folder: &str, report: Report<'_>) -> Result<()> {
                 folders.push(shown);
             } else if !matches!(fs::read_link(&path), Ok(Some(_))) {
                 report(finding(shown, "it is no link; remove it"));
-            } else if fs::open_file(&path).is_err() {
+            } else if !is_object(&path) {
                 report(finding(
                     shown,
-                    "it leads to no file; remove it or run `cfs-update fsck --repair`",
+                    "it leads to nothing in this repository; remove it or run `cfs-update fsck --repair`",
                 ));
             }
         }

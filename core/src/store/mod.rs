@@ -59,6 +59,7 @@ use crate::sys::verity::{self, Hasher};
 pub use entries::Entries;
 pub use held::{Held, Sample};
 pub use part::Origin;
+pub(crate) use streams::manifest_name;
 pub use streams::{StoredConfig, StoredImage, StoredManifest};
 
 /// Named reference of a config stream: the image of EROFS format 1 (`composefs.image.v1` of composefs-oci).
@@ -87,6 +88,8 @@ pub struct Store {
     unchecked: AtomicBool,
     /// When this process began to write objects, by the file system's clock, or an interrupted run before it.
     since: Mutex<Option<(i64, i64)>>,
+    /// What links of layers are compared with, until something is published.
+    named_layers: Mutex<Option<streams::NamedLayers>>,
     /// What the last comparison said, for an error later on: bytes that are expected, bytes that were free.
     expected: Mutex<Option<(u64, u64)>>,
 }
@@ -142,6 +145,7 @@ impl Store {
             keeps: None,
             unchecked: AtomicBool::new(false),
             since: Mutex::new(None),
+            named_layers: Mutex::new(None),
             expected: Mutex::new(None),
         })
     }

@@ -197,6 +197,7 @@ impl Store {
             }
         }
         *pending = Pending::default();
+        self.forget_named_layers();
         Ok(())
     }
 

@@ -3,10 +3,11 @@
 //! Names, content types and references are those of composefs-oci 0.9, so that it lists, mounts and keeps what we
 //! store, and we what it stores.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Cursor, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::PoisonError;
 
 use sha2::{Digest, Sha256};
 
@@ -52,6 +53,9 @@ pub struct StoredConfig {
     pub images: BTreeMap<String, ObjectId>,
 }
 
+/// The objects that layers are, as configs and manifests name them.
+pub(super) type NamedLayers = HashMap<DiffId, BTreeSet<ObjectId>>;
+
 pub(super) fn layer_name(diff_id: &DiffId) -> String {
     format!("oci-layer-{diff_id}")
 }
@@ -60,7 +64,7 @@ pub(super) fn config_name(digest: &BlobDigest) -> String {
     format!("oci-config-{digest}")
 }
 
-pub(super) fn manifest_name(digest: &ManifestDigest) -> String {
+pub(crate) fn manifest_name(digest: &ManifestDigest) -> String {
     format!("oci-manifest-{digest}")
 }
 
@@ -237,14 +241,53 @@ impl Store {
     }
 
     /// Whether the layer is here, so that it need not be fetched: published, imported by this run, or completed by an
-    /// interrupted run and found whole. A layer that lacks an object is not here: fetching it again mends it.
+    /// interrupted run and found whole. A layer that lacks an object, or whose link leads to another one than images
+    /// say, is not here: fetching it again mends it.
     pub fn has_layer(&self, diff_id: &DiffId) -> bool {
         let here = self.stream(&layer_name(diff_id)).ok().flatten();
+        if here.is_some_and(|id| self.is_elsewhere(diff_id, &id)) {
+            return false;
+        }
         let opened = here.and_then(|id| Reader::new(self.open_object(&id).ok()?, self.algorithm).ok());
         match opened {
             Some(reader) => self.has_all_of(&reader),
             None => self.is_suspect() && self.resume_layer(diff_id).unwrap_or(false),
         }
+    }
+
+    /// Whether configs and manifests name this layer, and none of them names this object: a link that was moved. What
+    /// this run has put is right.
+    pub(super) fn is_elsewhere(&self, diff_id: &DiffId, id: &ObjectId) -> bool {
+        if self.pending().streams.contains_key(&layer_name(diff_id)) {
+            return false;
+        }
+        let mut named = self.named_layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = named.get_or_insert_with(|| self.read_named_layers().unwrap_or_default());
+        named.get(diff_id).is_some_and(|objects| !objects.contains(id))
+    }
+
+    /// The links are others now.
+    pub(super) fn forget_named_layers(&self) {
+        *self.named_layers.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The objects by which configs and manifests name their layers: one and the same layer may have been stored twice,
+    /// as different bytes. Streams that cannot be read are left out.
+    fn read_named_layers(&self) -> Result<NamedLayers> {
+        let mut named = NamedLayers::new();
+        for (name, id) in self.links("streams")? {
+            if !name.starts_with("oci-config-") && !name.starts_with("oci-manifest-") {
+                continue;
+            }
+            let reader = self.open_object(&id).ok();
+            let reader = reader.and_then(|file| Reader::new(file, self.algorithm).ok());
+            for (key, object) in reader.iter().flat_map(Reader::names) {
+                if let Ok(diff_id) = key.parse() {
+                    named.entry(diff_id).or_default().insert(*object);
+                }
+            }
+        }
+        Ok(named)
     }
 
     /// Removes a name of a manifest, durably; a missing one is success. Objects stay until garbage is collected.

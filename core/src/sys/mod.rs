@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "this is the door")]
 
+pub mod checked;
 pub mod dir;
 mod fresh;
 pub mod filesystem;

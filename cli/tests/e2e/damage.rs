@@ -1,0 +1,179 @@
+//! Names, links, records and entries that were lost or moved: what is not what it was is neither believed nor removed.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::common::layout::small;
+use crate::common::{Cfs, list, name, scratch};
+
+fn publish(dir: &Path, version: u32) -> String {
+    small(version, &format!("kernel-{version}"), 4, 3000)
+        .finish()
+        .layout(&dir.join("oci"), "stable")
+}
+
+/// A sysroot with version 1 and version 2 deployed.
+fn updated(dir: &Path) -> Cfs {
+    let cfs = Cfs::new(dir);
+    cfs.run(["switch", &publish(dir, 1)]).expect(0);
+    publish(dir, 2);
+    cfs.run(["upgrade"]).expect(0);
+    cfs
+}
+
+/// Found by `fsck`, mended by `fsck --repair`, and then sound.
+fn found_and_mended(cfs: &Cfs, what: &str) {
+    let found = cfs.run(["fsck"]).expect(1).stdout;
+    assert!(found.contains(what), "{what}: {found}");
+    cfs.run(["fsck", "--repair"]).expect(0);
+    cfs.fsck();
+}
+
+/// The links in a folder of the repository whose names begin like this.
+fn links(cfs: &Cfs, folder: &str, prefix: &str) -> Vec<PathBuf> {
+    let all = list(&cfs.sysroot().join("composefs").join(folder));
+    all.into_iter().filter(|path| name(path).starts_with(prefix)).collect()
+}
+
+fn swap(one: &Path, other: &Path) {
+    let (a, b) = (fs::read_link(one).unwrap(), fs::read_link(other).unwrap());
+    for (path, target) in [(one, b), (other, a)] {
+        fs::remove_file(path).unwrap();
+        symlink(target, path).unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_kernel_does_not_come_to_the_boot_partition() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let image = publish(dir.path(), 3);
+    cfs.run(["image", "pull", &image]).expect(0);
+    let folders = list(&cfs.sysroot().join("composefs/objects"));
+    let objects = folders.iter().flat_map(|folder| list(folder));
+    let is_kernel = |path: &PathBuf| fs::read(path).unwrap().starts_with(b"kernel kernel-3");
+    let kernel = objects.into_iter().find(is_kernel).unwrap();
+    let content = fs::read(&kernel).unwrap();
+    fs::remove_file(&kernel).unwrap();
+    fs::write(&kernel, [&content[..], b"x"].concat()).unwrap();
+    let entries = cfs.entries().len();
+    let said = cfs.run(["switch", &image]).expect(1).stderr;
+    assert!(said.contains("is damaged") && said.contains("fsck --repair"), "{said}");
+    assert_eq!(cfs.entries().len(), entries);
+    cfs.run(["fsck", "--repair"]).expect(0);
+    cfs.run(["switch", &image]).expect(0);
+    cfs.fsck();
+}
+
+#[test]
+fn links_of_layers_that_were_swapped_are_found_and_not_believed() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    // Of each image one; the base of both versions differs.
+    let layers = links(&cfs, "streams", "oci-layer-");
+    assert!(layers.len() >= 4, "{layers:?}");
+    swap(&layers[0], &layers[1]);
+    // An image that shares its layers with version 2 and is another one: they are fetched again.
+    let again = small(2, "kernel-2", 4, 3000).created("2031-01-01T00:00:00Z").finish();
+    let image = again.layout(&dir.path().join("oci"), "again");
+    let wanted = cfs.run(["image", "digest", "--boot", &image]).expect(0).stdout;
+    swap(&layers[2], &layers[3]);
+    cfs.run(["switch", &image]).expect(0);
+    assert!(cfs.deployments().contains(&wanted.trim().to_owned()), "{wanted}");
+    cfs.run(["fsck", "--repair"]).expect(0);
+    cfs.fsck();
+    swap(&layers[0], &layers[1]);
+    found_and_mended(&cfs, "it leads to another layer");
+}
+
+#[test]
+fn names_that_keep_a_deployment_are_missed_and_given_again() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    for (folder, prefix) in [
+        ("streams/refs/oci", "cfs-update%2F"),
+        ("images/refs/cfs-update", ""),
+        ("streams", "oci-layer-"),
+        ("streams", "oci-manifest-"),
+    ] {
+        for link in links(&cfs, folder, prefix) {
+            fs::remove_file(&link).unwrap();
+            found_and_mended(&cfs, "");
+            assert!(link.symlink_metadata().is_ok(), "{}", link.display());
+        }
+    }
+    let tags = links(&cfs, "streams/refs/oci", "cfs-update%2F");
+    swap(&tags[0], &tags[1]);
+    found_and_mended(&cfs, "leads elsewhere");
+    fs::remove_file(&tags[0]).unwrap();
+    symlink("/dev/zero", &tags[0]).unwrap();
+    assert!(
+        cfs.run(["fsck"])
+            .expect(1)
+            .stdout
+            .contains("nothing in this repository")
+    );
+}
+
+#[test]
+fn what_a_deployment_was_made_of_stays_where_its_name_was_lost() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    for tag in links(&cfs, "streams/refs/oci", "cfs-update%2F") {
+        fs::remove_file(tag).unwrap();
+    }
+    let layers = links(&cfs, "streams", "oci-layer-");
+    cfs.run(["gc"]).expect(0);
+    assert_eq!(links(&cfs, "streams", "oci-layer-"), layers);
+}
+
+#[test]
+fn a_note_of_a_download_that_cannot_be_read_keeps_the_download_and_is_found() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    publish(dir.path(), 3);
+    cfs.run(["upgrade", "--download-only"]).expect(0);
+    let note = cfs.sysroot().join("state/cfs-update/downloaded.json");
+    assert!(note.exists());
+    let layers = links(&cfs, "streams", "oci-layer-");
+    fs::write(&note, "{").unwrap();
+    cfs.run(["gc"]).expect(0);
+    assert_eq!(links(&cfs, "streams", "oci-layer-"), layers);
+    assert!(cfs.run(["fsck"]).expect(1).stdout.contains("downloaded.json"));
+}
+
+#[test]
+fn gc_removes_no_deployment_that_lost_its_boot_entry() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let deployments = cfs.deployments();
+    let entries = list(&cfs.sysroot().join("boot/loader/entries"));
+    fs::remove_file(&entries[0]).unwrap();
+    cfs.run(["gc"]).expect(0);
+    assert_eq!(cfs.deployments(), deployments);
+    assert!(
+        cfs.run(["fsck"])
+            .expect(1)
+            .stdout
+            .contains("has no boot entry any more")
+    );
+    fs::remove_file(&entries[1]).unwrap();
+    let said = cfs.run(["gc"]).expect(1).stderr;
+    assert!(said.contains("has no entry of this system"), "{said}");
+    assert_eq!(cfs.deployments(), deployments);
+}
+
+#[test]
+fn what_boots_next_is_what_the_boot_loader_takes_though_its_seal_is_broken_and_rollback_leads_away_from_it() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let next = cfs.status()["status"]["staged"]["cfsUpdate"]["deployment"].clone();
+    let next = next.as_str().unwrap();
+    fs::write(cfs.sysroot().join("state/deploy").join(next).join("seal.json"), "").unwrap();
+    let staged = cfs.status()["status"]["staged"]["cfsUpdate"]["deployment"].clone();
+    assert_eq!(staged, next);
+    cfs.run(["rollback"]).expect(0);
+    let newest = cfs.entries().into_iter().max_by_key(crate::common::Entry::version);
+    assert!(!newest.unwrap().digest().contains(next));
+}
