@@ -276,6 +276,41 @@ fn whenever_the_power_is_cut_during_a_rollback_either_deployment_boots() {
 }
 
 #[test]
+fn a_rollback_that_was_killed_is_finished_by_the_same_command_and_only_the_one_after_goes_back() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut bench, old) = Bench::new();
+    let (root, fs) = bench.machine("two");
+    upgrade(&root, Arc::new(fs)).unwrap();
+    let new = next(&root);
+    bench.before = root;
+    let back = |root: &Path, fs: Arc<dyn Fs>, boot: &str| {
+        let boot_id = Some(boot.to_owned());
+        let options = Options {
+            boot_id,
+            ..options(root, fs)
+        };
+        rollback::rollback(&Sysroot::open(options, "rollback")?)
+    };
+    let (root, fs) = bench.machine("whole");
+    let whole = Arc::new(fs);
+    back(&root, whole.clone(), "this").unwrap();
+    let operations = whole.log();
+    let over = operations.iter().rposition(|o| o.contains("rollback.json")).unwrap();
+    for (at, operation) in operations[..=over].iter().enumerate() {
+        let (root, fs) = bench.machine(&format!("killed-{at}"));
+        let _ = back(&root, Arc::new(fs.cut_after(at)), "this");
+        let lost = back(&root, Arc::new(RealFs), "this").unwrap().lost;
+        assert!(lost.is_empty(), "{lost:?}");
+        assert_eq!(next(&root), old, "before {operation}");
+        fsck(&root);
+        back(&root, Arc::new(RealFs), "this").unwrap();
+        assert_eq!(next(&root), new, "before {operation}");
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+    assert!(over > 5, "{operations:?}");
+}
+
+#[test]
 fn whenever_the_power_is_cut_while_a_rollback_brings_an_update_back_what_it_misses_of_etc_is_told() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut bench, old) = Bench::new();

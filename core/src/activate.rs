@@ -71,15 +71,23 @@ pub(crate) fn keep_good_next(sysroot: &Sysroot, known: &[Known], new: Deployment
     }
 }
 
+/// What [`again`] made.
+pub(crate) struct Again {
+    /// The entry's file.
+    pub entry: String,
+    /// What could not be noted or tidied up afterwards: the entry boots next all the same.
+    pub lost: Vec<Error>,
+}
+
 /// A new entry, above all others, for a deployment that has one already, with another command line where one is given;
-/// then the older ones of it go.
+/// then the older ones of it go. An error means that there is no such entry.
 pub(crate) fn again(
     sysroot: &Sysroot,
     known: &[Known],
     id: DeploymentId,
     line: Option<Vec<String>>,
     event: &str,
-) -> Result<(String, u64)> {
+) -> Result<Again> {
     let found = known.iter().find(|k| k.id == id);
     let missing = || Error::Deployment {
         id: id.short(),
@@ -96,23 +104,36 @@ pub(crate) fn again(
     let mut new = NewEntry::again(old, bootloader.boot_dir(), generation, tries)?;
     new.options = line.unwrap_or(new.options);
     let entry = bootloader.publish(bootloader.stage(deployment, &new)?)?;
-    sysroot
-        .deployments
-        .update(sysroot.fs(), &id, |origin| origin.generation = Some(generation))?;
-    bootloader.remove(&bootloader.plan_cleanup()?)?;
-    sysroot.remember(event, &id, deployment.origin(), "done")?;
-    Ok((entry.file, generation))
+    Ok(Again {
+        entry: entry.file,
+        lost: note_entry(sysroot, deployment, generation, event),
+    })
 }
 
-fn verified(known: &Known) -> Result<&Deployment> {
+/// What follows a new entry: its generation in the record, older entries of the deployment away, a line of history.
+/// All of it may be done twice; gives what could not be done.
+pub(crate) fn note_entry(sysroot: &Sysroot, of: &Deployment, generation: u64, event: &str) -> Vec<Error> {
+    let bootloader = sysroot.bootloader();
+    let noted = sysroot
+        .deployments
+        .update(sysroot.fs(), of.id(), |origin| origin.generation = Some(generation));
+    let tidied = bootloader.plan_cleanup().and_then(|plan| bootloader.remove(&plan));
+    let remembered = sysroot.remember(event, of.id(), of.origin(), "done");
+    [noted.map(drop), tidied, remembered]
+        .into_iter()
+        .filter_map(Result::err)
+        .collect()
+}
+
+pub(crate) fn verified(known: &Known) -> Result<&Deployment> {
     known.verified.as_ref().map_err(|e| Error::Trust {
         what: format!("deployment {}", known.id.short()),
         why: e.to_string(),
     })
 }
 
-/// What the settings say, or what the entries had so far without an image that wished it, or the file system that SYSROOT
-/// is on, or, where it has no UUID, the root partition by its type (Discoverable Partitions Specification).
+/// What the settings say, or what the entries had so far without an image that wished it, or the file system that
+/// SYSROOT is on, or, where it has no UUID, the root partition by its type (Discoverable Partitions Specification).
 pub(crate) fn root_argument(sysroot: &Sysroot, known: &[Known]) -> Result<String> {
     let former = || known.iter().find_map(|known| own_root(sysroot, known));
     if let Some(root) = sysroot.options.root_argument.clone().or_else(former) {

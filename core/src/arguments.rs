@@ -94,7 +94,10 @@ pub fn change(sysroot: &Sysroot, edit: &Edit, monitor: &dyn Monitor) -> Result<D
         monitor.event(Event::Warning(alone.into()));
     }
     activate::keep_good_next(sysroot, &known, id)?;
-    let (entry, _) = activate::again(sysroot, &known, id, Some(before.wanted.clone()), "kargs")?;
+    let activate::Again { entry, lost } = activate::again(sysroot, &known, id, Some(before.wanted.clone()), "kargs")?;
+    for error in lost {
+        monitor.event(Event::Warning(format!("the entry is made; not noted: {error}")));
+    }
     let not_in = |list: &[String], other: &[String]| list.iter().filter(|a| !other.contains(a)).cloned().collect();
     Ok(Done {
         added: not_in(&before.wanted, &before.line),

@@ -1,19 +1,20 @@
 //! Going back, and choosing what stays: `rollback`, `pin`, `unpin`, `delete`.
 //!
 //! Invariant: a rollback adds an entry with a higher generation and changes none. At every instant the old entry or
-//! the new one is the one that boots next, and both are complete.
+//! the new one is the one that boots next, and both are complete. What is begun is noted before, so that the same
+//! command after an interruption finishes it and does not go back once more.
 
 use jiff::Timestamp;
 
 use crate::activate;
-use crate::deployment::{Failed, FailedDigests, Staged};
+use crate::deployment::{Begun, Failed, FailedDigests, Staged};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 use crate::plan;
 use crate::sysroot::{Known, Sysroot};
 
 /// What a rollback did.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Done {
     /// What boots next.
     pub id: DeploymentId,
@@ -25,32 +26,64 @@ pub struct Done {
     pub entry: String,
     /// Its generation.
     pub generation: u64,
+    /// What could not be noted afterwards; it boots next all the same.
+    pub lost: Vec<Error>,
 }
 
-/// The previous deployment boots next.
+/// The previous deployment boots next. One that was begun in this boot of the machine, and got as far as its entry, is
+/// finished instead.
 ///
 /// # Errors
-/// [`Error::Deployment`] where there is no other that could; nothing is changed then.
+/// [`Error::Deployment`] where there is no other that could; nothing is changed then. What fails after the entry was
+/// made is in [`Done::lost`].
 pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
     let known = sysroot.known()?;
+    if let Some((begun, next)) = unfinished(sysroot, &known) {
+        let entry = next.entry.as_ref().map(|entry| entry.file.clone()).unwrap_or_default();
+        let waits = note_waiting(sysroot, &known, begun.id)?;
+        let lost = activate::note_entry(sysroot, activate::verified(next)?, begun.generation, "rollback");
+        return Ok(finish(sysroot, &known, &begun, waits, entry, lost));
+    }
     let standing = Sysroot::standing(&known);
     let target = plan::rollback_target(&standing)?.id;
     let instead_of = plan::next_to_boot(&standing).map(|d| d.id);
     let staged = sysroot.roles(&standing).staged;
-    let was_staged = staged.is_some() && staged == instead_of;
+    let boot_id = sysroot.options.boot_id.as_deref();
+    let generation = activate::next_generation(sysroot, &known)?;
+    let mut begun = Begun::new(target, generation, boot_id.unwrap_or_default());
+    begun.was_staged = staged.is_some() && staged == instead_of;
+    begun.instead_of = instead_of;
     let waits = note_waiting(sysroot, &known, target)?;
-    let (entry, generation) = activate::again(sysroot, &known, target, None, "rollback")?;
+    // Where it cannot be written, on a full disk, going back is wanted all the more.
+    let noted = boot_id.map_or(Ok(()), |_| begun.save(sysroot.fs(), sysroot.layout()));
+    let made = activate::again(sysroot, &known, target, None, "rollback")?;
+    let lost = noted.err().into_iter().chain(made.lost).collect();
+    Ok(finish(sysroot, &known, &begun, waits, made.entry, lost))
+}
+
+/// A rollback of this boot of the machine whose entry boots next, and that did not come to its end.
+fn unfinished<'k>(sysroot: &Sysroot, known: &'k [Known]) -> Option<(Begun, &'k Known)> {
+    let begun = Begun::of_boot(sysroot.layout(), sysroot.options.boot_id.as_deref()?)?;
+    let next = Sysroot::next(known).filter(|next| next.standing.bootable)?;
+    (next.id == begun.id && next.standing.generation == Some(begun.generation)).then_some((begun, next))
+}
+
+/// What comes after the entry.
+fn finish(sysroot: &Sysroot, known: &[Known], begun: &Begun, waits: bool, entry: String, mut lost: Vec<Error>) -> Done {
+    let (fs, layout) = (sysroot.fs(), sysroot.layout());
     if !waits {
-        Staged::clear(sysroot.fs(), sysroot.layout())?;
+        lost.extend(Staged::clear(fs, layout).err());
     }
-    leave_alone(sysroot, &known, instead_of, target)?;
-    Ok(Done {
-        id: target,
-        instead_of,
-        was_staged,
+    lost.extend(leave_alone(sysroot, known, begun.instead_of, begun.id).err());
+    lost.extend(Begun::clear(fs, layout).err());
+    Done {
+        id: begun.id,
+        instead_of: begun.instead_of,
+        was_staged: begun.was_staged,
         entry,
-        generation,
-    })
+        generation: begun.generation,
+        lost,
+    }
 }
 
 /// Where the target never ran, the note is about it before it boots next: it has to have the last merge of /etc, and

@@ -45,6 +45,8 @@ pub struct Options {
     pub booted: Option<DeploymentId>,
     /// The generation of the boot entry that it was started with, where that is known.
     pub started: Option<u64>,
+    /// Which boot of the machine this is: what was begun in another one is over. Without it nothing counts as begun.
+    pub boot_id: Option<String>,
     /// Value of `root=` for boot entries; `None` = found out.
     pub root_argument: Option<String>,
     /// `$BOOT` was named for this run, so it may be a new one without an entry of any deployment.

@@ -306,7 +306,7 @@ fn marks_itself(root: &Path) -> bool {
     fs::exists(&root.join(BLESS_BOOT)) && fs::exists(&counted) && !reboot::was_soft()
 }
 
-fn boot_id() -> Result<Option<String>> {
+pub fn boot_id() -> Result<Option<String>> {
     let text = fs::read_text(Path::new("/proc/sys/kernel/random/boot_id"), 100)?;
     Ok(text.map(|text| text.trim().to_owned()))
 }

@@ -1,6 +1,7 @@
 //! `rollback`.
 
 use anyhow::Result;
+use cfs_core::monitor::{Event, Monitor};
 use cfs_core::rollback;
 use serde::Serialize;
 
@@ -56,6 +57,11 @@ impl Rollback {
         context.check_apply(self.apply.is_some())?;
         let sysroot = context.open(&self.boot, "rollback")?;
         let done = rollback::rollback(&sysroot)?;
+        for error in &done.lost {
+            context
+                .ui
+                .event(Event::Warning(format!("it boots next; not noted: {error}")));
+        }
         journal::rolled_back(&sysroot, &done.id, "the administrator asked for it");
         let report = RolledBack {
             deployment: done.id.to_string(),

@@ -211,6 +211,7 @@ impl Context {
             platform: Platform::host(),
             booted: if target.host { running()? } else { None },
             started: self.started().filter(|_| target.host),
+            boot_id: super::health::boot_id().ok().flatten(),
             root_argument: None,
             boot_named: false,
             kernel_arguments: Vec::new(),

@@ -25,6 +25,7 @@ pub fn options(root: &Path, fs: Arc<dyn Fs>, booted: Option<DeploymentId>) -> Op
         platform: Platform::host(),
         booted,
         started: None,
+        boot_id: None,
         root_argument: Some("LABEL=root".into()),
         boot_named: false,
         kernel_arguments: Vec::new(),

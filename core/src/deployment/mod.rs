@@ -19,8 +19,10 @@ mod list;
 pub(crate) mod note;
 pub mod origin;
 pub mod select;
+pub mod begun;
 pub mod staged;
 
+pub use begun::Begun;
 pub use create::{Draft, EtcDraft};
 pub use downloaded::Downloaded;
 pub use history::{Event, Failed, FailedDigests, History};
