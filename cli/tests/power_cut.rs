@@ -136,6 +136,16 @@ impl Bench {
         (bench, id)
     }
 
+    /// The same with version 2 deployed, which boots next; the ids of both.
+    fn updated() -> (Self, DeploymentId, DeploymentId) {
+        let (mut bench, old) = Self::new();
+        let (root, fs) = bench.machine("two");
+        upgrade(&root, Arc::new(fs)).unwrap();
+        let new = next(&root);
+        bench.before = root;
+        (bench, old, new)
+    }
+
     /// A fresh copy of the machine, and a file system whose power goes off.
     fn machine(&self, name: &str) -> (PathBuf, CrashFs) {
         let (root, stash) = (self.base.join(name), self.base.join(format!("{name}.stash")));
@@ -260,11 +270,7 @@ fn whenever_the_power_is_cut_while_what_was_downloaded_is_taken_it_boots_and_the
 #[test]
 fn whenever_the_power_is_cut_during_a_rollback_either_deployment_boots() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let (mut bench, old) = Bench::new();
-    let (root, fs) = bench.machine("two");
-    upgrade(&root, Arc::new(fs)).unwrap();
-    let new = next(&root);
-    bench.before = root;
+    let (bench, old, new) = Bench::updated();
     let operations = bench.cut_everywhere(back, |root, cut| {
         let after = next(root);
         assert!(after == old || after == new, "{cut}");
@@ -278,13 +284,9 @@ fn whenever_the_power_is_cut_during_a_rollback_either_deployment_boots() {
 #[test]
 fn a_rollback_that_was_killed_is_finished_by_the_same_command_and_only_the_one_after_goes_back() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let (mut bench, old) = Bench::new();
-    let (root, fs) = bench.machine("two");
-    upgrade(&root, Arc::new(fs)).unwrap();
-    let new = next(&root);
-    bench.before = root;
-    let back = |root: &Path, fs: Arc<dyn Fs>, boot: &str| {
-        let boot_id = Some(boot.to_owned());
+    let (bench, old, new) = Bench::updated();
+    let back = |root: &Path, fs: Arc<dyn Fs>| {
+        let boot_id = Some("this".to_owned());
         let options = Options {
             boot_id,
             ..options(root, fs)
@@ -293,17 +295,17 @@ fn a_rollback_that_was_killed_is_finished_by_the_same_command_and_only_the_one_a
     };
     let (root, fs) = bench.machine("whole");
     let whole = Arc::new(fs);
-    back(&root, whole.clone(), "this").unwrap();
+    back(&root, whole.clone()).unwrap();
     let operations = whole.log();
     let over = operations.iter().rposition(|o| o.contains("rollback.json")).unwrap();
     for (at, operation) in operations[..=over].iter().enumerate() {
         let (root, fs) = bench.machine(&format!("killed-{at}"));
-        let _ = back(&root, Arc::new(fs.cut_after(at)), "this");
-        let lost = back(&root, Arc::new(RealFs), "this").unwrap().lost;
+        let _ = back(&root, Arc::new(fs.cut_after(at)));
+        let lost = back(&root, Arc::new(RealFs)).unwrap().lost;
         assert!(lost.is_empty(), "{lost:?}");
         assert_eq!(next(&root), old, "before {operation}");
         fsck(&root);
-        back(&root, Arc::new(RealFs), "this").unwrap();
+        back(&root, Arc::new(RealFs)).unwrap();
         assert_eq!(next(&root), new, "before {operation}");
         std::fs::remove_dir_all(&root).unwrap();
     }

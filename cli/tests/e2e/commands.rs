@@ -12,14 +12,14 @@ use crate::common::layout::{self, How, Layer, small};
 use crate::common::{Cfs, Entry, is_root, list, name, scratch, tool};
 
 /// Version `version` under the tag `stable` of a layout in `dir`.
-fn publish(dir: &std::path::Path, version: u32) -> String {
+pub fn publish(dir: &std::path::Path, version: u32) -> String {
     small(version, &format!("kernel-{version}"), 4, 3000)
         .finish()
         .layout(&dir.join("oci"), "stable")
 }
 
 /// A sysroot with version 1 and version 2 deployed.
-fn updated(dir: &std::path::Path) -> Cfs {
+pub fn updated(dir: &std::path::Path) -> Cfs {
     let cfs = Cfs::new(dir);
     cfs.run(["switch", &publish(dir, 1)]).expect(0);
     publish(dir, 2);

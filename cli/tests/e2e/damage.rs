@@ -4,23 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use crate::commands::{publish, updated};
 use crate::common::layout::small;
 use crate::common::{Cfs, list, name, scratch};
-
-fn publish(dir: &Path, version: u32) -> String {
-    small(version, &format!("kernel-{version}"), 4, 3000)
-        .finish()
-        .layout(&dir.join("oci"), "stable")
-}
-
-/// A sysroot with version 1 and version 2 deployed.
-fn updated(dir: &Path) -> Cfs {
-    let cfs = Cfs::new(dir);
-    cfs.run(["switch", &publish(dir, 1)]).expect(0);
-    publish(dir, 2);
-    cfs.run(["upgrade"]).expect(0);
-    cfs
-}
 
 /// Found by `fsck`, mended by `fsck --repair`, and then sound.
 fn found_and_mended(cfs: &Cfs, what: &str) {
