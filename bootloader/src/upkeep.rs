@@ -90,13 +90,17 @@ fn root(entry: &BootEntry) -> Vec<String> {
 }
 
 /// Whether a complete entry does the same: a newer one of the same deployment, or the same one marked good. One with
-/// another `root=` does not: it is that of another system on the same `$BOOT`.
+/// another `root=` does not: it is that of another system on the same `$BOOT`. Nor does one with another command line
+/// for an entry that booted well, before it has done so itself.
 fn is_superseded(entries: &Entries, old: &BootEntry) -> bool {
     entries.ours.iter().any(|new| {
         let same_deployment = old.id.map_or(new.short == old.short, |id| new.belongs_to(&id));
         let marked = new.generation == old.generation && new.tries == Tries::Good && old.tries != Tries::Good;
         let same_system = old.changed || !old.is_complete() || root(new) == root(old);
-        new.is_complete() && same_deployment && same_system && (new.generation > old.generation || marked)
+        let proven = old.tries == Tries::Good && old.is_complete() && !old.changed;
+        let proves = new.tries == Tries::Good || !proven || new.options == old.options;
+        let newer = new.generation > old.generation && proves;
+        new.is_complete() && same_deployment && same_system && (newer || marked)
     })
 }
 

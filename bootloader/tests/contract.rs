@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use cfs_bootloader::Kind;
-use cfs_core::boot::{Bootloader, FileSource, NewEntry, Tries};
+use cfs_core::boot::{Bootloader, FileSource, Mark, NewEntry, Tries};
 use cfs_core::error::{Error, Kind as Failure};
 use cfs_core::sys::fs::{Fs, RealFs};
 use common::{FatLike, Full, KINDS, delete, id, install, kernel, new_entry, open, roll_back, snapshot, stage};
@@ -490,6 +490,38 @@ fn the_same_image_of_another_system_on_the_same_partition_is_no_leftover() {
         let plan = loader.plan_cleanup().unwrap();
         assert_eq!(plan.files, [format!("loader/entries/{}", first.file)]);
         assert_eq!(next(loader), third.file);
+    });
+}
+
+#[test]
+fn an_entry_that_booted_well_is_a_leftover_once_a_newer_one_with_another_command_line_did_so_or_one_with_the_same_is_there()
+ {
+    each(|loader| {
+        let first = install(loader, 1, "6.1").unwrap();
+        let good = loader.mark(&loader.entries().unwrap().ours[0], Mark::Good).unwrap();
+        let changed = |generation| {
+            let mut new = new_entry(1, generation, "6.1");
+            new.options.push("debug".into());
+            loader.publish(stage(loader, 1, &new).unwrap()).unwrap()
+        };
+        let second = changed(first.generation + 1);
+        assert!(loader.plan_cleanup().unwrap().is_empty());
+        let third = changed(first.generation + 2);
+        let plan = loader.plan_cleanup().unwrap();
+        assert_eq!(plan.files, [format!("loader/entries/{}", second.file)]);
+        loader.remove(&plan).unwrap();
+        // Without tries it still proves nothing.
+        let bad = loader.mark(&third, Mark::Bad).unwrap();
+        assert!(loader.plan_cleanup().unwrap().is_empty());
+        assert_eq!(next(loader), good);
+        let third = loader
+            .entries()
+            .unwrap()
+            .ours
+            .into_iter()
+            .find(|entry| entry.file == bad);
+        loader.mark(&third.unwrap(), Mark::Good).unwrap();
+        assert_eq!(loader.plan_cleanup().unwrap().files, [format!("loader/entries/{good}")]);
     });
 }
 

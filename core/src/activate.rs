@@ -4,7 +4,7 @@
 //! then the records and names of what has none left. A power cut between any two steps leaves the old entry or both,
 //! and what is left over means nothing and goes with the next update.
 
-use crate::boot::{Bootloader, HostArguments, NewEntry, Tries};
+use crate::boot::{BootEntry, Bootloader, HostArguments, NewEntry, Tries};
 use crate::bootable::{self, Bootable};
 use crate::bound;
 use crate::deployment::Deployment;
@@ -13,6 +13,7 @@ use crate::ids::DeploymentId;
 use crate::monitor::{Event, Monitor, Stage};
 use crate::plan;
 use crate::sysroot::{Known, REMOVED, Sysroot};
+use crate::trial;
 
 /// The name that keeps a deployment's manifest, config and layers.
 pub(crate) fn tag(id: &DeploymentId) -> String {
@@ -66,8 +67,20 @@ pub(crate) fn first(
 /// another one before it. Until `new` has its entry, it boots next.
 pub(crate) fn keep_good_next(sysroot: &Sysroot, known: &[Known], new: DeploymentId) -> Result<()> {
     match plan::overtaken(&Sysroot::standing(known), new) {
-        Some(good) => again(sysroot, known, good, None, "keep").map(drop),
+        Some(good) => again(sysroot, known, good, Line::Same, "keep").map(drop),
         None => Ok(()),
+    }
+}
+
+/// The same for the entry that is to be gone back to, should one of the same deployment fail that has changed kernel
+/// arguments.
+pub(crate) fn keep_former_next(sysroot: &Sysroot, known: &[Known], id: DeploymentId) -> Result<()> {
+    let Some(found) = trial::find(sysroot)?.filter(|found| found.trial.id == id) else {
+        return Ok(());
+    };
+    match plan::is_overtaken(&Sysroot::standing(known), id, found.former.generation) {
+        true => again(sysroot, known, id, Line::Former(found.former.into()), "keep").map(drop),
+        false => Ok(()),
     }
 }
 
@@ -79,30 +92,39 @@ pub(crate) struct Again {
     pub lost: Vec<Error>,
 }
 
-/// A new entry, above all others, for a deployment that has one already, with another command line where one is given;
-/// then the older ones of it go. An error means that there is no such entry.
-pub(crate) fn again(
-    sysroot: &Sysroot,
-    known: &[Known],
-    id: DeploymentId,
-    line: Option<Vec<String>>,
-    event: &str,
-) -> Result<Again> {
+/// What a further entry of a deployment boots with.
+pub(crate) enum Line {
+    /// What its entry has.
+    Same,
+    /// This.
+    New(Vec<String>),
+    /// What this entry of it has, which booted well.
+    Former(Box<BootEntry>),
+}
+
+/// A new entry, above all others, for a deployment that has one already; then the older ones of it go, but for one that
+/// booted well with another command line than one that is new. An error means that there is no such entry.
+pub(crate) fn again(sysroot: &Sysroot, known: &[Known], id: DeploymentId, line: Line, event: &str) -> Result<Again> {
     let found = known.iter().find(|k| k.id == id);
     let missing = || Error::Deployment {
         id: id.short(),
         why: "has no boot entry".into(),
     };
-    let old = found.and_then(|k| k.entry.as_ref()).ok_or_else(missing)?;
+    let old = match &line {
+        Line::Former(entry) => entry,
+        Line::Same | Line::New(_) => found.and_then(|k| k.entry.as_ref()).ok_or_else(missing)?,
+    };
     let deployment = verified(found.ok_or_else(missing)?)?;
     let bootloader = sysroot.bootloader();
     let generation = next_generation(sysroot, known)?;
     // One that was marked good stays good; one that never proved itself has to, with all its tries, and so has a new
     // line.
-    let proven = old.tries == Tries::Good && line.is_none();
+    let proven = old.tries == Tries::Good && !matches!(line, Line::New(_));
     let tries = sysroot.options.tries.filter(|_| !proven);
     let mut new = NewEntry::again(old, bootloader.boot_dir(), generation, tries)?;
-    new.options = line.unwrap_or(new.options);
+    if let Line::New(line) = line {
+        new.options = line;
+    }
     let entry = bootloader.publish(bootloader.stage(deployment, &new)?)?;
     Ok(Again {
         entry: entry.file,

@@ -2,19 +2,22 @@
 //!
 //! Invariant: a change is durable in `boot.toml`, which every later entry is made with, before an entry has it; and
 //! that entry is a further one, above all others, like that of an update. At every instant the old entry or the new
-//! one is the one that boots next, and both are complete. After a power cut between the two the same command once
-//! more, or the next update, makes the entry. A changed entry is counted: with arguments that the machine does not
-//! come up with it goes back to the deployment before, which keeps the arguments that it had.
+//! one is the one that boots next, and both are complete. After a power cut between the two the former arguments hold,
+//! or the same command once more makes the entry. A changed entry is counted. With arguments that the machine does not
+//! come up with it goes back to the entry that booted well before ([`crate::trial`]), or to the deployment before
+//! where there is none.
 
-use crate::activate;
+use crate::activate::{self, Line};
 use crate::boot::host::Edit;
-use crate::boot::{BootEntry, HostArguments};
+use crate::boot::{BootEntry, HostArguments, Tries};
 use crate::bootable;
+use crate::deployment::Trial;
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 use crate::monitor::{Event, Monitor};
 use crate::plan;
 use crate::sysroot::{Known, Sysroot};
+use crate::trial;
 
 /// The arguments of what boots next, and where they are from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +61,7 @@ pub struct Done {
 /// [`Error::Deployment`] where nothing boots next.
 pub fn show(sysroot: &Sysroot) -> Result<Arguments> {
     let known = sysroot.known()?;
-    let host = HostArguments::load(sysroot.layout())?;
+    let host = trial::wanted(sysroot)?;
     let (id, entry) = next(&known)?;
     of(sysroot, id, entry, &host, &host)
 }
@@ -71,6 +74,7 @@ pub fn change(sysroot: &Sysroot, edit: &Edit, monitor: &dyn Monitor) -> Result<D
     let known = sysroot.known()?;
     sysroot.check_boot(&known)?;
     sysroot.bootloader().check_writable()?;
+    trial::settle(sysroot, &known)?;
     let had = HostArguments::load(sysroot.layout())?;
     let host = had.changed(edit)?;
     let (id, old) = next(&known)?;
@@ -78,6 +82,10 @@ pub fn change(sysroot: &Sysroot, edit: &Edit, monitor: &dyn Monitor) -> Result<D
     if before.is_current() && host == had {
         return Err(Error::Nothing("the kernel arguments are like that already".into()));
     }
+    let line = match before.is_current() {
+        true => Line::Same,
+        false => prepare(sysroot, &known, (id, old), &had, &before, monitor)?,
+    };
     if host != had {
         host.save(sysroot.fs(), sysroot.layout())?;
     }
@@ -88,13 +96,7 @@ pub fn change(sysroot: &Sysroot, edit: &Edit, monitor: &dyn Monitor) -> Result<D
             removed: Vec::new(),
         });
     }
-    if plan::rollback_target(&Sysroot::standing(&known)).is_err() {
-        let alone = "there is no other deployment to go back to, should the machine not come up with these arguments: then \
-                     change them in the boot loader's menu (key e), and here";
-        monitor.event(Event::Warning(alone.into()));
-    }
-    activate::keep_good_next(sysroot, &known, id)?;
-    let activate::Again { entry, lost } = activate::again(sysroot, &known, id, Some(before.wanted.clone()), "kargs")?;
+    let activate::Again { entry, lost } = activate::again(sysroot, &known, id, line, "kargs")?;
     for error in lost {
         monitor.event(Event::Warning(format!("the entry is made; not noted: {error}")));
     }
@@ -108,6 +110,54 @@ pub fn change(sysroot: &Sysroot, edit: &Edit, monitor: &dyn Monitor) -> Result<D
             ..before
         },
     })
+}
+
+/// Sees to it that there is something to go back to, should the machine not come up with what `before` wants, and notes
+/// it; then what the new entry is to have.
+fn prepare(
+    sysroot: &Sysroot,
+    known: &[Known],
+    (id, old): (DeploymentId, &BootEntry),
+    had: &HostArguments,
+    before: &Arguments,
+    monitor: &dyn Monitor,
+) -> Result<Line> {
+    let line = before.wanted.clone();
+    let (fs, layout) = (sysroot.fs(), sysroot.layout());
+    match way_back(sysroot, id, old, had)? {
+        Some((former, _)) if former.options == line => {
+            Trial::clear(fs, layout)?;
+            Ok(Line::Former(former.into()))
+        }
+        Some((former, wanted)) => {
+            Trial::new(id, line.clone(), former.options, wanted).save(fs, layout)?;
+            activate::keep_former_next(sysroot, known, id)?;
+            Ok(Line::New(line))
+        }
+        None => {
+            if plan::rollback_target(&Sysroot::standing(known)).is_err() {
+                let alone = "there is nothing to go back to that booted well, should the machine not come up with these \
+                             arguments: then change them in the boot loader's menu (key e), and here";
+                monitor.event(Event::Warning(alone.into()));
+            }
+            activate::keep_good_next(sysroot, known, id)?;
+            Ok(Line::New(line))
+        }
+    }
+}
+
+/// The entry of the deployment that booted well, and what the machine wanted when it was made.
+fn way_back(
+    sysroot: &Sysroot,
+    id: DeploymentId,
+    old: &BootEntry,
+    had: &HostArguments,
+) -> Result<Option<(BootEntry, Vec<String>)>> {
+    if old.tries == Tries::Good && !old.changed {
+        return Ok(Some((old.clone(), had.kernel_arguments.clone())));
+    }
+    let waits = trial::find(sysroot)?.filter(|found| found.trial.id == id && found.tried.is_some());
+    Ok(waits.map(|found| (found.former, found.trial.wanted)))
 }
 
 fn next(known: &[Known]) -> Result<(DeploymentId, &BootEntry)> {

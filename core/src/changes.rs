@@ -4,7 +4,7 @@
 //! written, so what is said holds as long as nobody changes the machine or its /etc in between.
 
 use crate::activate;
-use crate::boot::{BootEntry, HostArguments, Room, cmdline};
+use crate::boot::{BootEntry, Room, cmdline};
 use crate::bootable;
 use crate::deploy;
 use crate::error::Result;
@@ -18,6 +18,7 @@ use crate::registry;
 use crate::sys::verity::Hasher;
 use crate::sysroot::{Known, Sysroot};
 use crate::tree::{self, Differences, Merge, Tree};
+use crate::trial;
 
 /// What would be other than it is.
 #[derive(Clone, Debug)]
@@ -56,7 +57,7 @@ pub fn of(sysroot: &Sysroot, known: &[Known], image: &registry::Image, line: &[S
     let id = digest(sysroot, &tree)?;
     let current = sysroot.current(known);
     let room = sysroot.bootloader().room(&bootable.kernel)?;
-    let host = HostArguments::load(sysroot.layout())?.and(&sysroot.options.kernel_arguments);
+    let host = trial::wanted(sysroot)?.and(&sysroot.options.kernel_arguments);
     let root = activate::root_argument(sysroot, known)?;
     let options = bootable::command_line(&id, &root, &bootable.arguments, &host);
     let present = current.and_then(|known| known.entry.as_ref());

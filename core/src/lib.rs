@@ -68,6 +68,8 @@ pub mod deploy;
 #[cfg(feature = "update")]
 pub mod finalize;
 #[cfg(feature = "update")]
+pub(crate) mod trial;
+#[cfg(feature = "update")]
 pub(crate) mod activate;
 #[cfg(feature = "update")]
 pub mod health;

@@ -79,6 +79,13 @@ pub fn overtaken(all: &[Standing], new: DeploymentId) -> Option<DeploymentId> {
     before.then_some(good.id)
 }
 
+/// Whether the boot loader would try a deployment that never proved itself before an entry of `id` with this
+/// generation, which booted well.
+pub fn is_overtaken(all: &[Standing], id: DeploymentId, generation: u64) -> bool {
+    let mut others = all.iter().filter(|d| d.id != id && d.starts && !d.proven);
+    others.any(|d| d.generation > Some(generation))
+}
+
 /// What an update lets go of once its own entry is durable: all but the next, the booted and the pinned ones, and as
 /// many others as make `keep` in all (at least two: one must be there to go back to), those that booted well before
 /// those that never did, the newest first. On a running machine an update that has not been booted does not count:

@@ -6,7 +6,7 @@
 
 use jiff::Timestamp;
 
-use crate::activate;
+use crate::activate::{self, Line};
 use crate::deployment::{Begun, Failed, FailedDigests, Staged};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
@@ -49,6 +49,7 @@ pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
     let instead_of = plan::next_to_boot(&standing).map(|d| d.id);
     let staged = sysroot.roles(&standing).staged;
     let boot_id = sysroot.options.boot_id.as_deref();
+    activate::keep_former_next(sysroot, &known, target)?;
     let generation = activate::next_generation(sysroot, &known)?;
     let mut begun = Begun::new(target, generation, boot_id.unwrap_or_default());
     begun.was_staged = staged.is_some() && staged == instead_of;
@@ -56,7 +57,7 @@ pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
     let waits = note_waiting(sysroot, &known, target)?;
     // Where it cannot be written, on a full disk, going back is wanted all the more.
     let noted = boot_id.map_or(Ok(()), |_| begun.save(sysroot.fs(), sysroot.layout()));
-    let made = activate::again(sysroot, &known, target, None, "rollback")?;
+    let made = activate::again(sysroot, &known, target, Line::Same, "rollback")?;
     let lost = noted.err().into_iter().chain(made.lost).collect();
     Ok(finish(sysroot, &known, &begun, waits, made.entry, lost))
 }

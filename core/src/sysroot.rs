@@ -80,7 +80,7 @@ pub struct Known {
     pub record: Result<Record>,
     /// The record with its signature verified, or why it is not trusted.
     pub verified: Result<Deployment>,
-    /// Its best boot entry.
+    /// Its best boot entry; of what runs the one that it was started with, should that be newer and in its last try.
     pub entry: Option<BootEntry>,
     /// Image and repository: why it could not be mounted.
     pub problem: Option<String>,
@@ -250,19 +250,22 @@ impl Sysroot {
         problem: Option<String>,
         entries: &Entries,
     ) -> Known {
-        let entry = entries.of(&id).cloned();
-        let tries_left = entry.as_ref().is_some_and(|e| !matches!(e.tries, Tries::Bad { .. }));
-        let whole = entry.as_ref().is_some_and(BootEntry::is_complete);
+        let best = entries.of(&id);
+        let tries_left = best.is_some_and(|e| !matches!(e.tries, Tries::Bad { .. }));
+        let whole = best.is_some_and(BootEntry::is_complete);
         let standing = Standing {
             id,
-            generation: entry.as_ref().map(|e| e.generation),
+            generation: best.map(|e| e.generation),
             bootable: verified.is_ok() && problem.is_none() && whole && tries_left,
             starts: whole && tries_left,
             booted: self.options.booted == Some(id),
             pinned: record.as_ref().is_ok_and(|r| r.origin().pinned),
-            proven: entry.as_ref().is_some_and(|e| e.tries == Tries::Good),
+            proven: best.is_some_and(|e| e.tries == Tries::Good),
             lost: false,
         };
+        let started = self.started(&id, entries);
+        let newer = started.filter(|started| best.is_none_or(|best| best.generation < started.generation));
+        let entry = newer.or(best).cloned();
         Known {
             id,
             record,
@@ -271,6 +274,13 @@ impl Sysroot {
             problem,
             standing,
         }
+    }
+
+    /// The entry that the running system was started with, if it is one of this deployment.
+    fn started<'e>(&self, id: &DeploymentId, entries: &'e Entries) -> Option<&'e BootEntry> {
+        let generation = self.options.started.filter(|_| self.options.booted == Some(*id))?;
+        let mut own = entries.ours.iter().filter(|entry| entry.belongs_to(id));
+        own.find(|entry| entry.generation == generation && entry.is_complete())
     }
 
     /// Which deployments have a role of their own.

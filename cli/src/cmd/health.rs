@@ -6,6 +6,7 @@ use anyhow::Result;
 use cfs_bootloader::variables;
 use cfs_core::deployment::Staged;
 use cfs_core::health::{self, HealthReport, Limits, Outcome, Ran, Verdict};
+use cfs_core::ids::DeploymentId;
 use cfs_core::monitor::{Event, Monitor};
 use cfs_core::sys::fs::{self, Fs, RealFs};
 use cfs_core::sysroot::Sysroot;
@@ -199,7 +200,7 @@ impl Bad {
         };
         let shown = context.show(&Checked {
             result: "bad",
-            verdict: format!("deployment {to} boots next"),
+            verdict: leads_to(*to, Some(id)),
             checks: Vec::new(),
             notes: Vec::new(),
         });
@@ -280,7 +281,7 @@ fn conclude(context: &Context, report: &HealthReport, verdict: &Verdict) -> Resu
             true => ("good", format!("systemd-bless-boot marks {entry}")),
             false => ("good", format!("its entry is {entry} now")),
         },
-        Verdict::GoBack { to, why } => ("bad", format!("{why}; deployment {to} boots next")),
+        Verdict::GoBack { to, why } => ("bad", format!("{why}; {}", leads_to(*to, report.id))),
         Verdict::Alone { why } => ("bad", format!("{why}; no other deployment could boot, so it stays")),
         Verdict::NoLongerGood { why } => ("bad", format!("{why}; it was good before, so it stays")),
     };
@@ -297,6 +298,14 @@ fn conclude(context: &Context, report: &HealthReport, verdict: &Verdict) -> Resu
     let id = report.id.map_or_else(|| "this boot".into(), |id| id.short());
     let why = checked.verdict;
     Err(Error::Deployment { id, why }.into())
+}
+
+/// Where a bad boot leads.
+fn leads_to(to: DeploymentId, running: Option<DeploymentId>) -> String {
+    match running == Some(to) {
+        true => "it boots next with the kernel arguments that it booted well with before".into(),
+        false => format!("deployment {to} boots next"),
+    }
 }
 
 /// Whether systemd-bless-boot will mark the entry, once all that have a say are heard: not after a soft reboot, when

@@ -186,6 +186,11 @@ impl Machine {
         cmdline::join(&entry.unwrap().options)
     }
 
+    /// What the machine wants on every command line.
+    fn wishes(&self) -> Vec<String> {
+        arguments::show(&self.open()).unwrap().machine
+    }
+
     fn failed(&self, manifest: &ManifestDigest) -> Option<(String, bool)> {
         let sysroot = self.open();
         let failed = FailedDigests::load(sysroot.deployments().layout()).unwrap();
@@ -368,7 +373,9 @@ fn a_boot_says_nothing_of_an_entry_that_was_made_during_it() {
     assert_eq!(machine.tries(id), untried, "it still has to show that it boots");
     // And then it counts.
     assert_eq!(machine.boot(), id);
-    assert!(matches!(machine.check(Some("no network")), Verdict::GoBack { to, .. } if to == first));
+    assert!(matches!(machine.check(Some("no network")), Verdict::GoBack { to, .. } if to == id));
+    assert!(!machine.line(id).contains("quiet"));
+    assert_eq!(rollback::rollback(&machine.open()).unwrap().id, first);
 }
 
 #[test]

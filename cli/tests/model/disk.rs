@@ -59,6 +59,8 @@ pub struct Seen {
     /// Reference and manifest.
     pub downloaded: Option<(String, String)>,
     pub arguments: Vec<String>,
+    /// A change of them: which deployment, the arguments of its entry before, and what the machine wanted then.
+    pub trial: Option<(String, Vec<String>, Vec<String>)>,
     pub counter: u64,
     pub staged: Option<String>,
     pub var: BTreeMap<String, String>,
@@ -152,6 +154,11 @@ fn text(value: &Value, key: &str) -> String {
     value[key].as_str().unwrap().to_owned()
 }
 
+fn list(value: &Value, key: &str) -> Vec<String> {
+    let words = value[key].as_array().unwrap().iter();
+    words.map(|word| word.as_str().unwrap().to_owned()).collect()
+}
+
 impl Seen {
     pub fn look(root: &Path) -> Self {
         let (boot, state) = (root.join("boot"), root.join("state/cfs-update"));
@@ -169,6 +176,7 @@ impl Seen {
         let failed = json(&state.join("failed.json"));
         let failed = failed.iter().flat_map(|value| value["failed"].as_array().unwrap());
         let downloaded = json(&state.join("downloaded.json"));
+        let trial = json(&state.join("kargs.json"));
         let arguments = fs::read_to_string(state.join("boot.toml")).unwrap_or_default();
         let arguments: toml::Table = arguments.parse().unwrap();
         let arguments = arguments
@@ -202,6 +210,10 @@ impl Seen {
                 .flatten()
                 .map(|a| a.as_str().unwrap().to_owned())
                 .collect(),
+            trial: trial.map(|value| {
+                let former = list(&value, "former").into_iter().skip_while(|word| word != "rw");
+                (text(&value, "id"), former.skip(1).collect(), list(&value, "wanted"))
+            }),
             counter: json(&state.join("counters.json")).map_or(0, |value| value["highest"].as_u64().unwrap()),
             staged: json(&state.join("staged.json")).map(|value| text(&value, "id")),
             var: names(&var)
@@ -218,6 +230,31 @@ impl Seen {
     pub fn boots(&self) -> Option<&Entry> {
         let order = |e: &&Entry| (e.count.is_bad(), e.sort_key.clone(), Reverse(e.generation), e.count);
         self.entries.iter().min_by_key(order)
+    }
+
+    fn of(&self, id: &str) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |e| e.id == id)
+    }
+
+    /// The best entry of a deployment; what runs counts, should it be in its last try.
+    pub fn best(&self, id: &str, started: Option<u64>) -> Option<&Entry> {
+        let counts = |e: &Entry| !e.count.is_bad() || started == Some(e.generation);
+        self.of(id).max_by_key(|e| (counts(e), e.generation, Reverse(e.count)))
+    }
+
+    /// The one that booted well with other arguments, below one that has yet to.
+    pub fn below(&self, entry: &Entry) -> Option<&Entry> {
+        let older = |e: &&Entry| e.count == Count::None && e.generation < entry.generation;
+        let former = self.of(&entry.id).filter(older).max_by_key(|e| e.generation);
+        former.filter(|former| entry.count != Count::None && former.arguments != entry.arguments)
+    }
+
+    /// The generations of a deployment's entries, but of those that have no tries left beside one that has.
+    pub fn counting(&self, id: &str, started: Option<u64>) -> BTreeSet<u64> {
+        let counts = |e: &&Entry| !e.count.is_bad() || started == Some(e.generation);
+        let all: BTreeSet<_> = self.of(id).map(|e| e.generation).collect();
+        let counting: BTreeSet<_> = self.of(id).filter(counts).map(|e| e.generation).collect();
+        if counting.is_empty() { all } else { counting }
     }
 
     /// The kernels that entries name.

@@ -7,6 +7,9 @@
 //! * A good boot takes the counter off. A bad one of a counted entry takes its tries and is remembered; the newest one that was
 //!   found good, with the arguments that it has, boots then, where there is one. One that was good before, or has nobody
 //!   else, stays.
+//! * Changed kernel arguments get an entry with three tries; the one that booted well with the former ones stays below it
+//!   until the new one has done so. A machine that does not come up with them runs the same deployment as before, and
+//!   wants what it wanted then; nobody's image is to blame.
 //! * What failed is not taken again but with `--retry`; what was gone back from, not by the timer.
 //! * An update waits for the last merge of /etc until it ran; nothing else changes anybody's /etc.
 //! * What runs, what boots next and what is pinned is never removed, and what a rollback would take only where another one
@@ -30,6 +33,8 @@ pub struct Deployment {
     pub reference: String,
     /// Of its boot entry, where it has one.
     pub entry: Option<(u64, Count)>,
+    /// Of the one below it that booted well with other arguments.
+    pub former: Option<(u64, Vec<String>)>,
     pub pinned: bool,
     pub etc: Tree,
     /// What the machine wanted when its entry was made.
@@ -41,11 +46,24 @@ pub struct Deployment {
     pub since: BTreeSet<&'static str>,
 }
 
+/// Changed kernel arguments.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    pub id: String,
+    /// What the machine wanted before.
+    pub wanted: Vec<String>,
+    /// The machine did not come up with them.
+    pub failed: bool,
+}
+
 /// All that counts.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     pub deployments: BTreeMap<String, Deployment>,
     pub booted: Option<String>,
+    /// The generation of the entry that it was started with.
+    pub started: Option<u64>,
+    pub trial: Option<Trial>,
     pub failed: BTreeMap<String, bool>,
     pub downloaded: Option<(String, String)>,
     pub arguments: Vec<String>,
@@ -77,16 +95,34 @@ pub enum Expected {
 }
 
 impl Deployment {
+    /// The best of its entries.
+    fn best(&self) -> Option<(u64, Count)> {
+        let former = self.former.as_ref().map(|(generation, _)| (*generation, Count::None));
+        self.entry
+            .filter(|(_, count)| !count.is_bad())
+            .or(former)
+            .or(self.entry)
+    }
+
     fn bootable(&self) -> bool {
-        self.entry.is_some_and(|(_, count)| !count.is_bad())
+        self.count().is_some_and(|count| !count.is_bad())
     }
 
     fn place(&self) -> (bool, Reverse<Option<u64>>) {
-        (!self.bootable(), Reverse(self.entry.map(|(generation, _)| generation)))
+        (!self.bootable(), Reverse(self.best().map(|(generation, _)| generation)))
     }
 
     pub fn count(&self) -> Option<Count> {
-        self.entry.map(|(_, count)| count)
+        self.best().map(|(_, count)| count)
+    }
+
+    /// A further entry that has yet to prove itself, with these arguments: what booted well with others stays.
+    pub fn try_with(&mut self, entry: (u64, Count), arguments: Vec<String>) {
+        let good = self.entry.filter(|(_, count)| *count == Count::None);
+        let good = good.map(|(generation, _)| (generation, self.arguments.clone()));
+        let former = good.or(self.former.take());
+        self.former = former.filter(|(_, former)| entry.1 != Count::None && *former != arguments);
+        (self.entry, self.arguments) = (Some(entry), arguments);
     }
 }
 
@@ -144,12 +180,36 @@ impl Model {
         }
     }
 
+    /// Nothing runs: what has no tries left, and something to go back to in its own deployment, means nothing.
+    pub fn fall_back(&mut self) {
+        for (id, deployment) in &mut self.deployments {
+            if deployment.entry.is_some_and(|(_, count)| count.is_bad())
+                && let Some((generation, arguments)) = deployment.former.take()
+            {
+                (deployment.entry, deployment.arguments) = (Some((generation, Count::None)), arguments);
+                self.trial
+                    .iter_mut()
+                    .filter(|trial| trial.id == *id)
+                    .for_each(|trial| trial.failed = true);
+            }
+        }
+    }
+
     /// What the boot loader gave up is remembered before anything is decided.
     pub fn settle(&mut self) {
+        self.settle_arguments();
         for (id, deployment) in &self.deployments {
             if deployment.count().is_some_and(Count::is_bad) && self.booted.as_ref() != Some(id) {
                 self.failed.insert(deployment.manifest.clone(), false);
             }
+        }
+    }
+
+    /// The machine wants again what it wanted before what it did not come up with.
+    pub fn settle_arguments(&mut self) {
+        let given_up = |trial: &mut Trial| trial.failed && self.booted.as_ref() == Some(&trial.id);
+        if let Some(trial) = self.trial.take_if(given_up) {
+            self.arguments = trial.wanted;
         }
     }
 
@@ -242,10 +302,11 @@ impl Model {
             image,
             manifest,
             reference,
-            entry: Some((generation, Count::Left(3, 0))),
+            entry: former.and_then(|former| former.entry),
+            former: former.and_then(|former| former.former.clone()),
             pinned: former.is_some_and(|former| former.pinned),
             etc,
-            arguments: self.arguments.clone(),
+            arguments: former.map_or(Vec::new(), |former| former.arguments.clone()),
             ran: keeps && former.is_some_and(|former| former.ran),
             from: if keeps {
                 former.and_then(|former| former.from.clone())
@@ -255,6 +316,10 @@ impl Model {
             since: BTreeSet::new(),
         };
         self.deployments.insert(id.to_owned(), new);
+        let deployment = self.deployments.get_mut(id).unwrap();
+        deployment.try_with((generation, Count::Left(3, 0)), self.arguments.clone());
+        let waits = deployment.former.is_some();
+        self.trial.take_if(|trial| trial.id == id && !waits);
     }
 
     /// Whether these may have gone for what boots next now.
@@ -315,8 +380,14 @@ impl Model {
         assert!(seen.counter >= self.counter, "counters only grow");
         if !self.untidy {
             assert_eq!(seen.boots().map(|e| &e.id), self.boots(), "what boots");
-            let with_entry = self.deployments.values().filter(|d| d.entry.is_some()).count();
-            assert_eq!(seen.entries.len(), with_entry, "{:#?}", seen.entries);
+            for (id, deployment) in &self.deployments {
+                let entries = [deployment.entry.map(|(generation, _)| generation)];
+                let former = deployment.former.as_ref().map(|(generation, _)| *generation);
+                let wanted: BTreeSet<_> = entries.into_iter().chain([former]).flatten().collect();
+                assert_eq!(seen.counting(id, self.started), wanted, "{id}: {:#?}", seen.entries);
+            }
+            let known = |e: &&super::disk::Entry| self.deployments.contains_key(&e.id);
+            assert!(seen.entries.iter().all(|e| known(&e)), "{:#?}", seen.entries);
             assert_eq!(seen.kernels, seen.named(), "kernels are those that entries name");
         }
         match self.stale {
@@ -334,11 +405,7 @@ impl Model {
             (&wanted.manifest, &wanted.reference),
             "{id}"
         );
-        let entry = seen
-            .entries
-            .iter()
-            .filter(|e| e.id == *id)
-            .max_by_key(|e| (e.generation, Reverse(e.count)));
+        let entry = seen.best(id, self.started);
         let found = entry.map(|e| (e.generation, e.count));
         assert_eq!(found, wanted.entry, "boot entry of {id}");
         if let Some(entry) = entry {
@@ -357,15 +424,11 @@ impl Model {
         let before = std::mem::take(&mut self.deployments);
         for (id, record) in &seen.records {
             let image = image_of(&record.manifest);
-            let entry = seen
-                .entries
-                .iter()
-                .filter(|e| e.id == *id)
-                .max_by_key(|e| (e.generation, Reverse(e.count)));
+            let entry = seen.best(id, None);
             let former = before.get(id);
-            let arguments = entry.map_or(Vec::new(), |entry| {
-                entry.arguments[images::get(image).arguments.len()..].to_vec()
-            });
+            let own = images::get(image).arguments.len();
+            let arguments = entry.map_or(Vec::new(), |entry| entry.arguments[own..].to_vec());
+            let below = entry.and_then(|entry| seen.below(entry));
             // What waits for another one's /etc says so; a merge may give what was there.
             let same = record.etc_from.is_none() && former.is_some_and(|former| former.etc == record.etc);
             let adopted = Deployment {
@@ -373,6 +436,7 @@ impl Model {
                 manifest: record.manifest.clone(),
                 reference: record.reference.clone(),
                 entry: entry.map(|e| (e.generation, e.count)),
+                former: below.map(|e| (e.generation, e.arguments[own..].to_vec())),
                 pinned: record.pinned,
                 etc: record.etc.clone(),
                 arguments,
@@ -389,6 +453,15 @@ impl Model {
             };
             self.deployments.insert(id.clone(), adopted);
         }
+        self.trial = seen.trial.clone().and_then(|(id, former, wanted)| {
+            let deployment = self.deployments.get(&id)?;
+            let own = &images::get(deployment.image).arguments;
+            let (_, former) = former.split_at(own.len());
+            let is_former = deployment.count() == Some(Count::None) && deployment.arguments == former;
+            let waits = deployment.former.as_ref().is_some_and(|(_, below)| below == former);
+            let failed = is_former && !waits;
+            (failed || waits).then_some(Trial { id, wanted, failed })
+        });
         self.failed.clone_from(&seen.failed);
         self.downloaded.clone_from(&seen.downloaded);
         self.arguments.clone_from(&seen.arguments);

@@ -75,7 +75,8 @@ pub trait Bootloader: Debug + Send + Sync {
     fn plan_removal(&self, ids: &[DeploymentId]) -> Result<Removal>;
 
     /// What interrupted or superseded work left behind: temporary files, entries of a deployment that has a newer
-    /// complete one, kernel files that no entry names. Not to be called between staging and publishing.
+    /// complete one, kernel files that no entry names. One that booted well stays until a newer one with another
+    /// command line has done so. Not to be called between staging and publishing.
     fn plan_cleanup(&self) -> Result<Removal>;
 
     /// Beside that, the entries of this system that boot none of the `known` deployments. Of this system are those
@@ -382,8 +383,8 @@ impl Entries {
         self.ours.iter().find(|entry| Some(&entry.file) == self.next.as_ref())
     }
 
-    /// The best entry of a deployment: complete before broken, then the newest; of two copies of one, as a power cut
-    /// while it was marked may leave them, the one that the boot loader prefers.
+    /// The best entry of a deployment: complete before broken, one with tries left before one without, then the newest;
+    /// of two copies of one, as a power cut while it was marked may leave them, the one that the boot loader prefers.
     pub fn of(&self, id: &DeploymentId) -> Option<&BootEntry> {
         let own = self.ours.iter().filter(|entry| entry.belongs_to(id));
         let rank = |entry: &BootEntry| match entry.tries {
@@ -391,7 +392,7 @@ impl Entries {
             Tries::Left { .. } => 1,
             Tries::Good => 2,
         };
-        own.max_by_key(|entry| (entry.is_complete(), entry.generation, rank(entry)))
+        own.max_by_key(|entry| (entry.is_complete(), rank(entry) > 0, entry.generation, rank(entry)))
     }
 
     /// A generation higher than that of every entry, broken ones included, and than `highest`, the highest that was

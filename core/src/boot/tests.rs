@@ -77,7 +77,7 @@ fn a_new_generation_is_above_every_entry_and_every_earlier_one() {
 }
 
 #[test]
-fn the_best_entry_of_a_deployment_is_complete_then_newest() {
+fn the_best_entry_of_a_deployment_is_complete_then_has_tries_left_then_is_newest() {
     let other = "cd".repeat(32).parse().unwrap();
     let entries = Entries {
         ours: vec![
@@ -90,6 +90,15 @@ fn the_best_entry_of_a_deployment_is_complete_then_newest() {
     };
     assert_eq!(entries.of(&id()).unwrap().generation, 5);
     assert_eq!(entries.of(&other).unwrap().generation, 8);
+    let mut entries = entries;
+    entries.ours[2].tries = Tries::Bad { done: 3 };
+    assert_eq!(
+        entries.of(&id()).unwrap().generation,
+        2,
+        "the boot loader takes this one"
+    );
+    entries.ours[3].tries = Tries::Bad { done: 3 };
+    assert_eq!(entries.of(&id()).unwrap().generation, 5);
 }
 
 #[test]

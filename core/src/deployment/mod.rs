@@ -21,6 +21,7 @@ pub mod origin;
 pub mod select;
 pub mod begun;
 pub mod staged;
+pub mod trial;
 
 pub use begun::Begun;
 pub use create::{Draft, EtcDraft};
@@ -31,6 +32,7 @@ pub use list::{Deployment, Deployments, Found, Record};
 pub use origin::{BootType, Origin};
 pub use select::{Choice, Roles, select};
 pub use staged::Staged;
+pub use trial::Trial;
 
 #[cfg(test)]
 mod tests;

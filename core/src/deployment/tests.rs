@@ -669,6 +669,7 @@ fn every_file_of_state_format_1_is_read_and_written_as_ever() {
             "downloaded.json",
             "failed.json",
             "history.jsonl",
+            "kargs.json",
             "staged.json"
         ]
     );
@@ -695,6 +696,14 @@ fn every_file_of_state_format_1_is_read_and_written_as_ever() {
     assert_eq!(failed.iter().next().unwrap().why, "health checks");
     failed.save(&RealFs, layout).unwrap();
     assert_eq!(now("failed.json"), sample("failed.json"));
+
+    let trial = Trial::load(layout).unwrap();
+    assert_eq!(
+        (trial.line.len(), trial.former.len(), trial.wanted.as_slice()),
+        (5, 4, &["quiet".to_owned()][..])
+    );
+    trial.save(&RealFs, layout).unwrap();
+    assert_eq!(now("kargs.json"), sample("kargs.json"));
 
     let history = History::load(layout).unwrap();
     assert_eq!((history.events.len(), history.unreadable), (2, 0));

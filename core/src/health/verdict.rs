@@ -3,13 +3,14 @@
 use jiff::Timestamp;
 
 use super::report::HealthReport;
-use crate::activate;
-use crate::boot::{Mark, Tries};
+use crate::activate::{self, Line};
+use crate::boot::{BootEntry, Mark, Tries};
 use crate::deployment::{Failed, FailedDigests};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 use crate::plan;
 use crate::sysroot::{Known, Sysroot};
+use crate::trial::{self, Found};
 
 /// What a boot was found to be, and what was done about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub enum Verdict {
         /// systemd-bless-boot marks the entry, so that other services that have a say are waited for.
         by_systemd: bool,
     },
-    /// Bad: the next boot goes to another deployment.
+    /// Bad: the next boot goes to another deployment, or to the same one with the kernel arguments of before.
     GoBack {
         /// What boots next.
         to: DeploymentId,
@@ -129,8 +130,9 @@ fn forgive(sysroot: &Sysroot, running: &Known) -> Result<()> {
     Ok(())
 }
 
-/// Takes the tries of a deployment's entry, unless nothing else could boot, and remembers its image with the reason.
-/// The last good deployment boots next, with a further entry where something newer was never found good.
+/// Takes the tries of a deployment's entries, unless nothing else could boot, and remembers its image with the reason.
+/// The last good deployment boots next, with a further entry where something newer was never found good. One that runs
+/// with kernel arguments which have yet to prove themselves goes back to those of before, and its image is not to blame.
 ///
 /// # Errors
 /// [`Error::Deployment`] where it has no entry; where anything could not be written down.
@@ -148,6 +150,9 @@ fn condemn_anyway(
     lost: &mut Vec<Error>,
 ) -> Result<Verdict> {
     let found = known.iter().find(|k| k.id == id).ok_or_else(|| no_entry(id))?;
+    if let Some(change) = trial::find(sysroot)?.filter(|change| change.is_of(found, sysroot)) {
+        return without(sysroot, known, &change, why, lost);
+    }
     let others = known.iter().filter(|k| k.id != id && k.standing.bootable);
     let Some(newest) = others.max_by_key(|k| k.standing.generation).map(|k| k.id) else {
         let noted = found
@@ -157,14 +162,40 @@ fn condemn_anyway(
         return Ok(Verdict::Alone { why: why.into() });
     };
     let entry = found.entry.as_ref().ok_or_else(|| no_entry(id))?;
+    let entries = sysroot.bootloader().entries()?.ours;
+    let older = |other: &&BootEntry| other.belongs_to(&id) && other.file != entry.file && works(other);
     lost.extend(blame(sysroot, found, why).err());
     let to = match plan::overtaken(&Sysroot::standing(known), id) {
         // Something that never proved itself is above it. Without room for an entry it is that one's turn.
-        Some(good) if activate::again(sysroot, known, good, None, "keep").is_ok() => good,
+        Some(good) if activate::again(sysroot, known, good, Line::Same, "keep").is_ok() => good,
         _ => newest,
     };
-    sysroot.bootloader().mark(entry, Mark::Bad)?;
+    for entry in entries.iter().filter(older).chain([entry]) {
+        sysroot.bootloader().mark(entry, Mark::Bad)?;
+    }
     Ok(Verdict::GoBack { to, why: why.into() })
+}
+
+/// Goes back to the kernel arguments that the deployment booted well with.
+fn without(sysroot: &Sysroot, known: &[Known], change: &Found, why: &str, lost: &mut Vec<Error>) -> Result<Verdict> {
+    let id = change.trial.id;
+    if let Some(origin) = known.iter().find(|k| k.id == id).and_then(Known::origin) {
+        lost.extend(sysroot.remember("kargs", &id, origin, why).err());
+    }
+    let again = activate::again(sysroot, known, id, Line::Former(change.former.clone().into()), "keep");
+    if let (Err(_), Some(tried)) = (again, &change.tried) {
+        // Without room for an entry the one of before is left.
+        sysroot.bootloader().mark(tried, Mark::Bad)?;
+    }
+    lost.extend(change.give_up(sysroot).err());
+    Ok(Verdict::GoBack {
+        to: id,
+        why: why.into(),
+    })
+}
+
+fn works(entry: &BootEntry) -> bool {
+    entry.is_complete() && !matches!(entry.tries, Tries::Bad { .. })
 }
 
 /// Remembers its image as one that failed.
@@ -179,7 +210,9 @@ fn blame(sysroot: &Sysroot, found: &Known, why: &str) -> Result<()> {
 }
 
 /// Remembers the images of deployments whose tries the boot loader used up: they never came far enough to be judged.
+/// And where it used up those of changed kernel arguments only, the machine wants the former ones again.
 pub fn settle(sysroot: &Sysroot, known: &[Known]) -> Result<()> {
+    trial::settle(sysroot, known)?;
     let mut list = FailedDigests::load(sysroot.layout())?;
     let news = add_used_up(&mut list, known);
     if news.is_empty() {

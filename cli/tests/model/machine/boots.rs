@@ -48,6 +48,7 @@ impl Machine {
     /// The boot loader takes entries and counts until one comes up.
     pub(super) fn boot(&mut self, panics: usize, end: End) {
         for panicked in 0..=panics {
+            self.model.fall_back();
             let seen = Seen::look(&self.root);
             let entry = seen.boots().unwrap().clone();
             let folder = self.root.join("boot/loader/entries");
@@ -59,7 +60,7 @@ impl Machine {
                 deployment.entry = Some((generation, Count::Left(left.saturating_sub(1), done + 1)));
             }
             if panicked == panics {
-                self.model.booted = Some(entry.id);
+                (self.model.booted, self.model.started) = (Some(entry.id), Some(entry.generation));
             }
         }
         let booted = self.model.booted.clone().unwrap();
@@ -116,9 +117,10 @@ impl Machine {
     }
 
     pub(super) fn judged(&mut self, booted: &str, good: bool, verdict: Verdict) {
-        let counted = self.model.deployments[booted]
-            .count()
-            .is_some_and(|count| count != Count::None);
+        // Where its entry was made since the boot, that boot shows nothing of it.
+        let started = self.model.started;
+        let counts = |(generation, count)| count != Count::None && Some(generation) == started;
+        let counted = self.model.deployments[booted].entry.is_some_and(counts);
         let others: Vec<_> = self
             .model
             .deployments
@@ -126,7 +128,9 @@ impl Machine {
             .filter(|(id, d)| *id != booted && d.count().is_some_and(|count| !count.is_bad()))
             .map(|(id, d)| (id.clone(), d.count() == Some(Count::None)))
             .collect();
+        let changed = self.model.trial.as_ref().is_some_and(|trial| trial.id == booted);
         let running = self.model.deployments.get_mut(booted).unwrap();
+        let former = running.former.clone().filter(|_| changed);
         match (good, counted) {
             (true, false) => assert_eq!(verdict, Verdict::StillGood),
             (true, true) => {
@@ -135,9 +139,21 @@ impl Machine {
                     "{verdict:?}"
                 );
                 running.entry = running.entry.map(|(generation, _)| (generation, Count::None));
+                // The next entry takes away what was before.
+                self.model.untidy |= running.former.take().is_some();
                 self.model.failed.remove(&running.manifest);
+                self.model.trial.take_if(|_| changed);
             }
             (false, false) => assert!(matches!(verdict, Verdict::NoLongerGood { .. }), "{verdict:?}"),
+            (false, true) if former.is_some() => {
+                let back = matches!(&verdict, Verdict::GoBack { to, .. } if to.to_hex() == booted);
+                assert!(back, "back to what booted well: {verdict:?}");
+                let entry = Seen::look(&self.root).boots().unwrap().clone();
+                assert!(entry.id == booted && entry.count == Count::None, "{entry:?}");
+                (running.entry, running.former) = (Some((entry.generation, entry.count)), None);
+                running.arguments = former.unwrap().1;
+                self.model.arguments = self.model.trial.take().unwrap().wanted;
+            }
             (false, true) if others.is_empty() => assert!(matches!(verdict, Verdict::Alone { .. }), "{verdict:?}"),
             (false, true) => {
                 let Verdict::GoBack { to, .. } = verdict else {
@@ -146,6 +162,7 @@ impl Machine {
                 if let Some((generation, Count::Left(_, done))) = running.entry {
                     running.entry = Some((generation, Count::Left(0, done)));
                 }
+                running.former = None;
                 self.model.failed.insert(running.manifest.clone(), false);
                 self.reorder();
                 assert_eq!(Some(&to.to_hex()), self.model.boots(), "what it says boots next");

@@ -125,12 +125,13 @@ impl Machine {
             self.model.failed.entry(manifest).or_insert(true);
         }
         let target = self.model.deployments.get_mut(&target).unwrap();
-        let count = match target.count() {
-            Some(Count::None) => Count::None,
+        let count = match target.entry {
+            Some((_, Count::None)) => Count::None,
             _ => Count::Left(3, 0),
         };
-        target.entry = Some((done.generation, count));
+        target.try_with((done.generation, count), target.arguments.clone());
         self.model.untidy = false;
+        self.reorder();
     }
 
     pub(super) fn pin(&mut self, which: Which, on: bool) {
@@ -185,6 +186,7 @@ impl Machine {
         if self.cut_off(&done) {
             return;
         }
+        self.model.settle_arguments();
         let mut wanted = self.model.arguments.clone();
         let there = wanted.iter().position(|own| own == argument);
         match (append, there) {
@@ -202,6 +204,7 @@ impl Machine {
         };
         let deployment = self.model.deployments.get_mut(&next).unwrap();
         let current = deployment.arguments == wanted;
+        let had = self.model.arguments.clone();
         if current && wanted == self.model.arguments {
             assert_eq!(code(&done.unwrap_err()), 77);
             return;
@@ -209,10 +212,24 @@ impl Machine {
         done.unwrap();
         self.model.arguments.clone_from(&wanted);
         if !current {
-            deployment.arguments = wanted;
             let entry = Seen::look(&self.root).boots().unwrap().clone();
-            assert!(entry.id == next && entry.count == Count::Left(3, 0), "{entry:?}");
-            deployment.entry = Some((entry.generation, entry.count));
+            let noted = self.model.trial.as_ref().is_some_and(|trial| trial.id == next);
+            let undone = noted && deployment.former.as_ref().is_some_and(|(_, former)| *former == wanted);
+            let count = if undone { Count::None } else { Count::Left(3, 0) };
+            assert!(entry.id == next && entry.count == count, "{entry:?}");
+            let proven = deployment.entry.is_some_and(|(_, count)| count == Count::None);
+            deployment.try_with((entry.generation, count), wanted);
+            match deployment.former {
+                None => drop(self.model.trial.take_if(|trial| trial.id == next)),
+                Some(_) if !proven => {}
+                Some(_) => {
+                    self.model.trial = Some(Trial {
+                        id: next,
+                        wanted: had,
+                        failed: false,
+                    });
+                }
+            }
             self.model.untidy = false;
             self.reorder();
         }

@@ -30,7 +30,7 @@ use super::actions::{ARGUMENTS, Action, Asked, End, Which};
 use super::disk::{self, Count, Seen};
 use super::etc::{self, Tree};
 use super::images::{self, CHANNELS, IMAGES};
-use super::model::{Expected, Model};
+use super::model::{Expected, Model, Trial};
 use super::support::options;
 use tight::Tight;
 
@@ -146,6 +146,7 @@ impl Machine {
         let booted = self.model.booted.as_ref().map(|id| id.parse().unwrap());
         let mut options = options(&self.root, self.fs.clone(), booted);
         options.keep = self.model.keep;
+        options.started = self.model.started;
         if self.model.tight {
             options.bootloader = Box::new(Tight(options.bootloader));
         }
@@ -260,10 +261,7 @@ impl Machine {
             }
             Action::Finalize => self.finalize(),
             Action::Check { good } => {
-                // Where its entry was made since the boot, that boot shows nothing of it.
-                let of = |id: &String| self.model.deployments[id].count();
-                let untried = |id: &&String| matches!(of(id), Some(Count::Left(_, 0)));
-                if self.model.booted.iter().any(|id| !untried(&id)) {
+                if self.model.booted.is_some() {
                     self.health(*good);
                 }
             }
@@ -273,7 +271,10 @@ impl Machine {
                 }
                 self.boot(*panics, *end);
             }
-            Action::Off => self.model.booted = None,
+            Action::Off => {
+                (self.model.booted, self.model.started) = (None, None);
+                self.model.fall_back();
+            }
             Action::Keep(keep) => self.model.keep = *keep,
             Action::Tight(tight) => self.model.tight = *tight,
             Action::Foreign { entry, there } => self.foreign(*entry, *there),
@@ -299,7 +300,14 @@ impl Machine {
         let seen = Seen::look(&self.root);
         let booted = self.model.booted.clone();
         for (id, deployment) in &mut self.model.deployments {
-            let entry = seen.entries.iter().find(|e| e.id == *id);
+            let entry = seen.best(id, self.model.started);
+            if let Some((generation, _)) = &mut deployment.former {
+                let below = entry
+                    .and_then(|entry| seen.below(entry))
+                    .expect("what booted well stays");
+                assert!(below.generation >= *generation);
+                *generation = below.generation;
+            }
             if let (Some(entry), Some((generation, count))) = (entry, &mut deployment.entry)
                 && entry.generation > *generation
             {
