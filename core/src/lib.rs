@@ -90,6 +90,8 @@ pub mod rollback;
 #[cfg(feature = "update")]
 pub mod arguments;
 #[cfg(feature = "update")]
+pub mod keys;
+#[cfg(feature = "update")]
 pub(crate) mod wanted;
 #[cfg(feature = "update")]
 pub mod upkeep;

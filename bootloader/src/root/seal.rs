@@ -33,7 +33,11 @@ pub fn check(sysroot: &Dir, id: &ObjectId, folders: &[PathBuf]) -> Result<String
         .remedy("deploy the image again with a trusted key, or put the key's public half into the image's initramfs")
     };
     let trust = trusted(folders).map_err(|e| refuse(e.to_string()))?;
-    if trust.keys().all(|(_, revoked)| revoked) {
+    if trust
+        .all()
+        .iter()
+        .all(|(_, trusted, revoked)| trusted.is_none() || revoked.is_some())
+    {
         return Err(refuse("no key that is not revoked".into()));
     }
     let seal = fs::read(&path, SEAL_LIMIT).map_err(|e| refuse(e.to_string()))?;

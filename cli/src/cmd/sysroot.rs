@@ -101,6 +101,11 @@ impl Context {
         work(sysroot).map_err(|error| upkeep::without_room(sysroot, error))
     }
 
+    /// The layout of the sysroot.
+    pub fn layout(&self) -> Result<Layout> {
+        Ok(Layout::new(&self.target()?.root))
+    }
+
     /// The layout of the sysroot and its lock, for changes to its state and nothing else.
     pub fn lock(&self, purpose: &str) -> Result<(Layout, Lock)> {
         let layout = Layout::new(&self.target()?.root);
@@ -215,11 +220,15 @@ impl Context {
             root_argument: None,
             boot_named: false,
             kernel_arguments: Vec::new(),
-            trust: ["etc", "usr/lib"]
-                .map(|top| self.config_root.join(top).join("cfs-update/keys"))
-                .into(),
+            trust: self.key_folders(),
             registry: self.registry(),
         })
+    }
+
+    /// The administrator's and the vendor's folders of keys.
+    pub fn key_folders(&self) -> Vec<PathBuf> {
+        let of = |top| self.config_root.join(top).join("cfs-update/keys");
+        ["etc", "usr/lib"].map(of).into()
     }
 
     /// The generation of the boot entry that was started; after a soft reboot that is another deployment's.

@@ -13,6 +13,7 @@ mod export;
 mod expose;
 mod faults;
 mod install;
+mod keys;
 mod lint;
 mod measure;
 mod mount;

@@ -320,6 +320,11 @@ impl Model {
         deployment.try_with((generation, Count::Left(3, 0)), self.arguments.clone());
         let waits = deployment.former.is_some();
         self.trial.take_if(|trial| trial.id == id && !waits);
+        // What failed once is tried again, where the machine still wants it.
+        self.trial
+            .iter_mut()
+            .filter(|trial| trial.id == id)
+            .for_each(|trial| trial.failed = false);
     }
 
     /// Whether these may have gone for what boots next now.

@@ -269,6 +269,26 @@ impl SigningKey {
         }
     }
 
+    /// The machine's public key in `dir`; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Trust`] where there is something else in its place.
+    pub fn own(dir: &Path) -> Result<Option<PublicKey>> {
+        host(dir)
+    }
+
+    /// Removes the key pair in `dir`, the secret half first, durable when this returns; a missing one is success. What
+    /// it sealed is trusted no longer, unless its public half is trusted elsewhere.
+    pub fn forget(fs: &dyn Fs, dir: &Path) -> Result<()> {
+        for name in [HOST_KEY, HOST_PUBLIC_KEY] {
+            if fs::exists(&dir.join(name)) {
+                fs.remove_file(&dir.join(name))?;
+                fs.sync_dir(dir)?;
+            }
+        }
+        Ok(())
+    }
+
     fn publish(&self, fs: &dyn Fs, dir: &Path) -> Result<()> {
         let mut text = self.public.to_base64();
         text.push('\n');

@@ -7,7 +7,7 @@
 //! it would otherwise come back to life; so is one of a trusted folder, since trust would silently shrink, and so is
 //! anything that everybody may write. Revoking wins over trusting, over the machine's own key, too.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -28,8 +28,15 @@ const FILE_LIMIT: u64 = 1 << 20;
 /// A set of keys to verify with.
 #[derive(Clone, Debug, Default)]
 pub struct TrustStore {
-    trusted: BTreeMap<KeyId, PublicKey>,
-    revoked: BTreeSet<KeyId>,
+    trusted: BTreeMap<KeyId, Listed>,
+    revoked: BTreeMap<KeyId, Listed>,
+}
+
+/// A key, and the file that it was found in.
+#[derive(Clone, Debug)]
+struct Listed {
+    key: PublicKey,
+    path: PathBuf,
 }
 
 impl TrustStore {
@@ -53,14 +60,15 @@ impl TrustStore {
             if fs::exists(&public) {
                 secret::guarded(&public)?;
             }
-            store.trust(host);
+            let path = public;
+            store.trusted.insert(host.id(), Listed { key: host, path });
         }
         for folder in further.iter().map(PathBuf::as_path).chain([keys]) {
-            for key in read_folder(&folder.join(TRUSTED_DIR))? {
-                store.trust(key);
+            for listed in read_folder(&folder.join(TRUSTED_DIR))? {
+                store.trusted.entry(listed.key.id()).or_insert(listed);
             }
-            for key in read_folder(&folder.join(REVOKED_DIR))? {
-                store.revoked.insert(key.id());
+            for listed in read_folder(&folder.join(REVOKED_DIR))? {
+                store.revoked.entry(listed.key.id()).or_insert(listed);
             }
         }
         Ok(store)
@@ -68,12 +76,14 @@ impl TrustStore {
 
     /// Adds a key; the first name of a key stays.
     pub fn trust(&mut self, key: PublicKey) {
-        self.trusted.entry(key.id()).or_insert(key);
+        let path = PathBuf::new();
+        self.trusted.entry(key.id()).or_insert(Listed { key, path });
     }
 
     /// Revokes a key, trusted or not.
-    pub fn revoke(&mut self, key: KeyId) {
-        self.revoked.insert(key);
+    pub fn revoke(&mut self, key: PublicKey) {
+        let path = PathBuf::new();
+        self.revoked.entry(key.id()).or_insert(Listed { key, path });
     }
 
     /// The key with this id.
@@ -85,10 +95,10 @@ impl TrustStore {
             what: "signature".into(),
             why,
         };
-        if self.revoked.contains(id) {
+        if self.revoked.contains_key(id) {
             return Err(refuse(format!("key {id} is revoked; deploy the image again")));
         }
-        self.trusted.get(id).ok_or_else(|| {
+        self.trusted.get(id).map(|listed| &listed.key).ok_or_else(|| {
             refuse(format!(
                 "key {id} is not trusted; `cfs-update key list` shows the {} that are",
                 self.trusted.len()
@@ -96,14 +106,17 @@ impl TrustStore {
         })
     }
 
-    /// All keys with whether they are revoked, by id.
-    pub fn keys(&self) -> impl Iterator<Item = (&PublicKey, bool)> {
-        self.trusted.values().map(|key| (key, self.revoked.contains(&key.id())))
-    }
-
-    /// Ids of revoked keys, known ones or not.
-    pub fn revoked(&self) -> impl Iterator<Item = &KeyId> {
-        self.revoked.iter()
+    /// All keys, by id, with the files that make them trusted and revoked.
+    pub fn all(&self) -> Vec<(&PublicKey, Option<&Path>, Option<&Path>)> {
+        let mut keys: BTreeMap<_, _> = self.revoked.iter().collect();
+        keys.extend(&self.trusted);
+        keys.into_iter()
+            .map(|(id, listed)| {
+                let trusted = self.trusted.get(id).map(|listed| listed.path.as_path());
+                let revoked = self.revoked.get(id).map(|listed| listed.path.as_path());
+                (&listed.key, trusted, revoked)
+            })
+            .collect()
     }
 }
 
@@ -136,7 +149,7 @@ pub fn add(fs: &dyn Fs, keys: &Path, which: &str, key: &PublicKey, name: &str) -
     Ok(path)
 }
 
-fn read_folder(folder: &Path) -> Result<Vec<PublicKey>> {
+fn read_folder(folder: &Path) -> Result<Vec<Listed>> {
     let mut keys = Vec::new();
     let names = fs::names(folder)?;
     if !names.is_empty() {
@@ -154,12 +167,19 @@ fn read_folder(folder: &Path) -> Result<Vec<PublicKey>> {
             why: "its link leads nowhere; repair or remove it".into(),
         })?;
         secret::guarded(&path)?;
-        keys.extend(parse(&text, &path)?);
+        keys.extend(parse(&text, &path)?.into_iter().map(|key| Listed {
+            key,
+            path: path.clone(),
+        }));
     }
     Ok(keys)
 }
 
-fn parse(text: &str, path: &Path) -> Result<Vec<PublicKey>> {
+/// The keys of a file's text, named as the file is.
+///
+/// # Errors
+/// [`Error::Trust`] with the line that is none.
+pub fn parse(text: &str, path: &Path) -> Result<Vec<PublicKey>> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let lines = text.lines().map(str::trim).enumerate();
     let keys = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
