@@ -301,10 +301,9 @@ impl Machine {
         let booted = self.model.booted.clone();
         for (id, deployment) in &mut self.model.deployments {
             let entry = seen.best(id, self.model.started);
-            if let Some((generation, _)) = &mut deployment.former {
-                let below = entry
-                    .and_then(|entry| seen.below(entry))
-                    .expect("what booted well stays");
+            // Without an entry it was let go of.
+            if let (Some((generation, _)), Some(entry)) = (&mut deployment.former, entry) {
+                let below = seen.below(entry).expect("what booted well stays");
                 assert!(below.generation >= *generation);
                 *generation = below.generation;
             }
