@@ -54,7 +54,7 @@ pub fn repair(sysroot: &Sysroot, needed: &[Mend], monitor: &dyn Monitor) -> Resu
     for wanted in wanted::all(sysroot)? {
         let name = wanted.name();
         let mended = match wanted.is_whole(store) {
-            true if wanted.is_named(&tags, &images) => continue,
+            true if wanted.is_named(store, &tags, &images) => continue,
             true => wanted.give_name(store),
             false => wanted.mend(sysroot, monitor),
         };

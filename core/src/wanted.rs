@@ -38,7 +38,7 @@ pub(crate) fn lacking(sysroot: &Sysroot) -> Result<Vec<(String, String)>> {
     let (tags, images) = (store.tags()?, store.image_names()?);
     let why = |wanted: &Wanted| match wanted.is_whole(store) {
         false => Some("its manifest, config, layers or image are not all here"),
-        true if wanted.is_named(&tags, &images) => None,
+        true if wanted.is_named(store, &tags, &images) => None,
         true => Some("the name that keeps it in the repository is missing or leads elsewhere"),
     };
     let found = all(sysroot)?.into_iter();
@@ -96,10 +96,25 @@ impl Wanted {
         format!("{}@{}", self.reference, self.manifest)
     }
 
-    /// Whether the names that keep it lead to it.
-    pub fn is_named(&self, tags: &BTreeMap<String, ManifestDigest>, images: &BTreeMap<String, ObjectId>) -> bool {
+    /// Whether the names that keep it lead to it. That of a deployment may lead to another manifest of which the same
+    /// image is made: an update to that one may have been interrupted, and the record keeps its own.
+    pub fn is_named(
+        &self,
+        store: &Store,
+        tags: &BTreeMap<String, ManifestDigest>,
+        images: &BTreeMap<String, ObjectId>,
+    ) -> bool {
         let image = self.image_name.as_ref().zip(self.deployment);
-        tags.get(&self.tag) == Some(&self.manifest) && image.is_none_or(|(name, id)| images.get(name) == Some(&id))
+        let named = |manifest: &ManifestDigest| *manifest == self.manifest || self.is_made_of(store, manifest);
+        tags.get(&self.tag).is_some_and(named) && image.is_none_or(|(name, id)| images.get(name) == Some(&id))
+    }
+
+    fn is_made_of(&self, store: &Store, manifest: &ManifestDigest) -> bool {
+        let config = store.config_of(manifest).ok().flatten();
+        let made = config
+            .as_ref()
+            .and_then(|config| config.images.get(Variant::Boot.reference()));
+        made.is_some() && made == self.deployment.as_ref()
     }
 
     /// Whether its manifest, config and layers are here with all objects, and the images that were made of it.

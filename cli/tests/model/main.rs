@@ -131,6 +131,24 @@ fn whatever_happens_to_a_machine_it_does_what_the_documentation_says() {
     });
 }
 
+/// Its record has the one manifest then, and the name that keeps it leads to the other.
+#[test]
+fn a_switch_to_another_image_of_the_same_content_may_lose_its_power_at_any_moment() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let asked = actions::Asked::default();
+    for after in (0..60).step_by(3) {
+        let mut machine = Machine::new();
+        machine.step(&Action::Release { channel: 0, image: 1 });
+        machine.step(&Action::Upgrade(asked));
+        machine.step(&Action::Release { channel: 1, image: 4 });
+        machine.step(&Action::Cut {
+            after,
+            names: after % 2 == 0,
+            of: Box::new(Action::Switch { channel: 1, asked }),
+        });
+    }
+}
+
 #[test]
 fn whatever_the_program_is_told_it_ends_as_documented_and_a_failure_leaves_all_as_it_was() {
     explore(|actions, at| {

@@ -162,7 +162,8 @@ impl Machine {
                 if let Some((generation, Count::Left(_, done))) = running.entry {
                     running.entry = Some((generation, Count::Left(0, done)));
                 }
-                running.former = None;
+                // Nor is it worth anything then.
+                self.model.untidy |= running.former.take().is_some();
                 self.model.failed.insert(running.manifest.clone(), false);
                 self.reorder();
                 assert_eq!(Some(&to.to_hex()), self.model.boots(), "what it says boots next");
