@@ -1,13 +1,14 @@
 //! Finding the checks and running them.
 //!
 //! Ours are in `usr/lib/cfs-update/health.d` and `etc/cfs-update/health.d`: one in /etc replaces the one of the same
-//! name in /usr, a link to /dev/null or an empty file masks it. Those of greenboot are run where they are
-//! (`{etc,usr/lib}/greenboot/check/{required,wanted}.d`), so that its checks work unchanged.
+//! name in /usr, a link to /dev/null or an empty file masks it. Those of greenboot follow ([`greenboot`]).
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::greenboot;
 use super::report::{Outcome, Ran};
 use crate::error::Result;
 use crate::etc;
@@ -43,6 +44,19 @@ pub struct Check {
     pub path: PathBuf,
     /// Whether the boot is bad when it fails; else that is only reported.
     pub required: bool,
+    /// How it is run.
+    pub means: Means,
+}
+
+/// How a check is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    /// It is a program.
+    Itself,
+    /// By bash, whatever it is and whether or not it can be executed: a script of greenboot's.
+    Bash,
+    /// Not at all: greenboot's settings disable it.
+    Disabled,
 }
 
 /// How long and how often a check may run.
@@ -74,43 +88,36 @@ impl Default for Limits {
 pub fn find(root: &Path) -> Result<Vec<Check>> {
     let mut ours = BTreeMap::new();
     for folder in ["usr/lib/cfs-update/health.d", "etc/cfs-update/health.d"] {
-        for name in names(&root.join(folder))? {
+        let names = names(&root.join(folder))?.into_iter();
+        for name in names.filter(|name| !name.starts_with('.') && !is_leftover(name)) {
             ours.insert(name.clone(), root.join(folder).join(name));
         }
     }
     let masked = |path: &Path| std::fs::metadata(path).is_ok_and(|found| !found.is_dir() && found.len() == 0);
-    let check = |path, required| Check { path, required };
-    let mut checks: Vec<Check> = (ours.into_values().filter(|path| !masked(path)))
-        .map(|path| check(path, true))
-        .collect();
-    for (kind, required) in [("required.d", true), ("wanted.d", false)] {
-        for top in ["usr/lib", "etc"] {
-            let folder = root.join(top).join("greenboot/check").join(kind);
-            checks.extend(
-                names(&folder)?
-                    .into_iter()
-                    .map(|name| check(folder.join(name), required)),
-            );
-        }
-    }
+    let check = |path| Check {
+        path,
+        required: true,
+        means: Means::Itself,
+    };
+    let ours = ours.into_values().filter(|path| !masked(path));
+    let mut checks: Vec<Check> = ours.map(check).collect();
+    checks.extend(greenboot::find(root)?);
     Ok(checks)
 }
 
-/// Names in a folder or one that a link leads to, sorted; none where there is none. Hidden ones and leftovers are no
-/// checks.
-fn names(folder: &Path) -> Result<Vec<String>> {
+/// Names in a folder or one that a link leads to, sorted; none where there is none.
+pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
     if !fs::leads_to_dir(folder) {
         return Ok(Vec::new());
     }
     let names = fs::names(folder)?.into_iter();
     let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
-    names.retain(|name| !name.starts_with('.') && !is_leftover(name));
     names.sort();
     Ok(names)
 }
 
 /// Whether the name is that of another version of a file: an editor's, a package manager's, or that of a merge of /etc.
-fn is_leftover(name: &str) -> bool {
+pub(super) fn is_leftover(name: &str) -> bool {
     let end = name.rsplit_once('.').map(|(_, end)| end);
     name.ends_with('~') || end.is_some_and(|end| LEFTOVERS.contains(&end)) || etc::is_kept_beside(Path::new(name))
 }
@@ -148,16 +155,18 @@ fn attempts(check: &Check, limits: Limits) -> (Outcome, u32) {
 
 fn once(check: &Check, limit: Duration) -> Outcome {
     let failed = |why: String| Outcome::Failed { why };
-    match fs::is_executable(&check.path) {
-        Ok(true) => {}
-        Ok(false) => {
-            return Outcome::Skipped {
-                why: "it is no executable file; `chmod +x` it or take it away".into(),
-            };
-        }
-        Err(e) => return failed(e.to_string()),
-    }
-    match process::run_for(&check.path, limit) {
+    let skipped = |why: &str| Outcome::Skipped { why: why.into() };
+    let path = check.path.as_os_str();
+    let (program, arguments) = match check.means {
+        Means::Disabled => return skipped("DISABLED_HEALTHCHECKS in /etc/greenboot/greenboot.conf names it"),
+        Means::Bash => (OsStr::new("bash"), vec![path]),
+        Means::Itself => match fs::is_executable(&check.path) {
+            Ok(true) => (path, Vec::new()),
+            Ok(false) => return skipped("it is no executable file; `chmod +x` it or take it away"),
+            Err(e) => return failed(e.to_string()),
+        },
+    };
+    match process::run_for(program, &arguments, limit) {
         Err(e) => failed(e.to_string()),
         Ok((Ended::Exited(0), _)) => Outcome::Passed,
         Ok((ended, said)) => {

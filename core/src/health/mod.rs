@@ -9,10 +9,11 @@
 //! power cut between the two leaves an entry that is tried again, never one that was dropped without a reason.
 
 mod checks;
+mod greenboot;
 mod report;
 mod verdict;
 
-pub use checks::{Check, Limits, find, run};
+pub use checks::{Check, Limits, Means, find, run};
 pub use report::{HealthReport, Outcome, Ran};
 pub use verdict::{Verdict, approve, condemn, failed, judge, judge_anyway, settle};
 

@@ -83,6 +83,46 @@ fn what_a_merge_an_editor_or_a_package_manager_left_beside_a_check_is_none() {
 }
 
 #[test]
+fn greenboots_scripts_go_to_bash_and_its_settings_disable_some() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let required = "etc/greenboot/check/required.d";
+    script(root, &format!("{required}/01-dns.sh"), "exit 1");
+    script(root, "usr/lib/greenboot/check/wanted.d/02-dog", "exit 1");
+    script(root, &format!("{required}/05-program"), "exit 7");
+    for (name, text) in [
+        ("03-plain.sh", "exit 3"),
+        ("04-bash.sh", "[[ ${BASH_SOURCE[0]} == */04-bash.sh ]]"),
+        ("06-readme", "no program"),
+        ("07-saved.sh.rpmnew", "exit 1"),
+    ] {
+        std::fs::write(root.join(required).join(name), text).unwrap();
+    }
+    std::fs::create_dir(root.join(required).join("08-folder.sh")).unwrap();
+    symlink("nowhere", root.join(required).join("09-gone.sh")).unwrap();
+    let settings = "DISABLED_HEALTHCHECKS=(\n\t\"01-dns.sh\"\n\t\"02-dog\"\n)\n";
+    std::fs::write(root.join("etc/greenboot/greenboot.conf"), settings).unwrap();
+    let ran = run(&find(root).unwrap(), QUICK, &mut |_| {});
+    let said = |ran: &Ran| match &ran.outcome {
+        Outcome::Passed => "passed".to_owned(),
+        Outcome::Failed { why } if why.contains("09-gone.sh") => "gone".to_owned(),
+        Outcome::Failed { why } | Outcome::Skipped { why } => why.clone(),
+    };
+    let name = |ran: &Ran| ran.check.rsplit_once('/').unwrap().1.to_owned();
+    let told: Vec<_> = ran.iter().map(|ran| (name(ran), said(ran))).collect();
+    let disabled = "DISABLED_HEALTHCHECKS in /etc/greenboot/greenboot.conf names it";
+    let expected = [
+        ("01-dns.sh", disabled),
+        ("03-plain.sh", "exit code 3"),
+        ("04-bash.sh", "passed"),
+        ("05-program", "exit code 7"),
+        ("09-gone.sh", "gone"),
+        ("02-dog", disabled),
+    ];
+    assert_eq!(told, expected.map(|(name, said)| (name.to_owned(), said.to_owned())));
+}
+
+#[test]
 fn a_folder_of_checks_may_be_a_link_to_one() {
     let root = tempfile::tempdir().unwrap();
     script(root.path(), "srv/checks/10-here", "true");

@@ -90,17 +90,18 @@ const LOOK: rustix::time::Timespec = rustix::time::Timespec {
     tv_nsec: 50_000_000,
 };
 
-/// Runs `program` without input, in a process group of its own, for `limit` at most; returns how it ended and the end
-/// of what it said, output and error output together. Whatever it started is killed with it, and one that keeps its
-/// output open is not waited for.
+/// Runs `program` (found on `PATH` unless it has a `/`) without input, in a process group of its own, for `limit` at
+/// most; returns how it ended and the end of what it said, output and error output together. Whatever it started is
+/// killed with it, and one that keeps its output open is not waited for.
 ///
 /// # Errors
 /// Where it cannot be run.
-pub fn run_for(program: &Path, limit: Duration) -> Result<(Ended, Vec<u8>)> {
-    let fail = |e| Error::io("run", program, e);
+pub fn run_for(program: &OsStr, arguments: &[&OsStr], limit: Duration) -> Result<(Ended, Vec<u8>)> {
+    let fail = |e| Error::io("run", Path::new(program), e);
     let (mut reader, writer) = io::pipe().map_err(fail)?;
     rustix::io::ioctl_fionbio(&reader, true).map_err(|e| fail(e.into()))?;
     let mut child = Command::new(program)
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(writer.try_clone().map_err(fail)?)
         .stderr(writer)
@@ -203,12 +204,12 @@ mod tests {
     #[test]
     fn how_a_program_ends_and_the_end_of_what_it_said_are_known() {
         let (_keep, path) = script("echo out; echo err >&2; exit 7");
-        let (ended, said) = run_for(&path, LONG).unwrap();
+        let (ended, said) = run_for(path.as_os_str(), &[], LONG).unwrap();
         assert_eq!((ended, said.as_slice()), (Ended::Exited(7), &b"out\nerr\n"[..]));
         let (_keep, path) = script("kill -TERM $$");
-        assert_eq!(run_for(&path, LONG).unwrap().0, Ended::Signalled(15));
+        assert_eq!(run_for(path.as_os_str(), &[], LONG).unwrap().0, Ended::Signalled(15));
         let (_keep, path) = script("head -c 1000000 /dev/zero; echo end");
-        let (ended, said) = run_for(&path, LONG).unwrap();
+        let (ended, said) = run_for(path.as_os_str(), &[], LONG).unwrap();
         assert_eq!((ended, said.len()), (Ended::Exited(0), SAID));
         assert!(said.ends_with(b"\0end\n"));
     }
@@ -217,7 +218,10 @@ mod tests {
     fn a_program_that_never_stops_talking_is_killed_in_time() {
         let (_keep, path) = script("yes & yes & exec yes");
         let begun = Instant::now();
-        assert_eq!(run_for(&path, Duration::from_millis(300)).unwrap().0, Ended::TimedOut);
+        assert_eq!(
+            run_for(path.as_os_str(), &[], Duration::from_millis(300)).unwrap().0,
+            Ended::TimedOut
+        );
         assert!(begun.elapsed() < Duration::from_secs(10));
     }
 
@@ -225,7 +229,7 @@ mod tests {
     fn a_program_that_hangs_is_killed_with_its_children_in_time() {
         let (keep, path) = script("echo begun; (sleep 100; echo late > $0.late) & wait");
         let begun = Instant::now();
-        let (ended, said) = run_for(&path, Duration::from_millis(300)).unwrap();
+        let (ended, said) = run_for(path.as_os_str(), &[], Duration::from_millis(300)).unwrap();
         assert_eq!((ended, said.as_slice()), (Ended::TimedOut, &b"begun\n"[..]));
         assert!(begun.elapsed() < Duration::from_secs(20));
         assert!(!keep.path().join("script.late").exists());
@@ -235,7 +239,7 @@ mod tests {
     fn a_child_that_keeps_the_output_open_is_not_waited_for() {
         let (_keep, path) = script("setsid sleep 30 & exit 0");
         let begun = Instant::now();
-        assert_eq!(run_for(&path, LONG).unwrap().0, Ended::Exited(0));
+        assert_eq!(run_for(path.as_os_str(), &[], LONG).unwrap().0, Ended::Exited(0));
         assert!(begun.elapsed() < Duration::from_secs(20));
     }
 }
