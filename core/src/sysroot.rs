@@ -94,18 +94,31 @@ impl Sysroot {
     /// # Errors
     /// [`Error::Busy`] where another run holds the lock.
     pub fn open(options: Options, purpose: &str) -> Result<Self> {
-        let layout = Layout::new(&options.root);
-        if !fs::leads_to_dir(layout.root()) {
-            return Err(Error::Usage(format!(
-                "{} is not a folder; make it first, or give another --sysroot",
-                layout.root().display()
-            )));
-        }
-        layout.prepare(&*options.fs)?;
+        let layout = prepared(&options)?;
         let lock = Lock::exclusive(&layout.lock(), purpose)?;
         let store = Store::open_or_create(&repository(layout.root()), options.algorithm)?;
         let deployments = Deployments::new(layout);
         deployments.clean(&*options.fs)?;
+        let _ = arrived(&options, &deployments);
+        Ok(Self {
+            options,
+            store,
+            deployments,
+            _lock: Some(lock),
+        })
+    }
+
+    /// As [`Sysroot::open`] where there is a repository, also where SYSROOT is read-only or full: for a verdict, whose
+    /// mark is on `$BOOT`. What an interrupted run left is tidied up by the next one that writes.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where another run holds the lock.
+    pub fn open_to_mark(options: Options, purpose: &str) -> Result<Self> {
+        let layout = prepared(&options)?;
+        let lock = Lock::exclusive_anyway(&layout.lock(), purpose)?;
+        let store = Store::open(&repository(layout.root()))?;
+        let deployments = Deployments::new(layout);
+        let _ = deployments.clean(&*options.fs);
         let _ = arrived(&options, &deployments);
         Ok(Self {
             options,
@@ -365,6 +378,19 @@ impl Known {
             manifest: self.manifest(),
         }
     }
+}
+
+/// The layout of SYSROOT, with its folders.
+fn prepared(options: &Options) -> Result<Layout> {
+    let layout = Layout::new(&options.root);
+    if !fs::leads_to_dir(layout.root()) {
+        return Err(Error::Usage(format!(
+            "{} is not a folder; make it first, or give another --sysroot",
+            layout.root().display()
+        )));
+    }
+    layout.prepare(&*options.fs)?;
+    Ok(layout)
 }
 
 /// What runs has an /etc of its own from now on; the note, which says what it may lack, is about it. Where that cannot

@@ -137,7 +137,7 @@ impl Check {
 
     /// The verdict on what was found; what could not be written down is among the notes.
     fn judge(&self, context: &Context, report: &mut HealthReport, by_systemd: bool) -> Result<Verdict> {
-        let sysroot = context.open_waiting(&self.boot, "health check")?;
+        let sysroot = context.open_to_mark(&self.boot, "health check")?;
         report.id = sysroot.booted();
         let mut lost = Vec::new();
         match arrived(&sysroot) {
@@ -172,7 +172,7 @@ impl Check {
 
 impl Good {
     fn run(self, context: &Context) -> Result<()> {
-        let sysroot = context.open_waiting(&self.boot, "health good")?;
+        let sysroot = context.open_to_mark(&self.boot, "health good")?;
         let verdict = health::approve(&sysroot)?;
         if verdict == Verdict::NotOurs {
             return Err(nothing_runs().into());
@@ -185,10 +185,15 @@ impl Good {
 impl Bad {
     fn run(self, context: &Context) -> Result<()> {
         context.check_apply(self.apply)?;
-        let sysroot = context.open_waiting(&self.boot, "health bad")?;
+        let sysroot = context.open_to_mark(&self.boot, "health bad")?;
         let known = sysroot.known()?;
         let id = sysroot.booted().ok_or_else(nothing_runs)?;
-        let verdict = health::condemn(&sysroot, &known, id, &self.reason)?;
+        let mut lost = Vec::new();
+        let verdict = health::condemn(&sysroot, &known, id, &self.reason, &mut lost)?;
+        for error in lost {
+            let what = Event::Warning(format!("could not be written down: {error}"));
+            context.ui.event(what);
+        }
         if let Verdict::GoBack { to, .. } = &verdict {
             journal::rolled_back(&sysroot, to, &self.reason);
         }
@@ -293,6 +298,11 @@ fn conclude(context: &Context, report: &HealthReport, verdict: &Verdict) -> Resu
     };
     if result == "good" {
         return context.show(&checked);
+    }
+    if context.is_human() {
+        for note in checked.notes.iter().cloned() {
+            context.ui.event(Event::Warning(note));
+        }
     }
     context.show_document(&checked)?;
     let id = report.id.map_or_else(|| "this boot".into(), |id| id.short());

@@ -34,26 +34,19 @@ struct Target {
 impl Context {
     /// For changes to what is there; takes the lock. Where nothing was ever deployed, nothing is made.
     pub fn open(&self, boot: &BootDir, purpose: &str) -> Result<Sysroot> {
-        if !self.has_repository()? {
-            let why = "nothing is deployed here; `cfs-update switch IMAGE` makes the first deployment";
-            return Err(Error::Repository {
-                path: repository(&self.target()?.root),
-                why: why.into(),
-            });
-        }
+        self.refuse_empty()?;
         Sysroot::open(self.options(boot, None)?, purpose)
     }
 
-    /// Like [`Context::open`], but waits for another run to end: for what a boot or a shutdown does, which nobody
-    /// repeats.
+    /// Like [`Context::open`], but waits for another run to end: for what a shutdown does, which nobody repeats.
     pub fn open_waiting(&self, boot: &BootDir, purpose: &str) -> Result<Sysroot> {
-        let deadline = Instant::now() + WAIT;
-        loop {
-            match self.open(boot, purpose) {
-                Err(Error::Busy { .. }) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(200)),
-                opened => return opened,
-            }
-        }
+        waiting(|| self.open(boot, purpose))
+    }
+
+    /// Like [`Context::open_waiting`], also where nothing but `$BOOT` can be written: for the verdict on a boot.
+    pub fn open_to_mark(&self, boot: &BootDir, purpose: &str) -> Result<Sysroot> {
+        self.refuse_empty()?;
+        waiting(|| Sysroot::open_to_mark(self.options(boot, None)?, purpose))
     }
 
     /// For changes; a repository that is yet to be made gets this algorithm, an existing one must have it.
@@ -143,6 +136,18 @@ impl Context {
     /// The store alone, for looking at images.
     pub fn store(&self) -> Result<Store> {
         Store::open(&repository(&self.target()?.root))
+    }
+
+    /// Refuses a sysroot where nothing was ever deployed.
+    fn refuse_empty(&self) -> Result<()> {
+        if self.has_repository()? {
+            return Ok(());
+        }
+        let why = "nothing is deployed here; `cfs-update switch IMAGE` makes the first deployment";
+        Err(Error::Repository {
+            path: repository(&self.target()?.root),
+            why: why.into(),
+        })
     }
 
     /// Whether the sysroot is the running system's.
@@ -235,6 +240,17 @@ impl Context {
     fn started(&self) -> Option<u64> {
         let folder = self.config_root.join(variables::FOLDER);
         variables::started(&folder).filter(|_| !reboot::was_soft())
+    }
+}
+
+/// Opens, for as long as another run has the lock and there is patience left.
+fn waiting(open: impl Fn() -> Result<Sysroot>) -> Result<Sysroot> {
+    let deadline = Instant::now() + WAIT;
+    loop {
+        match open() {
+            Err(Error::Busy { .. }) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(200)),
+            opened => return opened,
+        }
     }
 }
 

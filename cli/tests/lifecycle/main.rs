@@ -13,6 +13,7 @@ mod kernel_arguments;
 mod rollbacks;
 #[path = "../support/mod.rs"]
 mod support;
+mod unwritable;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -376,43 +377,6 @@ fn a_boot_says_nothing_of_an_entry_that_was_made_during_it() {
     assert!(matches!(machine.check(Some("no network")), Verdict::GoBack { to, .. } if to == id));
     assert!(!machine.line(id).contains("quiet"));
     assert_eq!(rollback::rollback(&machine.open()).unwrap().id, first);
-}
-
-#[test]
-fn a_boot_is_judged_also_where_nothing_can_be_written_down() {
-    let mut machine = Machine::new();
-    let old = machine.booted.unwrap();
-    machine.release(2);
-    let bad = machine.staged(Wishes::default()).id;
-    machine.boot();
-    // Whoever is root can write wherever there is room, but not over a folder.
-    let notes = machine.root.join("state/cfs-update");
-    for name in ["health.json", "failed.json", "history.jsonl"] {
-        std::fs::remove_file(notes.join(name)).ok();
-        std::fs::create_dir_all(notes.join(name).join("in the way")).unwrap();
-    }
-    let judge = |machine: &Machine, outcome: Checked| {
-        let ran = Ran {
-            check: "10-app".into(),
-            required: true,
-            outcome,
-            attempts: 1,
-            seconds: 0,
-        };
-        let report = HealthReport::new(machine.booted, None, vec![ran]);
-        let mut lost = Vec::new();
-        let verdict = health::judge_anyway(&machine.open(), &report, false, &mut lost).unwrap();
-        assert!(lost.iter().any(|e| e.to_string().contains("health.json")), "{lost:?}");
-        verdict
-    };
-    assert!(matches!(judge(&machine, Checked::Failed { why: "no".into() }), Verdict::GoBack { to, .. } if to == old));
-    assert!(matches!(machine.tries(bad), Tries::Bad { .. }));
-    assert_eq!(machine.boot(), old);
-    let mut machine = Machine::installed();
-    let good = machine.boot();
-    std::fs::create_dir_all(machine.root.join("state/cfs-update/health.json/in the way")).unwrap();
-    assert!(matches!(judge(&machine, Checked::Passed), Verdict::Good { .. }));
-    assert_eq!(machine.tries(good), Tries::Good);
 }
 
 #[test]

@@ -101,7 +101,7 @@ pub fn judge_anyway(
         (None, false) => Ok(Verdict::StillGood),
         (None, true) => good(sysroot, running, by_systemd, lost),
         (Some(why), false) => Ok(Verdict::NoLongerGood { why }),
-        (Some(why), true) => condemn_anyway(sysroot, &known, running.id, &why, lost),
+        (Some(why), true) => condemn(sysroot, &known, running.id, &why, lost),
     }
 }
 
@@ -133,16 +133,11 @@ fn forgive(sysroot: &Sysroot, running: &Known) -> Result<()> {
 /// Takes the tries of a deployment's entries, unless nothing else could boot, and remembers its image with the reason.
 /// The last good deployment boots next, with a further entry where something newer was never found good. One that runs
 /// with kernel arguments which have yet to prove themselves goes back to those of before, and its image is not to blame.
+/// What could not be noted is in `lost`: the mark is what counts.
 ///
 /// # Errors
-/// [`Error::Deployment`] where it has no entry; where anything could not be written down.
-pub fn condemn(sysroot: &Sysroot, known: &[Known], id: DeploymentId, why: &str) -> Result<Verdict> {
-    let mut lost = Vec::new();
-    let verdict = condemn_anyway(sysroot, known, id, why, &mut lost)?;
-    lost.into_iter().next().map_or(Ok(verdict), Err)
-}
-
-fn condemn_anyway(
+/// [`Error::Deployment`] where it has no entry; those of writing to `$BOOT`.
+pub fn condemn(
     sysroot: &Sysroot,
     known: &[Known],
     id: DeploymentId,

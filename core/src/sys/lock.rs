@@ -3,8 +3,8 @@
 //! Invariant: who holds a [`Lock`] is the only writer of that sysroot. The kernel drops it with the process, so a
 //! killed run or a power cut leaves none behind; the text in the file only tells a second run who holds it.
 
-use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -28,16 +28,29 @@ impl Lock {
     /// # Errors
     /// [`Error::Busy`] with the holder's process id and purpose, where another run has it.
     pub fn exclusive(path: &Path, purpose: &str) -> Result<Self> {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        Self::take(&mut options, path, purpose)
+    }
+
+    /// As [`Lock::exclusive`], also where the file system is read-only: a file that is there is locked as well by who
+    /// can only read it, but a second run is not told by whom.
+    ///
+    /// # Errors
+    /// As [`Lock::exclusive`].
+    pub fn exclusive_anyway(path: &Path, purpose: &str) -> Result<Self> {
+        match Self::exclusive(path, purpose) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                Self::take(File::options().read(true), path, purpose)
+            }
+            taken => taken,
+        }
+    }
+
+    fn take(options: &mut OpenOptions, path: &Path, purpose: &str) -> Result<Self> {
         let fail = |e| Error::io("lock", path, e);
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-            .open(path)
-            .map_err(fail)?;
+        let never_through_a_link = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+        let mut file = options.custom_flags(never_through_a_link).open(path).map_err(fail)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
