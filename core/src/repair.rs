@@ -44,6 +44,7 @@ pub fn repair(sysroot: &Sysroot, needed: &[Mend], monitor: &dyn Monitor) -> Resu
                 store.remove_broken(id)?;
                 done.removed.push(*id);
             }
+            Mend::Folder(folder) => store.clear_folder(*folder)?,
             Mend::Seal(id) => match store.seal(id) {
                 Ok(()) => done.sealed.push(*id),
                 Err(error) => done.failed.push((format!("object {id}"), error)),

@@ -99,13 +99,22 @@ impl Sysroot {
         let store = Store::open_or_create(&repository(layout.root()), options.algorithm)?;
         let deployments = Deployments::new(layout);
         deployments.clean(&*options.fs)?;
-        let _ = arrived(&options, &deployments);
-        Ok(Self {
-            options,
-            store,
-            deployments,
-            _lock: Some(lock),
-        })
+        Ok(Self::locked(options, store, deployments, lock))
+    }
+
+    /// As [`Sysroot::open`] where there is a repository, whose `meta.json` is written anew where it is damaged.
+    ///
+    /// # Errors
+    /// As [`Sysroot::open`]; those of [`Store::mend_meta`].
+    pub fn open_to_repair(options: Options, purpose: &str) -> Result<Self> {
+        let layout = prepared(&options)?;
+        let lock = Lock::exclusive(&layout.lock(), purpose)?;
+        let path = repository(layout.root());
+        Store::mend_meta(&*options.fs, &path, options.algorithm)?;
+        let store = Store::open(&path)?;
+        let deployments = Deployments::new(layout);
+        deployments.clean(&*options.fs)?;
+        Ok(Self::locked(options, store, deployments, lock))
     }
 
     /// As [`Sysroot::open`] where there is a repository, also where SYSROOT is read-only or full: for a verdict, whose
@@ -119,13 +128,17 @@ impl Sysroot {
         let store = Store::open(&repository(layout.root()))?;
         let deployments = Deployments::new(layout);
         let _ = deployments.clean(&*options.fs);
+        Ok(Self::locked(options, store, deployments, lock))
+    }
+
+    fn locked(options: Options, store: Store, deployments: Deployments, lock: Lock) -> Self {
         let _ = arrived(&options, &deployments);
-        Ok(Self {
+        Self {
             options,
             store,
             deployments,
             _lock: Some(lock),
-        })
+        }
     }
 
     /// Opens SYSROOT to look at it, without lock and without changing anything.

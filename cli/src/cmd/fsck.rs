@@ -69,7 +69,7 @@ impl Fsck {
             let (summary, _) = check(context, &context.look(&self.boot)?)?;
             return summary.show(context);
         }
-        let sysroot = context.open(&self.boot, "fsck --repair")?;
+        let sysroot = context.open_to_repair(&self.boot, "fsck --repair")?;
         let (summary, needed) = check(context, &sysroot)?;
         if summary.problems == 0 {
             return summary.show(context);

@@ -38,6 +38,12 @@ impl Context {
         Sysroot::open(self.options(boot, None)?, purpose)
     }
 
+    /// Like [`Context::open`], also where `meta.json` of the repository is damaged, which is written anew then.
+    pub fn open_to_repair(&self, boot: &BootDir, purpose: &str) -> Result<Sysroot> {
+        self.refuse_empty()?;
+        Sysroot::open_to_repair(self.options(boot, None)?, purpose)
+    }
+
     /// Like [`Context::open`], but waits for another run to end: for what a shutdown does, which nobody repeats.
     pub fn open_waiting(&self, boot: &BootDir, purpose: &str) -> Result<Sysroot> {
         waiting(|| self.open(boot, purpose))

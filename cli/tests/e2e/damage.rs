@@ -163,3 +163,36 @@ fn what_boots_next_is_what_the_boot_loader_takes_though_its_seal_is_broken_and_r
     let newest = cfs.entries().into_iter().max_by_key(crate::common::Entry::version);
     assert!(!newest.unwrap().digest().contains(next));
 }
+
+#[test]
+fn a_damaged_meta_json_and_a_file_in_the_place_of_objects_are_named_and_mended() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let meta = cfs.sysroot().join("composefs/meta.json");
+    let whole = fs::read(&meta).unwrap();
+    fs::remove_file(&meta).unwrap();
+    fs::write(&meta, "{").unwrap();
+    for command in ["status", "fsck", "gc"] {
+        let said = cfs.run([command]).expect(1).stderr;
+        assert!(
+            said.contains("meta.json is damaged") && said.contains("`cfs-update fsck --repair`"),
+            "{command}: {said}"
+        );
+    }
+    cfs.run(["fsck", "--repair"]).expect(0);
+    assert_eq!(fs::read(&meta).unwrap(), whole);
+    cfs.fsck();
+    let folder = list(&cfs.sysroot().join("composefs/objects")).pop().unwrap();
+    fs::remove_dir_all(&folder).unwrap();
+    fs::write(&folder, "").unwrap();
+    for command in ["gc", "fsck"] {
+        let ran = cfs.run([command]).expect(1);
+        let said = ran.stdout + &ran.stderr;
+        assert!(
+            said.contains(&name(&folder)) && said.contains("fsck --repair"),
+            "{command}: {said}"
+        );
+    }
+    cfs.run(["fsck", "--repair"]).expect(0);
+    cfs.fsck();
+}

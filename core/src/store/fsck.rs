@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::ids::{DiffId, ObjectId};
 use crate::splitstream::ContentType;
 use crate::store::gc::{IMAGE_LIMIT, ObjectsOf};
+use crate::store::pending::OWN;
 use crate::store::streams::object_of_link;
 use crate::store::{Store, StoredManifest};
 use crate::sys::objects::{NO_FILE, Verity};
@@ -39,6 +40,8 @@ pub struct Finding {
 pub enum Mend {
     /// Another content: what it has is proven to be wrong, or lost, or what is in its place is no file.
     Content(ObjectId),
+    /// A folder for the objects whose names begin so: what is in its place is none.
+    Folder(u8),
     /// The fs-verity that the repository demands; the content is right.
     Seal(ObjectId),
 }
@@ -72,6 +75,14 @@ pub fn check(store: &Store, objects_of: ObjectsOf<'_>, sink: &mut dyn FnMut(Find
     summary.images = images(store, objects_of, &mut report)?;
     references(store, "streams/refs", &mut report)?;
     references(store, "images/refs", &mut report)?;
+    for folder in store.obstacles() {
+        let remedy = if folder == OWN {
+            "move it away"
+        } else {
+            "`cfs-update gc` removes it"
+        };
+        report(finding(folder, format!("it is no folder; {remedy}")));
+    }
     summary.findings = findings;
     Ok(summary)
 }
@@ -126,7 +137,13 @@ fn object_folder(store: &Store, folder: u8, sender: &Sender<Finding>) -> u64 {
         Ok(())
     });
     if let Err(error) = listed {
-        let _ = sender.send(finding(format!("objects/{folder:02x}"), error.to_string()));
+        let _ = sender.send(Finding {
+            mend: store
+                .objects
+                .is_folder_obstructed(folder)
+                .then_some(Mend::Folder(folder)),
+            ..finding(format!("objects/{folder:02x}"), error.to_string())
+        });
     }
     count
 }
@@ -159,7 +176,7 @@ fn object(store: &Store, id: &ObjectId) -> Option<(Option<Mend>, String)> {
 }
 
 /// Whether the kernel, which checks what is sealed, or the disk cannot give the content any more.
-fn is_lost(error: &Error) -> bool {
+pub(super) fn is_lost(error: &Error) -> bool {
     let errno = |source: &std::io::Error| source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
     matches!(error, Error::Io { source, .. } if errno(source))
 }

@@ -20,7 +20,7 @@ use rustix::fs::FlockOperation;
 use crate::error::{Error, Result};
 use crate::ids::{DiffId, ObjectId};
 use crate::store::part;
-use crate::store::pending::{LAYERS, MARK, Pending};
+use crate::store::pending::{LAYERS, MARK, OWN, Pending};
 use crate::store::streams::{encode, layer_name, manifest_name, object_of_link};
 use crate::store::{Store, lock_shared, wait_for_lock};
 use crate::sys::fs;
@@ -152,10 +152,13 @@ fn remove(store: &Store, plan: &Plan) -> Result<()> {
     store.remove_named_parts(&plan.parts)?;
     store.objects.remove_leftovers()?;
     store.trim_index()?;
+    store.remove_obstacles()?;
     if store.pending().is_empty() {
         // What an interrupted run left is gone, and all that is left was synced before it was named.
-        store.fs.remove_dir_all(&store.path.join(LAYERS))?;
-        store.remove_mark()?;
+        if fs::is_dir(&store.path.join(OWN)) {
+            store.remove_own(&store.path.join(LAYERS))?;
+            store.remove_mark()?;
+        }
         store.objects.trust();
     }
     Ok(())

@@ -56,7 +56,7 @@ impl Store {
             let opened = fs::open_own_file(&path).map_err(io::Error::other);
             if let Err(error) = opened.and_then(|mut file| self.search_file(&mut file, search)) {
                 tracing::debug!("index {}: {error}; it is made again", path.display());
-                if remember && let Err(error) = self.fs.remove_file(&path) {
+                if remember && let Err(error) = self.remove_own(&path) {
                     tracing::debug!("index {}: {error}", path.display());
                 }
             }
@@ -270,7 +270,7 @@ impl Store {
         let path = folder.join(layer.to_hex());
         self.fs.create_dir(&self.path.join(OWN), 0o700)?;
         self.fs.create_dir(&folder, 0o700)?;
-        self.fs.remove_file(&path)?;
+        self.remove_own(&path)?;
         self.fs.create(&path, 0o600, &mut &*bytes)?;
         Ok(())
     }
@@ -294,7 +294,7 @@ impl Store {
                 .to_str()
                 .is_some_and(|name| here.contains(name) || pending.iter().any(|stream| stream.ends_with(name)));
             if !kept {
-                self.fs.remove_file(&folder.join(&name))?;
+                self.remove_own(&folder.join(&name))?;
             }
         }
         Ok(())

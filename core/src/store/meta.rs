@@ -1,11 +1,23 @@
 //! `meta.json`: which version and features a repository has (composefs-rs, since 0.7).
 //!
 //! Invariant: a repository with a feature that we do not know is written to only where the feature says that this is
-//! safe, and opened at all only where it says that reading is.
+//! safe, and opened at all only where it says that reading is. Only what is no such file at all, after damage, is ever
+//! written anew: one that is not understood may be of a later version.
+
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::ids::Algorithm;
+use crate::error::{Error, Result};
+use crate::ids::{Algorithm, ObjectId};
+use crate::store::Store;
+use crate::store::fsck::is_lost;
+use crate::sys::fs::{self, Fs};
+use crate::sys::verity;
+
+/// It is smaller than this in every version.
+const LIMIT: u64 = 1 << 20;
 
 /// The flag of repositories whose images are of EROFS format 1.
 const V1_EROFS: &str = "v1_erofs";
@@ -65,9 +77,85 @@ pub(super) fn new(algorithm: Algorithm) -> String {
     text
 }
 
+/// The text of a repository's file, or what is wrong with it, and what to do; `None` where there is no file.
+///
+/// # Errors
+/// A file that cannot be read, though it is not lost.
+pub(super) fn read(path: &Path) -> Result<Option<Result<String, String>>> {
+    match fs::read(path, LIMIT) {
+        Ok(None) => Ok(None),
+        Ok(Some(bytes)) => Ok(Some(String::from_utf8(bytes).map_err(|_| garbled("it is no text")))),
+        Err(error) if is_lost(&error) => Ok(Some(Err(garbled(&error.to_string())))),
+        Err(error) => Err(error),
+    }
+}
+
+fn garbled(why: &str) -> String {
+    format!("meta.json is damaged ({why}); `cfs-update fsck --repair` writes it anew")
+}
+
+/// What every version's file is, as JSON.
+fn object(text: &str) -> Result<Value, String> {
+    match serde_json::from_str(text) {
+        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(_) => Err(garbled("it is no JSON object")),
+        Err(error) => Err(garbled(&error.to_string())),
+    }
+}
+
+impl Store {
+    /// Writes the `meta.json` of the repository at `path` anew where it is damaged: of the algorithm that the objects'
+    /// names are of (`otherwise` where there are none), and sealed if any of them is.
+    ///
+    /// # Errors
+    /// [`Error::Repository`] where objects have names of both algorithms; what writing gives.
+    pub fn mend_meta(fs: &dyn Fs, path: &Path, otherwise: Algorithm) -> Result<()> {
+        let meta_path = path.join("meta.json");
+        match read(&meta_path)?.map(|text| text.and_then(|text| object(&text))) {
+            None | Some(Ok(_)) => return Ok(()),
+            Some(Err(why)) => tracing::warn!("repository {}: {why}", path.display()),
+        }
+        let (algorithm, sealed) = of_objects(path)?.unwrap_or((otherwise, false));
+        let temporary = path.join(".#meta.json");
+        fs.remove_file(&temporary)?;
+        fs.create(&temporary, 0o644, &mut new(algorithm).as_bytes())?;
+        fs.sync_file(&temporary)?;
+        if sealed {
+            verity::enable(&fs::open(&temporary)?, algorithm)?;
+        }
+        fs.rename(&temporary, &meta_path)?;
+        fs.sync_dir(path)
+    }
+}
+
+/// The algorithm of the objects' names, and whether one of them has fs-verity; `None` without objects.
+fn of_objects(repository: &Path) -> Result<Option<(Algorithm, bool)>> {
+    let (mut algorithm, mut sealed) = (None, false);
+    for folder in 0..=255_u8 {
+        let folder = format!("{folder:02x}");
+        let path = repository.join("objects").join(&folder);
+        for name in fs::names(&path).unwrap_or_default() {
+            let id = format!("{folder}{}", name.to_string_lossy()).parse::<ObjectId>();
+            let Ok(found) = id.map(|id| id.algorithm()) else {
+                continue;
+            };
+            if *algorithm.get_or_insert(found) != found {
+                return Err(Error::Repository {
+                    path: repository.into(),
+                    why: "it has objects of both algorithms; put back its meta.json from a backup".into(),
+                });
+            }
+            let measured = || verity::measure(&fs::open_own_file(&path.join(&name))?);
+            sealed = sealed || matches!(measured(), Ok(Some(_)));
+        }
+    }
+    Ok(algorithm.map(|algorithm| (algorithm, sealed)))
+}
+
 /// Reads the text of a repository; the error says what to do.
 pub(super) fn parse(text: &str) -> Result<Access, String> {
-    let meta: Meta = serde_json::from_str(text).map_err(|e| format!("meta.json cannot be understood: {e}"))?;
+    let meta = serde_json::from_value::<Meta>(object(text)?);
+    let meta = meta.map_err(|e| format!("meta.json cannot be understood: {e}; update cfs-update to use it"))?;
     if meta.version != 1 {
         return Err(format!("format version {}; update cfs-update to use it", meta.version));
     }

@@ -69,9 +69,6 @@ pub const WHOLE_IMAGE_V1: &str = "cfs-update.image.whole.v1";
 /// Named reference of a config stream: the boot image of EROFS format 1 (`composefs.image.boot.v1`).
 pub const BOOT_IMAGE_V1: &str = "composefs.image.boot.v1";
 
-/// `meta.json` is smaller than this in every version.
-const META_LIMIT: u64 = 1 << 20;
-
 /// An opened repository; may be used from several threads.
 #[derive(Debug)]
 pub struct Store {
@@ -118,7 +115,7 @@ impl Store {
             why,
         };
         let meta_path = path.join("meta.json");
-        let Some(text) = fs::read_text(&meta_path, META_LIMIT)? else {
+        let Some(text) = meta::read(&meta_path)? else {
             return Err(refuse(if has_objects(path)? {
                 "it has no meta.json: a repository of composefs-rs before 0.7, whose images have another format; run \
                  `cfsctl init --upgrade`, or let cfs-update make a new one elsewhere"
@@ -127,7 +124,7 @@ impl Store {
                 "there is none; `switch` makes one".into()
             }));
         };
-        let access = meta::parse(&text).map_err(refuse)?;
+        let access = text.and_then(|text| meta::parse(&text)).map_err(refuse)?;
         let lock = fs::open(path)?;
         lock_shared(&lock, path)?;
         let sealed = verity::measure(&fs::open(&meta_path)?)?.is_some();
@@ -152,7 +149,7 @@ impl Store {
 
     /// Whether nothing is at `path` but what a run left that was cut off while it made a repository there.
     pub fn is_unfinished(path: &Path) -> bool {
-        let meta = fs::read_text(&path.join("meta.json"), META_LIMIT);
+        let meta = meta::read(&path.join("meta.json"));
         matches!(meta, Ok(None)) && matches!(has_objects(path), Ok(false))
     }
 
@@ -376,6 +373,14 @@ impl Store {
     /// What removing gives.
     pub(crate) fn remove_broken(&self, id: &ObjectId) -> Result<()> {
         self.objects.remove(id)
+    }
+
+    /// Removes what is in the place of one of the 256 folders of the objects.
+    ///
+    /// # Errors
+    /// What removing gives.
+    pub(crate) fn clear_folder(&self, folder: u8) -> Result<()> {
+        self.objects.clear_folder(folder)
     }
 
     /// Gives an object the fs-verity that it lacks; its content was checked.

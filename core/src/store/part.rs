@@ -181,8 +181,9 @@ impl Store {
         let folder = self.path.join(PARTS);
         for name in own_names(&folder)? {
             let path = folder.join(&name);
-            if wanted(&name.to_string_lossy()) && lock(&path).is_some() {
-                self.fs.remove_file(&path)?;
+            // A folder in a part's place is nobody's.
+            if wanted(&name.to_string_lossy()) && (fs::is_dir(&path) || lock(&path).is_some()) {
+                self.remove_own(&path)?;
             }
         }
         Ok(())

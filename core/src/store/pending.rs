@@ -9,6 +9,8 @@ use std::sync::PoisonError;
 use crate::error::{Error, Result};
 use crate::ids::{DiffId, ManifestDigest, ObjectId};
 use crate::store::Store;
+use crate::store::index::INDEX;
+use crate::store::part::PARTS;
 use crate::store::streams::{encode, layer_name, manifest_name, name_problem};
 use crate::sys::fs;
 
@@ -105,7 +107,7 @@ impl Store {
         let mut pending = self.pending();
         pending.streams.insert(layer_name(diff_id), stream);
         self.fs.create_dir(&folder, 0o700)?;
-        self.fs.remove_file(&note)?;
+        self.remove_own(&note)?;
         self.fs.create(&note, 0o600, &mut stream.to_hex().as_bytes())?;
         Ok(())
     }
@@ -191,7 +193,7 @@ impl Store {
         self.link_objects(&pending)?;
         self.link_names(&pending)?;
         if pending.begun {
-            self.fs.remove_dir_all(&self.path.join(LAYERS))?;
+            self.remove_own(&self.path.join(LAYERS))?;
             if !self.is_suspect() {
                 self.remove_mark()?;
             }
@@ -201,10 +203,38 @@ impl Store {
         Ok(())
     }
 
+    /// Removes what is at a path in our own folder, file or folder; what a link leads to stays.
+    pub(super) fn remove_own(&self, path: &Path) -> Result<()> {
+        match fs::is_dir(path) {
+            true => self.fs.remove_dir_all(path),
+            false => self.fs.remove_file(path),
+        }
+    }
+
+    /// What is in the place of a folder of ours and keeps it from being made, by name below the repository. A link in
+    /// the place of what is only a help is somebody's wish to do without.
+    pub(super) fn obstacles(&self) -> Vec<&'static str> {
+        let folders = [(OWN, true), (LAYERS, true), (INDEX, false), (PARTS, false)].into_iter();
+        let found = folders.filter(|(folder, needed)| {
+            let meta = fs::metadata(&self.path.join(folder));
+            meta.is_ok_and(|meta| !meta.is_dir() && (*needed || !meta.is_symlink()))
+        });
+        found.map(|(folder, _)| folder).collect()
+    }
+
+    /// Removes what is in the place of folders in our own one.
+    pub(super) fn remove_obstacles(&self) -> Result<()> {
+        let mut inside = self.obstacles();
+        inside.retain(|folder| *folder != OWN);
+        inside
+            .iter()
+            .try_for_each(|folder| self.fs.remove_file(&self.path.join(folder)))
+    }
+
     /// Durably removes the mark: all objects that are here can be relied on.
     pub(super) fn remove_mark(&self) -> Result<()> {
         if fs::exists(&self.path.join(MARK)) {
-            self.fs.remove_file(&self.path.join(MARK))?;
+            self.remove_own(&self.path.join(MARK))?;
             self.fs.sync_dir(&self.path.join(OWN))?;
         }
         Ok(())
@@ -270,7 +300,7 @@ impl Store {
                 let own = self.path.join(OWN);
                 let temporary = own.join("link");
                 self.fs.create_dir(&own, 0o700)?;
-                self.fs.remove_file(&temporary)?;
+                self.remove_own(&temporary)?;
                 self.fs.symlink(Path::new(target), &temporary)?;
                 self.fs.rename(&temporary, path)?;
                 Ok(true)

@@ -59,6 +59,10 @@ impl Fs for RealFs {
         match made {
             Ok(()) => set_mode(path, mode),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && is_dir(path) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let why = "a file or a link is in its place; move it away";
+                Err(Error::io("make the folder", path, io::Error::new(e.kind(), why)))
+            }
             Err(e) => Err(Error::io("make the folder", path, e)),
         }
     }

@@ -148,6 +148,7 @@ impl Objects {
             Ok(stat) if is_file(&stat) => Ok(Place::Object(stat.st_size.cast_unsigned())),
             Ok(_) => Ok(Place::Obstructed),
             Err(Errno::NOENT) => Ok(Place::Empty),
+            Err(Errno::NOTDIR) => Err(self.no_folder(Name::new(id).folder())),
             Err(e) => Err(Error::io("look at", self.path(id), e)),
         }
     }
@@ -286,6 +287,7 @@ impl Objects {
         let fd = match rustix::fs::openat(&self.dir, &*folder, flags, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOTDIR) => return Err(self.no_folder(&folder)),
             Err(e) => return Err(fail(e)),
         };
         for entry in Dir::read_from(&fd).map_err(fail)? {
@@ -298,6 +300,30 @@ impl Objects {
             }
         }
         Ok(())
+    }
+
+    fn no_folder(&self, folder: &str) -> Error {
+        let why = "it is no folder; `cfs-update fsck --repair` removes it and fetches what was in it";
+        Error::io(
+            "use",
+            self.path.join(folder),
+            io::Error::new(io::ErrorKind::NotADirectory, why),
+        )
+    }
+
+    /// Whether something that is no folder is in the place of one of the 256.
+    pub fn is_folder_obstructed(&self, folder: u8) -> bool {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(&self.dir, format!("{folder:02x}"), flags, Mode::empty());
+        opened.err() == Some(Errno::NOTDIR)
+    }
+
+    /// Removes what is no folder in the place of one of the 256.
+    pub fn clear_folder(&self, folder: u8) -> Result<()> {
+        match self.is_folder_obstructed(folder) {
+            true => RealFs.remove_file(&self.path.join(format!("{folder:02x}"))),
+            false => Ok(()),
+        }
     }
 
     /// Enables fs-verity where it is to be had; the file is open for reading only afterwards.
