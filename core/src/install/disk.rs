@@ -100,8 +100,8 @@ impl Disk {
     pub fn open(path: &Path) -> Result<Self> {
         let fail = |e| Error::io("open", path, e);
         let real = path.canonicalize().map_err(fail)?;
-        let mut file = File::open(&real).map_err(fail)?;
-        let kind = file.metadata().map_err(fail)?.file_type();
+        // Before it is opened: a pipe would be waited for, and some devices act when they are.
+        let kind = std::fs::metadata(&real).map_err(fail)?.file_type();
         let refuse = |why: &str| Error::Disk {
             path: path.into(),
             why: why.into(),
@@ -109,6 +109,7 @@ impl Disk {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(refuse("it is neither a block device nor a regular file"));
         }
+        let mut file = File::open(&real).map_err(fail)?;
         let size = file.seek(SeekFrom::End(0)).map_err(fail)?;
         if size == 0 {
             return Err(refuse(
@@ -370,12 +371,12 @@ mod tests {
         let disk = Disk::open(&path).unwrap();
         assert_eq!((disk.size, disk.sector, &disk.device), (1 << 20, 512, &None));
         assert_eq!(disk.uses().unwrap(), Uses::default());
-        assert!(
-            Disk::open(folder.path())
-                .unwrap_err()
-                .to_string()
-                .contains("neither a block device")
-        );
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+        for other in [folder.path(), &pipe, Path::new("/dev/null")] {
+            let refusal = Disk::open(other).unwrap_err().to_string();
+            assert!(refusal.contains("neither a block device"), "{refusal}");
+        }
         assert!(Disk::open(&path.join("x")).is_err());
     }
 
