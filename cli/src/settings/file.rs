@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cfs_core::reference::check_host;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -105,9 +106,11 @@ impl File {
         )?;
         seconds(self.registry.read_timeout, "read-timeout", &mut registry.read_timeout)?;
         if let Some(hosts) = self.registry.insecure {
-            if let Some(bad) = hosts.get_ref().iter().find(|h| h.is_empty() || h.contains(['/', ' '])) {
-                let why = format!("insecure: {bad:?} is not HOST or HOST:PORT; write it without a scheme or path");
-                return Err(at(text, hosts.span().start, &why));
+            for host in hosts.get_ref() {
+                check_host(host).map_err(|why| {
+                    let why = format!("insecure: {host:?} is not HOST or HOST:PORT, without a scheme or path: {why}");
+                    at(text, hosts.span().start, &why)
+                })?;
             }
             registry.insecure = hosts.into_inner();
         }
@@ -229,6 +232,13 @@ mod tests {
     }
 
     #[test]
+    fn a_host_without_tls_is_named_as_in_a_reference() {
+        let hosts = ["lan", "Lan.example:5000", "10.0.0.1:80", "[::1]:5000", "[fd00::1]"];
+        let text = format!("[registry]\ninsecure = {hosts:?}");
+        assert_eq!(settings(&text).unwrap().registry.insecure, hosts);
+    }
+
+    #[test]
     fn what_is_out_of_range_or_of_the_wrong_type_is_refused_with_its_line() {
         for (text, line) in [
             ("[boot]\n\ntries = 0", "line 3"),
@@ -238,6 +248,14 @@ mod tests {
             ("[deployments]\nkeep = 1", "line 2"),
             ("[registry]\nread-timeout = 0", "line 2"),
             ("[registry]\ninsecure = [\"http://x\"]", "line 2"),
+            ("[registry]\ninsecure = [\"lan\", \"\"]", "line 2"),
+            ("[registry]\ninsecure = [\"*.lan\"]", "line 2"),
+            ("[registry]\ninsecure = [\"lan:\"]", "line 2"),
+            ("[registry]\ninsecure = [\"lan:0\"]", "line 2"),
+            ("[registry]\ninsecure = [\"lan:99999\"]", "line 2"),
+            ("[registry]\ninsecure = [\"lan\\n:5000\"]", "line 2"),
+            ("[registry]\ninsecure = [\"::1\"]", "line 2"),
+            ("[registry]\ninsecure = [\"[::1\"]", "line 2"),
             ("[store]\nalgorithm = \"md5\"", "line 2"),
             ("[health]\nattempts = 0", "line 2"),
             ("[auto]\napply = 1", "line 2"),

@@ -17,7 +17,7 @@ mod layout;
 mod name;
 
 pub use layout::{Choice, Layout};
-pub use name::Name;
+pub use name::{Name, check_host};
 
 /// An image, wherever it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

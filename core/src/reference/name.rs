@@ -113,7 +113,11 @@ fn split_host(path: &str, tail: &str, hub: bool) -> Result<(String, String), Str
     Ok((host, rest.into()))
 }
 
-fn check_host(host: &str) -> Result<(), String> {
+/// Whether a text is `HOST[:PORT]`; says why not.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_host(host: &str) -> Result<(), String> {
     let (name, port) = match host.strip_prefix('[') {
         Some(inner) => {
             let (address, after) = inner
