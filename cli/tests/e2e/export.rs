@@ -343,3 +343,37 @@ fn what_cannot_go_out_is_said_and_leaves_the_destination_as_it_was() {
         "no leftover"
     );
 }
+
+#[test]
+fn exports_into_one_folder_at_the_same_time_lose_nothing_that_they_say_is_there() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let oci = image().layout(&dir.path().join("oci"), "os");
+    pulled(&cfs, &oci);
+    let to = dir.path().join("to");
+    let names = ["one", "two", "three", "four"];
+    let running = names.map(|name| cfs.spawn(["image", "export", &oci, &format!("oci:{}:{name}", to.display())]));
+    let mut there = Vec::new();
+    for (name, child) in names.into_iter().zip(running) {
+        let ended = child.wait_with_output().unwrap();
+        match ended.status.code() {
+            Some(0) => there.push(name),
+            code => assert_eq!(code, Some(6), "{}", String::from_utf8_lossy(&ended.stderr)),
+        }
+    }
+    assert!(!there.is_empty());
+    let index = read(to.join("index.json"));
+    let listed = index["manifests"].as_array().unwrap().iter();
+    let mut listed: Vec<_> = listed
+        .map(|entry| {
+            entry["annotations"]["org.opencontainers.image.ref.name"]
+                .as_str()
+                .unwrap()
+        })
+        .collect();
+    listed.sort_by_key(|name| names.iter().position(|other| other == name));
+    assert_eq!(listed, there);
+    for name in there {
+        switched(dir.path(), name, &format!("oci:{}:{name}", to.display()));
+    }
+}

@@ -1,4 +1,7 @@
 //! To a folder in OCI image layout, which may hold other images already.
+//!
+//! Invariant: one run at a time writes there, under a lock on the folder from before its first byte to the end of
+//! `index.json`, which is read under that lock: no run overwrites what another one entered.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -14,6 +17,7 @@ use crate::monitor::Monitor;
 use crate::reference::{Choice, Layout, Reference};
 use crate::registry::{ORIGINAL_MANIFEST, REF_NAME};
 use crate::sys::fs::{self, Fs, RealFs};
+use crate::sys::lock::FolderLock;
 
 pub(super) const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -22,7 +26,10 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(super) struct Folder {
     path: PathBuf,
     name: Option<String>,
-    index: Value,
+    /// For messages.
+    reference: String,
+    /// From the beginning where there is a folder, else from the first byte on.
+    lock: Option<FolderLock>,
 }
 
 impl Folder {
@@ -30,23 +37,43 @@ impl Folder {
     pub(super) fn open(layout: &Layout, reference: &Reference) -> Result<Self> {
         let path = layout.path().to_path_buf();
         let name = name(layout, reference)?;
-        let refuse = |why: &str| Error::Reference {
+        let mut folder = Self {
+            path,
+            name,
             reference: reference.to_string(),
+            lock: None,
+        };
+        if fs::leads_to_dir(&folder.path) {
+            folder.lock()?;
+        }
+        folder.index()?;
+        Ok(folder)
+    }
+
+    /// Excludes other runs from here on.
+    fn lock(&mut self) -> Result<()> {
+        if self.lock.is_none() {
+            self.lock = Some(FolderLock::exclusive(&self.path, "another export")?);
+        }
+        Ok(())
+    }
+
+    /// What is there now.
+    fn index(&self) -> Result<Value> {
+        let refuse = |why: &str| Error::Reference {
+            reference: self.reference.clone(),
             why: why.into(),
         };
-        let index = match fs::read(&path.join("index.json"), MANIFEST_LIMIT)? {
+        let new = || json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []});
+        match fs::read(&self.path.join("index.json"), MANIFEST_LIMIT)? {
             Some(bytes) => serde_json::from_slice(&bytes)
                 .ok()
                 .filter(|index: &Value| index["manifests"].is_array())
-                .ok_or_else(|| refuse("has an index.json that is none; move it away"))?,
-            None if fs::names(&path)?.is_empty() => json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}),
+                .ok_or_else(|| refuse("has an index.json that is none; move it away")),
             // What an interrupted run left has no index yet.
-            None if fs::exists(&path.join("oci-layout")) => {
-                json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []})
-            }
-            None => return Err(refuse("is a folder with something else in it; give another one")),
-        };
-        Ok(Self { path, name, index })
+            None if fs::names(&self.path)?.is_empty() || fs::exists(&self.path.join("oci-layout")) => Ok(new()),
+            None => Err(refuse("is a folder with something else in it; give another one")),
+        }
     }
 
     fn blob(&self, hex: &str) -> PathBuf {
@@ -54,8 +81,12 @@ impl Folder {
     }
 
     /// A leftover of an interrupted run is overwritten.
-    fn write(&self, hex: &str, content: Content<'_>) -> Result<()> {
+    fn write(&mut self, hex: &str, content: Content<'_>) -> Result<()> {
         let folder = self.path.join("blobs/sha256");
+        if self.lock.is_none() {
+            fs::create_dir_all(&RealFs, &self.path, 0o755)?;
+            self.lock()?;
+        }
         if !fs::is_dir(&folder) {
             fs::create_dir_all(&RealFs, &folder, 0o755)?;
             fs::replace(&RealFs, &self.path.join("oci-layout"), 0o644, MARKER)?;
@@ -75,7 +106,7 @@ impl Folder {
         }
     }
 
-    fn write_bytes(&self, hex: &str, bytes: &[u8]) -> Result<()> {
+    fn write_bytes(&mut self, hex: &str, bytes: &[u8]) -> Result<()> {
         self.write(hex, &mut |out| super::copy_all(&mut &*bytes, out))
     }
 }
@@ -156,11 +187,12 @@ impl Target for Folder {
             Some(name) => other["annotations"][REF_NAME] == name.as_str(),
             None => other["annotations"].get(REF_NAME).is_none(),
         };
-        if let Some(entries) = self.index["manifests"].as_array_mut() {
+        let mut index = self.index()?;
+        if let Some(entries) = index["manifests"].as_array_mut() {
             entries.retain(|other| !same(other));
             entries.push(entry);
         }
-        let text = self.index.to_string();
+        let text = index.to_string();
         fs::replace(&RealFs, &self.path.join("index.json"), 0o644, text.as_bytes())
     }
 
@@ -172,4 +204,53 @@ impl Target for Folder {
 /// The folder itself or the first one above it that is there.
 pub(super) fn existing(path: &Path) -> Option<PathBuf> {
     path.ancestors().find(|path| path.is_dir()).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::monitor::Quiet;
+
+    fn open(folder: &Path, name: &str) -> Result<Folder> {
+        let reference: Reference = format!("oci:{}:{name}", folder.display()).parse()?;
+        let Reference::Layout(layout) = &reference else {
+            unreachable!("it is one");
+        };
+        Folder::open(layout, &reference)
+    }
+
+    fn finish(folder: &mut Folder, bytes: &[u8]) -> Result<()> {
+        let manifest = Outgoing {
+            bytes,
+            media_type: OCI_MANIFEST,
+            digest: ManifestDigest::from_hash(Sha256::digest(bytes).into()),
+            original: None,
+        };
+        folder.finish(&manifest, &Quiet)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let index: Value = serde_json::from_slice(&std::fs::read(folder.join("index.json")).unwrap()).unwrap();
+        let entries = index["manifests"].as_array().unwrap().iter();
+        entries
+            .map(|entry| entry["annotations"][REF_NAME].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn of_two_runs_that_begin_at_the_same_time_neither_loses_what_the_other_entered() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("layout");
+        let (mut one, mut two) = (open(&folder, "one").unwrap(), open(&folder, "two").unwrap());
+        assert!(!folder.exists(), "looking makes nothing");
+        finish(&mut one, b"{}").unwrap();
+        assert_eq!(finish(&mut two, b"[]").unwrap_err().kind(), Kind::Busy);
+        assert_eq!(open(&folder, "three").unwrap_err().kind(), Kind::Busy);
+        drop(one);
+        finish(&mut two, b"[]").unwrap();
+        drop(two);
+        finish(&mut open(&folder, "one").unwrap(), b"[1]").unwrap();
+        assert_eq!(names(&folder), ["two", "one"]);
+    }
 }

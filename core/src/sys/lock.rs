@@ -1,4 +1,4 @@
-//! One lock for each sysroot.
+//! Locks: one for each sysroot, and those of folders and of other programs' files.
 //!
 //! Invariant: who holds a [`Lock`] is the only writer of that sysroot. The kernel drops it with the process, so a
 //! killed run or a power cut leaves none behind; the text in the file only tells a second run who holds it.
@@ -33,18 +33,23 @@ impl Lock {
         Self::take(&mut options, path, purpose)
     }
 
-    /// As [`Lock::exclusive`], also where the file system is read-only: a file that is there is locked as well by who
-    /// can only read it, but a second run is not told by whom.
+    /// As [`Lock::exclusive`], also where the file system is read-only: then as [`Lock::to_look`].
     ///
     /// # Errors
     /// As [`Lock::exclusive`].
     pub fn exclusive_anyway(path: &Path, purpose: &str) -> Result<Self> {
         match Self::exclusive(path, purpose) {
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                Self::take(File::options().read(true), path, purpose)
-            }
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => Self::to_look(path),
             taken => taken,
         }
+    }
+
+    /// Takes the lock at `path`, which is there, and writes nothing: a second run is not told who has it.
+    ///
+    /// # Errors
+    /// As [`Lock::exclusive`].
+    pub fn to_look(path: &Path) -> Result<Self> {
+        Self::take(File::options().read(true), path, "")
     }
 
     fn take(options: &mut OpenOptions, path: &Path, purpose: &str) -> Result<Self> {
@@ -76,6 +81,34 @@ impl Lock {
     }
 }
 
+/// A lock on a folder, held until dropped, by which runs of this program that write there exclude each other.
+#[derive(Debug)]
+pub struct FolderLock {
+    /// `None` where the file system has no such locks.
+    _folder: Option<File>,
+}
+
+impl FolderLock {
+    /// Takes the lock on `path`, a folder. `who` else may have it, for the message.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where another run has it.
+    pub fn exclusive(path: &Path, who: &str) -> Result<Self> {
+        let folder = File::open(path).map_err(|e| Error::io("lock", path, e))?;
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { _folder: Some(folder) }),
+            Err(Errno::WOULDBLOCK) => Err(Error::Busy {
+                path: path.to_path_buf(),
+                holder: who.into(),
+            }),
+            Err(error) => {
+                tracing::debug!("{} has no locks: {error}", path.display());
+                Ok(Self { _folder: None })
+            }
+        }
+    }
+}
+
 /// Whoever is waited for longer is named.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -97,7 +130,7 @@ impl RecordLock {
         let never_wait = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
         match File::options().read(true).custom_flags(never_wait).open(path) {
             Ok(file) => Self::take(file, path, FlockOperation::NonBlockingLockShared, patience).map(Some),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("lock", path, e)),
         }
     }
