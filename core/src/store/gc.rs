@@ -149,6 +149,8 @@ fn remove(store: &Store, plan: &Plan) -> Result<()> {
     for (id, _) in &plan.objects {
         store.objects.remove(id)?;
     }
+    // Who could be about to put something there is excluded.
+    store.objects.remove_empty_folders();
     store.remove_named_parts(&plan.parts)?;
     store.objects.remove_leftovers()?;
     store.trim_index()?;

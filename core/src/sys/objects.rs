@@ -263,6 +263,14 @@ impl Objects {
         }
     }
 
+    /// Removes those of the 256 folders that are empty, for who has the repository alone: a new object makes its folder
+    /// again. One that stays does no harm.
+    pub fn remove_empty_folders(&self) {
+        for folder in 0..=255_u8 {
+            let _ = rustix::fs::unlinkat(&self.dir, format!("{folder:02x}"), AtFlags::REMOVEDIR);
+        }
+    }
+
     /// Removes unfinished files that a killed run left where there is no O_TMPFILE.
     pub fn remove_leftovers(&self) -> Result<()> {
         let fail = |e| Error::io("list", &self.path, e);
@@ -599,6 +607,14 @@ mod tests {
         assert!(!here.put(&id(2), b"two").unwrap(), "the name is taken");
         here.remove(&id(1)).unwrap();
         assert!(here.put(&id(1), b"one").unwrap());
+        for id in [id(1), id(2)] {
+            here.remove(&id).unwrap();
+        }
+        here.remove_empty_folders();
+        assert!(!here.path(&id(1)).parent().unwrap().exists());
+        assert!(other.put(&id(2), b"two").unwrap() && here.put(&id(1), b"one").unwrap());
+        here.remove_empty_folders();
+        assert!(here.path(&id(1)).exists(), "only those that are empty");
     }
 
     #[test]
