@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::boot::{BootEntry, Bootloader, Entries, Tries};
 use crate::deployment::{
@@ -61,6 +62,9 @@ pub struct Options {
 
 /// What the history says of a deployment whose entry is about to go.
 pub(crate) const REMOVED: &str = "remove";
+
+/// How long another run is waited for by who only wants to look.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An opened SYSROOT.
 #[derive(Debug)]
@@ -154,6 +158,21 @@ impl Sysroot {
             deployments: Deployments::new(layout),
             _lock: None,
         })
+    }
+
+    /// Does what only looks while no other run changes anything: where this one has no lock itself, it has it for that
+    /// long, or looks all the same after [`PATIENCE`].
+    pub(crate) fn undisturbed<T>(&self, look: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let lock = || Lock::to_look(&self.layout().lock());
+        let mut taken = self._lock.is_none().then(lock);
+        while let Some(Err(Error::Busy { .. })) = taken
+            && start.elapsed() < PATIENCE
+        {
+            std::thread::sleep(Duration::from_millis(20));
+            taken = Some(lock());
+        }
+        look()
     }
 
     /// The deployment that runs, where SYSROOT is that of the running system and one does.

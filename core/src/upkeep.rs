@@ -305,34 +305,57 @@ pub fn fsck(sysroot: &Sysroot, sink: &mut dyn FnMut(Finding)) -> Result<Checked>
             ..Finding::damage("repository", f.path, f.why)
         })
     })?;
-    let known = sysroot.known()?;
-    let lost = sysroot.check_boot(&known);
-    let lost = lost
-        .inspect_err(|e| report(Finding::damage("boot entry", "all".into(), e.to_string())))
-        .is_err();
-    known.iter().flat_map(|k| of_deployment(k, lost)).for_each(&mut report);
-    notes(sysroot).into_iter().for_each(&mut report);
-    for (name, why) in wanted::lacking(sysroot)? {
-        let why = format!("{why}; `cfs-update fsck --repair` mends it");
-        report(Finding::damage("image", name, why));
+    let mut records = Records::look(sysroot)?;
+    if records.findings.iter().any(|finding| finding.damage) {
+        // Another run makes and removes them one after the other, and may have been at it.
+        records = sysroot.undisturbed(|| Records::look(sysroot))?;
     }
-    let entries = sysroot.bootloader().entries()?;
-    for entry in &entries.ours {
-        if !known.iter().any(|k| entry.belongs_to(&k.id)) {
-            let why = "boots a deployment that is not there; `cfs-update gc` removes it";
-            report(Finding::damage("boot entry", entry.file.clone(), why.into()));
+    records.findings.into_iter().for_each(&mut report);
+    checked.store = store;
+    checked.deployments = records.deployments;
+    checked.entries = records.entries;
+    Ok(checked)
+}
+
+/// What was found beside the store: in records, names, notes and boot entries.
+struct Records {
+    deployments: usize,
+    entries: usize,
+    findings: Vec<Finding>,
+}
+
+impl Records {
+    fn look(sysroot: &Sysroot) -> Result<Self> {
+        let mut findings = Vec::new();
+        let known = sysroot.known()?;
+        let lost = sysroot.check_boot(&known).err();
+        let lost = lost.map(|e| Finding::damage("boot entry", "all".into(), e.to_string()));
+        let is_lost = lost.is_some();
+        findings.extend(lost);
+        findings.extend(known.iter().flat_map(|k| of_deployment(k, is_lost)));
+        findings.extend(notes(sysroot));
+        for (name, why) in wanted::lacking(sysroot)? {
+            let why = format!("{why}; `cfs-update fsck --repair` mends it");
+            findings.push(Finding::damage("image", name, why));
         }
-    }
-    for finding in sysroot.bootloader().check()? {
-        report(Finding {
+        let entries = sysroot.bootloader().entries()?;
+        for entry in &entries.ours {
+            if !known.iter().any(|k| entry.belongs_to(&k.id)) {
+                let why = "boots a deployment that is not there; `cfs-update gc` removes it";
+                findings.push(Finding::damage("boot entry", entry.file.clone(), why.into()));
+            }
+        }
+        let of_boot = |finding: crate::boot::Finding| Finding {
             damage: finding.damage,
             ..Finding::damage("boot entry", finding.what, finding.why)
-        });
+        };
+        findings.extend(sysroot.bootloader().check()?.into_iter().map(of_boot));
+        Ok(Self {
+            deployments: known.len(),
+            entries: entries.ours.len(),
+            findings,
+        })
     }
-    checked.store = store;
-    checked.deployments = known.len();
-    checked.entries = entries.ours.len();
-    Ok(checked)
 }
 
 /// What of this machine's own notes cannot be read.

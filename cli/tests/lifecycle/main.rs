@@ -430,6 +430,29 @@ fn fsck_says_that_gc_removes_only_what_gc_removes() {
 }
 
 #[test]
+fn fsck_does_not_take_for_damage_what_another_run_is_about_to_finish() {
+    let machine = Machine::new();
+    let entry = machine.entries().pop().unwrap();
+    let entry = machine.root.join("boot/loader/entries").join(entry);
+    let other = machine.open();
+    std::fs::rename(&entry, machine.root.join("entry")).unwrap();
+    let damaged = std::thread::scope(|scope| {
+        let fsck = scope.spawn(|| {
+            let sysroot = Sysroot::look(options(&machine.root, Arc::new(RealFs), machine.booted)).unwrap();
+            upkeep::fsck(&sysroot, &mut |_| {}).unwrap().damaged
+        });
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        std::fs::rename(machine.root.join("entry"), &entry).unwrap();
+        drop(other);
+        fsck.join().unwrap()
+    });
+    assert_eq!(damaged, 0);
+    let sysroot = machine.open();
+    std::fs::remove_file(&entry).unwrap();
+    assert!(upkeep::fsck(&sysroot, &mut |_| {}).unwrap().damaged > 0);
+}
+
+#[test]
 fn what_differs_in_etc_is_listed() {
     let machine = Machine::new();
     let id = machine.booted.unwrap();

@@ -312,7 +312,10 @@ fn references(store: &Store, folder: &str, report: Report<'_>) -> Result<()> {
             let shown = shown.to_string_lossy().into_owned();
             if fs::is_dir(&path) {
                 folders.push(shown);
-            } else if !matches!(fs::read_link(&path), Ok(Some(_))) {
+            } else if matches!(fs::read_link(&path), Ok(None)) {
+                // Another run has removed it since it was listed.
+                continue;
+            } else if fs::read_link(&path).is_err() {
                 report(finding(shown, "it is no link; remove it"));
             } else if !is_object(&path) {
                 report(finding(
