@@ -218,7 +218,8 @@ fn the_library_reads_no_environment_and_prints_nothing() {
     let mut wrong = Vec::new();
     for part in ["core/src", "bootloader/src"] {
         for file in rust_files(&root.join(part)) {
-            if file.starts_with(root.join("bootloader/src/root")) {
+            // `tests.rs` hangs under `#[cfg(test)] mod tests;`.
+            if file.starts_with(root.join("bootloader/src/root")) || file.ends_with("tests.rs") {
                 continue;
             }
             let code = production(&fs::read_to_string(&file).unwrap());
