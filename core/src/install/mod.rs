@@ -16,6 +16,7 @@ pub mod mountinfo;
 pub mod table;
 pub mod target;
 pub mod tools;
+pub mod uuid;
 
 use std::path::Path;
 
