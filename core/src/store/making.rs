@@ -41,11 +41,7 @@ pub(super) fn rebuild(
     monitor: &dyn Monitor,
 ) -> Result<()> {
     let broken = |e: io::Error| fault(layer, e);
-    let reader = match plan.ranges.is_empty() {
-        true => Some(Box::new(io::empty()) as Box<dyn BufRead + Send>),
-        false => (partial.parts)(plan.ranges.clone()),
-    };
-    let reader = reader.ok_or_else(|| broken(invalid("the registry no longer serves parts of it")))?;
+    let reader = missing_parts(plan, partial).map_err(broken)?;
     let mut making = Making {
         store,
         found: &plan.found,
@@ -91,6 +87,15 @@ pub(super) fn rebuild(
     }
     report(making.frames.fetched, 1);
     making.filling.end(making.out)
+}
+
+/// Gives what has to be fetched, one part after the other.
+fn missing_parts<'a>(plan: &Plan, partial: &Partial<'a>) -> io::Result<Box<dyn BufRead + Send + 'a>> {
+    if plan.ranges.is_empty() {
+        return Ok(Box::new(io::empty()));
+    }
+    let parts = (partial.parts)(plan.ranges.clone());
+    parts.ok_or_else(|| invalid("the registry no longer serves parts of it"))
 }
 
 fn decoder() -> io::Result<Decoder<'static>> {

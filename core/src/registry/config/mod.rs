@@ -110,6 +110,38 @@ impl Registry {
         rest.filter(|_| !prefix.is_empty())
     }
 
+    /// Where an image is that this is for: mirrors in order, the registry itself last. The prefix covers so many bytes
+    /// of `image`, the name without its version, or all of it and a version.
+    fn places(&self, name: &Name, image: &str, covered: usize) -> Vec<Place> {
+        // The version that the prefix named goes without saying.
+        let version = image.get(covered..).is_none().then(|| &self.prefix()[image.len()..]);
+        let rest = image.get(covered..).unwrap_or_default();
+        let moved = |location: &str| {
+            let location = version
+                .and_then(|version| location.strip_suffix(version))
+                .unwrap_or(location);
+            location.to_owned() + rest
+        };
+        let by_digest = name.digest().is_some();
+        let wanted = |mirror: &&Mirror| match mirror.pull_from_mirror {
+            Pull::All => by_digest || !self.mirror_by_digest_only,
+            Pull::DigestOnly => by_digest,
+            Pull::TagOnly => !by_digest,
+        };
+        let mirrors = self.mirror.iter().filter(wanted);
+        let mut places: Vec<_> = mirrors
+            .map(|mirror| Place {
+                mirror_of: Some(name.host().into()),
+                ..place(&moved(&mirror.location), mirror.insecure)
+            })
+            .collect();
+        places.push(match self.location.as_str() {
+            "" => place(image, self.insecure),
+            location => place(&moved(location), self.insecure),
+        });
+        places
+    }
+
     /// Brings names into the form in which they are compared.
     fn normalize(&mut self) -> Result<(), String> {
         if let Some(prefix) = &mut self.prefix {
@@ -253,35 +285,7 @@ impl Config {
         if registry.blocked {
             return Err(blocked(registry));
         }
-        // The version that the prefix named goes without saying.
-        let version = image
-            .get(covered..)
-            .is_none()
-            .then(|| &registry.prefix()[image.len()..]);
-        let rest = image.get(covered..).unwrap_or_default();
-        let moved = |location: &str| {
-            let location = version
-                .and_then(|version| location.strip_suffix(version))
-                .unwrap_or(location);
-            location.to_owned() + rest
-        };
-        let by_digest = name.digest().is_some();
-        let wanted = |mirror: &&Mirror| match mirror.pull_from_mirror {
-            Pull::All => by_digest || !registry.mirror_by_digest_only,
-            Pull::DigestOnly => by_digest,
-            Pull::TagOnly => !by_digest,
-        };
-        let mirrors = registry.mirror.iter().filter(wanted);
-        let mut places: Vec<_> = mirrors
-            .map(|mirror| Place {
-                mirror_of: Some(name.host().into()),
-                ..place(&moved(&mirror.location), mirror.insecure)
-            })
-            .collect();
-        places.push(match registry.location.as_str() {
-            "" => place(&image, registry.insecure),
-            location => place(&moved(location), registry.insecure),
-        });
+        let mut places = registry.places(name, &image, covered);
         if let Some(nowhere) = places.iter().find(|place| place.repository.contains(':')) {
             return Err(Error::Reference {
                 reference: name.to_string(),
