@@ -103,6 +103,12 @@ fn split_host(path: &str, tail: &str, hub: bool) -> Result<(String, String), Str
     }
     let host = first.to_lowercase();
     check_host(&host)?;
+    if !host.contains(['.', ':', '[']) && host != "localhost" {
+        // Only its capitals tell it from a name on Docker Hub, and a host is kept in lower case.
+        return Err(format!(
+            "names the host {first}, which in lower case, as it would be kept, is none; write {host}:443/{rest}{tail}"
+        ));
+    }
     if host == HUB || host == "index.docker.io" {
         let full = match rest.contains('/') {
             true => rest.to_string(),

@@ -82,6 +82,8 @@ fn what_cannot_be_an_image_is_refused_with_what_to_write_instead() {
         ("[::1/os", "closing bracket"),
         ("[nope]:1/os", "not an IPv6"),
         ("-bad.example/os", "not a host name"),
+        ("MYREG/os:1", "write myreg:443/os:1"),
+        ("docker://MYREG/a/os", "write myreg:443/a/os"),
         ("quay.io/os x", "white space"),
         ("quay.io/os\nx", "control character"),
         ("user@quay.io/os", "not a digest"),
