@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
+use super::draft::Draft;
 use super::layout::{MARKER, entry, existing, index_of, name};
 use super::{COPY, Content, Outgoing, Target};
 use crate::error::{Error, Result};
@@ -19,14 +20,15 @@ const BLOCK: usize = 512;
 #[derive(Debug)]
 pub(super) struct Archive {
     path: PathBuf,
-    temporary: PathBuf,
+    draft: Draft,
     name: Option<String>,
     out: Option<BufWriter<File>>,
     members: HashSet<BlobDigest>,
 }
 
 impl Archive {
-    /// Makes the file under a temporary name; a leftover of an interrupted run is overwritten.
+    /// Makes the file under a temporary name; a leftover of an interrupted run is overwritten, what another run writes
+    /// is left to it.
     pub(super) fn open(layout: &Layout, reference: &Reference) -> Result<Self> {
         let mut path = layout.path().to_path_buf();
         let name = name(layout, reference)?;
@@ -44,11 +46,11 @@ impl Archive {
         }
         let file = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = fs::parent(&path)?.join(format!(".#{file}"));
-        RealFs.remove_file(&temporary)?;
-        let out = Some(BufWriter::with_capacity(COPY, fs::new_file(&temporary, 0o644)?));
+        let (draft, out) = Draft::new(temporary)?;
+        let out = Some(BufWriter::with_capacity(COPY, out));
         let mut archive = Self {
             path,
-            temporary,
+            draft,
             name,
             out,
             members: HashSet::new(),
@@ -144,20 +146,13 @@ impl Target for Archive {
         if let Some(mut out) = self.out.take() {
             out.flush().map_err(|e| self.fail(e))?;
         }
-        RealFs.sync_file(&self.temporary)?;
-        RealFs.rename(&self.temporary, &self.path)?;
+        self.draft.sync()?;
+        self.draft.keep_as(&self.path)?;
         RealFs.sync_dir(fs::parent(&self.path)?)
     }
 
     fn folder(&self) -> Option<PathBuf> {
         existing(&self.path)
-    }
-}
-
-impl Drop for Archive {
-    fn drop(&mut self) {
-        // After a rename there is none.
-        let _ = RealFs.remove_file(&self.temporary);
     }
 }
 

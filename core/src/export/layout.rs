@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::draft::Draft;
 use super::{COPY, Content, OCI_MANIFEST, Outgoing, Target};
 use crate::error::{Error, Result};
 use crate::ids::ManifestDigest;
@@ -91,19 +92,12 @@ impl Folder {
             fs::create_dir_all(&RealFs, &folder, 0o755)?;
             fs::replace(&RealFs, &self.path.join("oci-layout"), 0o644, MARKER)?;
         }
-        let temporary = folder.join(format!(".#{hex}"));
-        RealFs.remove_file(&temporary)?;
-        let file = fs::new_file(&temporary, 0o644)?;
+        let (mut draft, file) = Draft::new(folder.join(format!(".#{hex}")))?;
+        let path = self.blob(hex);
         let mut out = BufWriter::with_capacity(COPY, file);
-        let written = content(&mut out).and_then(|()| out.flush().map_err(|e| Error::io("write", &temporary, e)));
-        drop(out);
-        match written {
-            Ok(()) => RealFs.rename(&temporary, &self.blob(hex)),
-            Err(error) => {
-                let _ = RealFs.remove_file(&temporary);
-                Err(error)
-            }
-        }
+        content(&mut out)?;
+        out.flush().map_err(|e| Error::io("write", &path, e))?;
+        draft.keep_as(&path)
     }
 
     fn write_bytes(&mut self, hex: &str, bytes: &[u8]) -> Result<()> {

@@ -27,6 +27,7 @@ use crate::store::{Store, StoredImage};
 use crate::sys::fs;
 
 mod archive;
+mod draft;
 mod layout;
 mod upload;
 

@@ -109,6 +109,12 @@ impl FolderLock {
     }
 }
 
+/// Takes the lock on `file` until it is closed: whether no other run has it. So it is where the file system has no
+/// locks.
+pub fn ours(file: &File) -> bool {
+    flock(file, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
+}
+
 /// Whoever is waited for longer is named.
 const SILENCE: Duration = Duration::from_secs(1);
 
