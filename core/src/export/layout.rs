@@ -134,6 +134,16 @@ pub(super) fn entry(name: Option<&str>, manifest: &Outgoing<'_>) -> Value {
     entry
 }
 
+/// Whether a new entry takes the place of one that is there: the one with its name, and the same image without a name.
+/// Other images without a name stay; digests tell them apart.
+fn replaces(new: &Value, there: &Value) -> bool {
+    let name = |entry: &Value| entry["annotations"][REF_NAME].as_str().map(String::from);
+    match name(there) {
+        None => new["digest"] == there["digest"],
+        there => name(new) == there,
+    }
+}
+
 /// `index.json` of one image.
 pub(super) fn index_of(entry: &Value) -> Value {
     json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]})
@@ -177,13 +187,9 @@ impl Target for Folder {
         }
         RealFs.sync_all(&self.path)?;
         let entry = entry(self.name.as_deref(), manifest);
-        let same = |other: &Value| match &self.name {
-            Some(name) => other["annotations"][REF_NAME] == name.as_str(),
-            None => other["annotations"].get(REF_NAME).is_none(),
-        };
         let mut index = self.index()?;
         if let Some(entries) = index["manifests"].as_array_mut() {
-            entries.retain(|other| !same(other));
+            entries.retain(|other| !replaces(&entry, other));
             entries.push(entry);
         }
         let text = index.to_string();
@@ -230,6 +236,19 @@ mod tests {
         entries
             .map(|entry| entry["annotations"][REF_NAME].as_str().unwrap().to_owned())
             .collect()
+    }
+
+    #[test]
+    fn an_entry_is_replaced_by_one_with_its_name_and_one_without_by_the_same_image() {
+        let entry = |name: &str, digest: &str| match name {
+            "" => json!({ "digest": digest }),
+            name => json!({ "digest": digest, "annotations": { REF_NAME: name } }),
+        };
+        let of = |new: (&str, &str), there: (&str, &str)| replaces(&entry(new.0, new.1), &entry(there.0, there.1));
+        assert!(of(("a", "1"), ("a", "2")) && of(("", "1"), ("", "1")) && of(("a", "1"), ("", "1")));
+        assert!(!of(("", "1"), ("", "2")), "another image without a name stays");
+        assert!(!of(("", "1"), ("a", "1")), "a name is not lost");
+        assert!(!of(("a", "1"), ("b", "1")) && !of(("a", "1"), ("", "2")));
     }
 
     #[test]
