@@ -217,3 +217,187 @@ fn credentials_do_not_go_where_the_registry_sends_the_upload() {
         assert_eq!(seen.header("authorization"), None, "{} {}", seen.method, seen.path);
     }
 }
+
+/// A registry as [`registry`] that says with each new upload how large parts are at least.
+fn wanting(least: &'static str) -> (Server, Arc<Mutex<Vec<u8>>>) {
+    registry(move |seen, _, _| {
+        (seen.method == "POST").then(|| {
+            Reply::new(202)
+                .with("Location", "/v2/app/blobs/uploads/one")
+                .with("OCI-Chunk-Min-Length", least)
+        })
+    })
+}
+
+#[test]
+fn parts_are_as_large_as_the_registry_wants_and_what_is_more_than_memory_is_to_hold_goes_in_one_request() {
+    let sizes = |server: &Server, method: &str| {
+        let seen = server.seen();
+        let of = seen.iter().filter(|seen| seen.method == method);
+        of.map(|seen| seen.body.len() * 2 / MIB).collect::<Vec<_>>()
+    };
+    for (least, parts) in [
+        ("10485760", vec![20, 20, 5]),
+        ("5242880", vec![16, 16, 13]),
+        ("x", vec![16, 16, 13]),
+        ("67108864", vec![]),
+        ("67108865", vec![]),
+        ("18446744073709551615", vec![]),
+    ] {
+        let (server, kept) = wanting(least);
+        let bytes = noise(22 * MIB + MIB / 2, 6);
+        send(&server.host(), &options(), &bytes).unwrap();
+        assert!(*kept.lock().unwrap() == bytes, "{least}");
+        assert_eq!(sizes(&server, "PATCH"), parts, "{least}");
+        assert_eq!(
+            sizes(&server, "PUT"),
+            [if parts.is_empty() { 45 } else { 0 }],
+            "{least}"
+        );
+    }
+}
+
+#[test]
+fn a_registry_that_knows_no_parts_is_sent_large_blobs_in_one_request() {
+    for status in [400, 405, 411, 415, 416, 501] {
+        let cut = Mutex::new(false);
+        let (server, kept) = registry(move |seen, _, kept| match seen.method.as_str() {
+            "PATCH" => Some(Reply::new(status)),
+            "POST" => {
+                kept.clear();
+                None
+            }
+            "PUT" if !std::mem::replace(&mut *cut.lock().unwrap(), true) => Some(Reply::hang_up()),
+            _ => None,
+        });
+        let reference: Reference = format!("docker://{}/app:1", server.host()).parse().unwrap();
+        let push = Push::open(&reference, &options(), &Quiet).unwrap();
+        for seed in [7, 8] {
+            let bytes = noise(20 * MIB, seed);
+            let mut content = |out: &mut dyn Write| out.write_all(&bytes).map_err(|e| Error::from_read("x", e));
+            push.put(&blob(&bytes), &mut content, &Quiet).unwrap();
+            assert!(*kept.lock().unwrap() == bytes, "{status}");
+        }
+        let count = |method| server.count(method);
+        // The second blob is not tried in parts, and the upload that was is not left lying about.
+        assert_eq!(
+            (count("PATCH"), count("DELETE"), count("POST"), count("PUT")),
+            (1, 1, 4, 3),
+            "{status}"
+        );
+        let put = server.seen().into_iter().find(|seen| seen.method == "PUT").unwrap();
+        assert_eq!(put.header("content-length"), Some("20971520"), "{status}");
+    }
+    // Later on it means something else.
+    let (server, _) = registry(|seen, _, kept| (seen.method == "PATCH" && !kept.is_empty()).then(|| Reply::new(400)));
+    send(&server.host(), &options(), &noise(20 * MIB, 7)).unwrap_err();
+    assert_eq!(server.count("PUT"), 0);
+}
+
+#[test]
+fn what_cannot_be_made_while_it_is_sent_is_the_error_and_a_refusal_of_it_is_one() {
+    let (server, kept) = registry(|seen, _, _| (seen.method == "PATCH").then(|| Reply::new(405)));
+    let reference: Reference = format!("docker://{}/app:1", server.host()).parse().unwrap();
+    let push = Push::open(&reference, &options(), &Quiet).unwrap();
+    let bytes = noise(20 * MIB, 9);
+    let mut content = |out: &mut dyn Write| {
+        out.write_all(&bytes[..12 * MIB])
+            .map_err(|e| Error::from_read("x", e))?;
+        Err(Error::Usage("the store is broken".into()))
+    };
+    let error = push.put(&blob(&bytes), &mut content, &Quiet).unwrap_err();
+    assert!(error.to_string().contains("the store is broken"), "{error}");
+    assert!(
+        kept.lock().unwrap().is_empty(),
+        "half of a blob was taken for the whole"
+    );
+    let (server, _) = registry(|seen, _, _| match seen.method.as_str() {
+        "PATCH" => Some(Reply::new(405)),
+        "PUT" => Some(Reply::new(400)),
+        _ => None,
+    });
+    let error = send(&server.host(), &options(), &bytes).unwrap_err();
+    assert!(error.to_string().contains("400"), "{error}");
+    assert_eq!(server.count("PUT"), 1);
+}
+
+#[test]
+fn a_login_that_ends_while_a_blob_goes_in_one_request_is_renewed() {
+    let asked = Mutex::new(0);
+    let (server, kept) = registry(move |seen, _, _| match seen.method.as_str() {
+        "PATCH" => Some(Reply::new(405)),
+        "PUT" => {
+            *asked.lock().unwrap() += 1;
+            let first = *asked.lock().unwrap() == 1;
+            (first || seen.header("authorization") != Some("Basic dTpw"))
+                .then(|| Reply::new(401).with("WWW-Authenticate", "Basic realm=\"x\""))
+        }
+        _ => None,
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("auth.json");
+    let auths = format!(r#"{{"auths":{{"{}":{{"auth":"dTpw"}}}}}}"#, server.host());
+    std::fs::write(&file, auths).unwrap();
+    let options = Options {
+        auth_files: vec![file],
+        ..options()
+    };
+    let bytes = noise(20 * MIB, 10);
+    send(&server.host(), &options, &bytes).unwrap();
+    assert!(*kept.lock().unwrap() == bytes);
+}
+
+#[test]
+fn who_makes_a_blob_does_not_wait_for_a_registry_that_has_refused_it_unread() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                if std::io::Read::read(&mut stream, &mut byte).unwrap_or(0) == 0 {
+                    break;
+                }
+                head.push(byte[0]);
+            }
+            let answer = match head.split(|b| *b == b' ').next().unwrap() {
+                b"POST" => "202 Accepted\r\nLocation: /v2/app/blobs/uploads/one\r\nOCI-Chunk-Min-Length: 99999999999",
+                b"PUT" => "403 Forbidden",
+                _ => "404 Not Found",
+            };
+            let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).unwrap();
+            // Neither read from nor closed, as behind a proxy that does not care.
+            match head.starts_with(b"PUT") {
+                true => open.push(stream),
+                false => drop(stream),
+            }
+        }
+    });
+    let (done, answer) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(send(&host, &options(), &noise(40 * MIB, 11))));
+    let error = answer
+        .recv_timeout(Duration::from_secs(60))
+        .expect("it hangs")
+        .unwrap_err();
+    assert!(error.to_string().contains("403"), "{error}");
+}
+
+#[test]
+fn a_part_that_the_registry_took_some_of_is_gone_on_with_there() {
+    let half = Mutex::new(false);
+    let (server, kept) = registry(move |seen, _, kept| {
+        let first = seen.method == "PATCH" && !std::mem::replace(&mut *half.lock().unwrap(), true);
+        first.then(|| {
+            kept.extend(&seen.body[..3 * MIB]);
+            Reply::new(202).with("Range", format_args!("0-{}", 3 * MIB - 1))
+        })
+    });
+    let bytes = noise(20 * MIB, 12);
+    send(&server.host(), &options(), &bytes).unwrap();
+    assert!(*kept.lock().unwrap() == bytes);
+    assert_eq!(server.count("PATCH"), 4);
+}

@@ -9,10 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, RETRY_AFTER};
-use reqwest::{Body, Method, StatusCode, Url};
+use reqwest::{Body, Method, RequestBuilder, StatusCode, Url};
 
 use super::client::{Clients, authority, is_loopback};
 use super::config::Config;
+use super::flow::{Flow, STEP, Source, flow};
 use super::limit::Paced;
 use super::net::{Answer, Net, Trouble, shown};
 use super::retry::retry_after;
@@ -62,9 +63,17 @@ pub(super) struct Request<'r> {
 #[derive(Clone, Debug)]
 pub(super) struct Content {
     pub media_type: String,
-    pub bytes: Bytes,
+    pub payload: Payload,
     /// Where in the whole it starts, for a part of one.
     pub at: Option<u64>,
+}
+
+/// What is sent.
+#[derive(Clone, Debug)]
+pub(super) enum Payload {
+    Bytes(Bytes),
+    /// Made on the way; a request with it can be sent once.
+    Flow(Flow),
 }
 
 /// Why there is no usable answer.
@@ -78,6 +87,16 @@ pub(super) enum Refused {
     Closed(Failure),
     /// With the status, where there was an answer.
     Failed(Option<StatusCode>, Failure),
+}
+
+impl Payload {
+    /// Bytes after which something has to have moved.
+    fn step(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Flow(flow) => flow.size().min(STEP),
+        }
+    }
 }
 
 impl<'r> Request<'r> {
@@ -166,25 +185,50 @@ impl Fetcher {
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(form.clone());
         }
-        let mut patience = Duration::ZERO;
+        let (mut patience, mut flow) = (Duration::ZERO, None);
         if let Some(content) = &request.content {
-            patience = self.patience(content.bytes.len() as u64);
-            builder = builder.header(CONTENT_TYPE, &content.media_type);
-            if let Some(at) = content.at {
-                // Of registries' own kind: no unit, no size of the whole.
-                let last = at + (content.bytes.len() as u64).saturating_sub(1);
-                builder = builder.header(CONTENT_RANGE, format!("{at}-{last}"));
+            patience = self.patience(content.payload.step());
+            builder = self.with_content(builder, content, url)?;
+            if let Payload::Flow(own) = &content.payload {
+                flow = Some(own.clone());
             }
-            builder = match &self.limit {
-                Some(limit) => builder.body(Body::wrap(Paced::new(content.bytes.clone(), limit.clone()))),
-                None => builder.body(content.bytes.clone()),
-            };
         } else if matches!(request.method, Method::POST | Method::PUT) && request.form.is_none() {
             builder = builder.header(CONTENT_LENGTH, "0");
         }
         self.net
-            .send(builder, patience)
+            .send(builder, patience, flow)
             .map_err(|trouble| unanswered(url, trouble))
+    }
+
+    fn with_content(&self, builder: RequestBuilder, content: &Content, url: &Url) -> Result<RequestBuilder, Refused> {
+        let mut builder = builder.header(CONTENT_TYPE, &content.media_type);
+        match &content.payload {
+            Payload::Bytes(bytes) => {
+                if let Some(at) = content.at {
+                    // Of registries' own kind: no unit, no size of the whole.
+                    let last = at + (bytes.len() as u64).saturating_sub(1);
+                    builder = builder.header(CONTENT_RANGE, format!("{at}-{last}"));
+                }
+                Ok(match &self.limit {
+                    Some(limit) => builder.body(Body::wrap(Paced::new(bytes.clone(), limit.clone()))),
+                    None => builder.body(bytes.clone()),
+                })
+            }
+            Payload::Flow(flow) => {
+                let failure = || Failure {
+                    error: network(url, "the upload is asked for once more, from its beginning"),
+                    again: Again::Later(None),
+                    refused: false,
+                };
+                let body = flow.body().ok_or_else(|| Refused::Failed(None, failure()))?;
+                Ok(builder.body(Body::wrap(body)))
+            }
+        }
+    }
+
+    /// Where to write a body of `size` bytes that is made on the way, and what a request holds of it.
+    pub(super) fn flow(&self, size: u64) -> (Source, Flow) {
+        flow(size, self.limit.clone().map(|limit| (limit, self.net.handle())))
     }
 
     /// How long an upload may take.

@@ -31,6 +31,7 @@ mod fetch;
 mod files;
 mod https;
 mod kept;
+mod flow;
 mod limit;
 mod login;
 mod multipart;

@@ -15,6 +15,7 @@ use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
+use super::flow::Flow;
 use super::{Again, Failure, Limit, Timeouts};
 use crate::error::{Error, Result};
 
@@ -86,18 +87,20 @@ impl Net {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Sends one request, whose own body may take `more` time; redirects are answers like others.
-    pub(super) fn send(&self, request: RequestBuilder, more: Duration) -> Result<Answer, Trouble> {
+    /// The event loop's, to wait in.
+    pub(super) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Sends one request, whose own body may take `more` time; redirects are answers like others. A body that is made
+    /// on the way may take that long for each step of it.
+    pub(super) fn send(&self, request: RequestBuilder, more: Duration, flow: Option<Flow>) -> Result<Answer, Trouble> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let (head, answer) = oneshot::channel();
         let (timeouts, limit) = (self.timeouts.clone(), self.limit.clone());
         self.handle.spawn(async move {
             let patience = timeouts.idle + more;
-            let sent = match tokio::time::timeout(patience, request.send()).await {
-                Ok(sent) => sent.map_err(|e| trouble(&e)),
-                Err(_) => Err(silent(patience)),
-            };
-            let response = match sent {
+            let response = match answered(request, patience, flow.as_ref()).await {
                 Ok(response) => response,
                 Err(trouble) => return drop(head.send(Err(trouble))),
             };
@@ -120,6 +123,20 @@ impl Net {
                 closed: false,
             })
         })
+    }
+}
+
+/// The head of the answer; gives up where nothing moves for as long as `patience`.
+async fn answered(request: RequestBuilder, patience: Duration, flow: Option<&Flow>) -> Result<Response, Trouble> {
+    let mut sending = std::pin::pin!(request.send());
+    let sent = || flow.map_or(0, Flow::sent);
+    loop {
+        let before = sent();
+        match tokio::time::timeout(patience, &mut sending).await {
+            Ok(answer) => return answer.map_err(|e| trouble(&e)),
+            Err(_) if sent() > before => {}
+            Err(_) => return Err(silent(patience)),
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a blob is announced to nobody before the registry has checked its digest (that is what the last request
 //! of an upload asks it for), and the manifest goes last, so that a cut leaves the tag as it was. The registry says
-//! where an upload goes on; credentials go there only where that is the registry itself. Memory: one part of a blob.
+//! where an upload goes on; credentials go there only where that is the registry itself. Memory: one part of a blob, and
+//! where a registry takes none, or none that small, a few pieces of it.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use reqwest::{Method, StatusCode, Url};
 
 use super::auth::Places;
 use super::config::Place;
-use super::fetch::{Content, Fetcher, Refused, Request, content_length, network, same_origin};
+use super::fetch::{Content, Fetcher, Payload, Refused, Request, content_length, network, same_origin};
 use super::https::{api_host, digest_of, schemes};
 use super::login::{Pass, Session};
 use super::net::Answer;
@@ -24,12 +25,16 @@ use crate::manifest::{ACCEPTED, Descriptor};
 use crate::monitor::{Event, Monitor};
 use crate::reference::{Name, Reference};
 
+mod in_one;
 mod upload;
 
 use upload::{Parts, location};
 
 /// An upload that the registry has forgotten is begun anew so many times.
 const ANEW: u32 = 2;
+
+/// Why a request was in vain, with the status where there was an answer.
+type Refusal = (Option<StatusCode>, Failure);
 
 /// A repository of a registry, to be written to.
 #[derive(Debug)]
@@ -45,6 +50,8 @@ pub struct Push {
     scheme: &'static str,
     /// The registry does not know the upload any more that was under way.
     lost: AtomicBool,
+    /// The registry takes no parts of blobs, or none that are held in memory: large ones go in one request.
+    in_one: AtomicBool,
 }
 
 impl Push {
@@ -83,6 +90,7 @@ impl Push {
             tag,
             scheme: schemes[0],
             lost: AtomicBool::new(false),
+            in_one: AtomicBool::new(false),
             fetcher,
         };
         push.find_scheme(schemes, monitor)?;
@@ -152,13 +160,18 @@ impl Push {
             return Ok(true);
         }
         if let Some(begun) = location(&url, &answer.headers) {
-            let forget = Request {
-                method: Method::DELETE,
-                ..Request::get(begun)
-            };
-            let _ = self.send(&forget, monitor);
+            self.forget(begun, monitor);
         }
         Ok(false)
+    }
+
+    /// An upload that does not go on; the registry forgets it some day anyway.
+    fn forget(&self, begun: Url, monitor: &dyn Monitor) {
+        let request = Request {
+            method: Method::DELETE,
+            ..Request::get(begun)
+        };
+        let _ = self.send(&request, monitor);
     }
 
     /// Sends a blob that `content` writes, from its start each time that it is called; the registry checks its digest.
@@ -172,16 +185,33 @@ impl Push {
         monitor: &dyn Monitor,
     ) -> Result<()> {
         let mut anew = 0;
+        let begins_anew = |why: String| {
+            monitor.event(Event::Retry {
+                url: format!("blob {} to {}", blob.digest, self.name()),
+                why,
+            });
+        };
         loop {
             self.lost.store(false, Ordering::Relaxed);
-            let mut parts = Parts::new(self, blob.size, monitor);
-            match content(&mut parts).and_then(|()| parts.finish(blob)) {
+            let in_one = self.goes_in_one(blob);
+            let sent = match in_one {
+                true => self.put_in_one(blob, content, monitor),
+                false => {
+                    let mut parts = Parts::new(self, blob.size, monitor);
+                    content(&mut parts).and_then(|()| parts.finish(blob))
+                }
+            };
+            match sent {
+                Err(error) if !in_one && self.goes_in_one(blob) => {
+                    begins_anew(format!(
+                        "the registry takes no such parts, so it goes in one request: {error}"
+                    ));
+                }
                 Err(error) if self.lost.load(Ordering::Relaxed) && anew < ANEW => {
                     anew += 1;
-                    monitor.event(Event::Retry {
-                        url: format!("blob {} to {}", blob.digest, self.name()),
-                        why: format!("the registry has forgotten the upload, which begins anew: {error}"),
-                    });
+                    begins_anew(format!(
+                        "the registry has forgotten the upload, which begins anew: {error}"
+                    ));
                 }
                 done => return done,
             }
@@ -203,7 +233,7 @@ impl Push {
             method: Method::PUT,
             content: Some(Content {
                 media_type: media_type.into(),
-                bytes: Bytes::copy_from_slice(bytes),
+                payload: Payload::Bytes(Bytes::copy_from_slice(bytes)),
                 at: None,
             }),
             ..Request::get(self.url(&format!("manifests/{}", self.tag))?)
@@ -294,7 +324,7 @@ impl Push {
     }
 
     /// One attempt, logged in where it goes to the registry itself.
-    fn send(&self, request: &Request<'_>, monitor: &dyn Monitor) -> Result<Answer, (Option<StatusCode>, Failure)> {
+    fn send(&self, request: &Request<'_>, monitor: &dyn Monitor) -> Result<Answer, Refusal> {
         let base = self.url("").map_err(|e| (None, e.into()))?;
         let sent = match same_origin(&base, &request.url) {
             true => self.send_ours(request, monitor),
