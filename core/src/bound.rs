@@ -27,6 +27,8 @@ const QUADLETS: [&str; 2] = ["etc/containers/systemd", "usr/share/containers/sys
 
 /// How names of bound images begin.
 const PREFIX: &str = "cfs-update/bound/";
+/// Characters of the longest owner, a deployment's.
+const OWNER: usize = 12;
 
 /// Images by reference, all of them in the store: manifests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +48,8 @@ fn section(name: &str) -> Option<&'static str> {
 /// The images that an image binds, by the file that says so.
 ///
 /// # Errors
-/// [`Error::Settings`] for a file that is missing, of another kind, or names no image: it is never left out.
+/// [`Error::Settings`] for a file that is missing, of another kind, or names no image, or one by a name that is too long
+/// to keep it by: it is never left out.
 pub fn look(store: &Store, tree: &Tree) -> Result<BTreeMap<String, Reference>> {
     let mut files = BTreeMap::new();
     for folder in FOLDERS {
@@ -95,6 +98,7 @@ fn reference_of(store: &Store, tree: &Tree, name: &str, path: &str) -> Result<Re
         )));
     }
     let reference = image.parse::<Reference>().map_err(|e| fail(e.to_string()))?;
+    Store::check_name(&kept_by(&"0".repeat(OWNER), &reference.to_string())).map_err(|e| fail(e.to_string()))?;
     if !matches!(reference, Reference::Registry(_)) {
         return Err(fail(format!("names {image}, which is in no registry")));
     }
@@ -185,10 +189,10 @@ impl Bound {
     /// Keeps them for somebody, from the next [`Store::publish`] on.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a reference that is too long to be a name.
+    /// [`Error::Usage`] for a reference that is too long to be a name, which [`look`] gives of none.
     pub fn keep(&self, store: &Store, owner: &str) -> Result<()> {
         for (reference, manifest) in &self.images {
-            store.tag(&format!("{PREFIX}{owner}/{reference}"), manifest)?;
+            store.tag(&kept_by(owner, reference), manifest)?;
         }
         Ok(())
     }
@@ -219,6 +223,10 @@ impl Bound {
         }
         Ok(true)
     }
+}
+
+fn kept_by(owner: &str, reference: &str) -> String {
+    format!("{PREFIX}{owner}/{reference}")
 }
 
 /// Whether a name of the store is that of a bound image: for whom it is kept (a deployment's first 12 digits, or

@@ -185,6 +185,16 @@ fn a_system_whose_bound_images_cannot_be_had_is_not_staged() {
             1,
             "AuthFile",
         ),
+        (
+            "a.image",
+            format!(
+                "[Image]\nImage=127.0.0.1:1/{}:1@sha256:{}\n",
+                "team-x/".repeat(16) + "app",
+                "0".repeat(64)
+            ),
+            1,
+            "too long",
+        ),
     ] {
         let from = os(&registry, 1, &[(name, text)]);
         let told = cfs.run(["switch", &from]).expect(code);

@@ -171,6 +171,20 @@ fn what_boots_next_and_what_is_pinned_cannot_be_deleted() {
 }
 
 #[test]
+fn a_name_that_an_image_cannot_be_kept_by_is_refused_before_anybody_is_asked_for_it() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let path = "team-x/".repeat(20);
+    // Nobody listens there, which would be 5.
+    for extra in [&[][..], &["--dry-run"]] {
+        let command = ["image", "pull", &format!("127.0.0.1:1/{path}app:{}", "t".repeat(100))];
+        let told = cfs.run(command.iter().chain(extra)).expect(2);
+        assert!(told.stderr.contains("too long: 255 bytes at most"), "{}", told.stderr);
+    }
+    assert!(!cfs.sysroot().join("composefs").exists(), "nothing is left of it");
+}
+
+#[test]
 fn gc_lists_first_and_removes_only_what_nothing_needs() {
     let dir = scratch();
     let cfs = updated(dir.path());

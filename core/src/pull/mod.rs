@@ -13,6 +13,7 @@ use crate::image::{Versions, writer};
 use crate::manifest::Platform;
 use crate::monitor::{Event, Monitor, Stage};
 use crate::preflight::Tally;
+use crate::reference::Reference;
 use crate::registry::{self, Registry};
 use crate::store::{self, Store};
 use crate::synced::Synced;
@@ -283,6 +284,16 @@ pub struct Pulled {
     pub unchanged: bool,
 }
 
+/// The name that a pulled image is kept by.
+///
+/// # Errors
+/// [`Error::Usage`] where the reference cannot be one.
+pub fn name_of(reference: &Reference) -> Result<String> {
+    let name = reference.to_string();
+    Store::check_name(&name)?;
+    Ok(name)
+}
+
 /// Pulls a container image into the store and names it by its reference.
 pub fn pull(
     store: &Store,
@@ -291,9 +302,9 @@ pub fn pull(
     threads: usize,
     monitor: &dyn Monitor,
 ) -> Result<Pulled> {
+    let name = name_of(registry.reference())?;
     monitor.event(Event::Stage(Stage::Resolve));
     let image = registry.image(platform, monitor)?;
-    let name = registry.reference().to_string();
     let manifest = image.digest;
     if store.tags()?.get(&name) == Some(&manifest)
         && let Some(config) = store.config_of(&manifest)?

@@ -83,13 +83,21 @@ pub(super) fn name_problem(name: &str) -> Result<()> {
         "" | "." | ".." => "is no name",
         _ if name.starts_with('@') => "starts with @, which marks a digest",
         _ if name.contains(['\0', '\n']) => "has a control character",
-        _ if encode(name).len() > 255 => "is too long: 255 bytes at most",
+        _ if encode(name).len() > 255 => "is too long: 255 bytes at most, / as three; give a shorter one",
         _ => return Ok(()),
     };
     Err(Error::Usage(format!("the image name {name:?} {why}")))
 }
 
 impl Store {
+    /// Whether a manifest can be named so.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a name that cannot be one.
+    pub fn check_name(name: &str) -> Result<()> {
+        name_problem(name)
+    }
+
     /// Stores an image; `publish` links it under `images/`, which allows mounting it.
     ///
     /// # Errors

@@ -58,10 +58,12 @@ impl Report for Pulled {
 
 impl Pull {
     pub fn run(self, context: &Context) -> Result<()> {
+        let image = reference(&self.image)?;
+        pull::name_of(&image)?;
         if self.dry_run {
-            return forecast::of_pull(context, &reference(&self.image)?, Some(self.platform.platform()));
+            return forecast::of_pull(context, &image, Some(self.platform.platform()));
         }
-        let registry = Registry::open(&reference(&self.image)?, &context.registry())?;
+        let registry = Registry::open(&image, &context.registry())?;
         let sysroot = context.open_store(self.store.algorithm(), "image pull")?;
         let platform = self.platform.platform();
         let work =
