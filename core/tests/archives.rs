@@ -100,6 +100,11 @@ fn an_archive_in_any_usual_compression_gives_the_same_image() {
     for (how, bytes) in [
         ("gzip", gzip(&plain)),
         ("gzip members", [gzip(half), gzip(rest)].concat()),
+        ("gzip, padded", [gzip(&plain), vec![0; 700_000]].concat()),
+        (
+            "gzip members, padded",
+            [gzip(half), vec![0; 512], gzip(rest), vec![0; 512]].concat(),
+        ),
         ("zstd", zstd(&plain)),
         ("zstd behind a skippable frame", skippable),
         ("xz", with_tool("xz", &plain)),
@@ -112,10 +117,14 @@ fn an_archive_in_any_usual_compression_gives_the_same_image() {
     ] {
         fs::write(&path, &bytes).unwrap();
         assert_eq!(pull(dir.path(), &reference).unwrap(), expected, "{how}");
-        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        // Padding is no part of it.
+        let packed = bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count();
+        fs::write(&path, &bytes[..packed / 2]).unwrap();
         let error = refused(dir.path(), &reference);
         assert!(error.contains(path.to_str().unwrap()), "{how}, cut: {error}");
     }
+    fs::write(&path, [gzip(&plain), vec![0; 512], b"x".to_vec()].concat()).unwrap();
+    refused(dir.path(), &reference);
 }
 
 #[test]

@@ -75,7 +75,7 @@ impl Archive {
         let read = file.read_at(&mut first, 0).map_err(fail)?;
         match Packing::of(&first[..read]) {
             None => {}
-            Some(Packing::Gzip) => file = unpack(path, flate2::read::MultiGzDecoder::new(file), temporary)?,
+            Some(Packing::Gzip) => file = unpack(path, Gzip::new(buffered(file)), temporary)?,
             Some(Packing::Zstd) => {
                 let mut decoder = zstd::Decoder::new(file).map_err(fail)?;
                 decoder.window_log_max(27).map_err(fail)?;
@@ -178,6 +178,46 @@ impl Archive {
             }
         }
         None
+    }
+}
+
+/// gzip, member after member. Zeros behind one are none: what is padded to whole blocks, as for a tape, is read as gzip
+/// reads it.
+struct Gzip<R>(Option<flate2::bufread::GzDecoder<R>>);
+
+impl<R: BufRead> Gzip<R> {
+    fn new(from: R) -> Self {
+        Self(Some(flate2::bufread::GzDecoder::new(from)))
+    }
+}
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let Some(mut from) = self.0.take().map(flate2::bufread::GzDecoder::into_inner) else {
+                break;
+            };
+            if skip_zeros(&mut from)? {
+                *self = Self::new(from);
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Whether anything else follows.
+fn skip_zeros(from: &mut impl BufRead) -> io::Result<bool> {
+    loop {
+        let bytes = from.fill_buf()?;
+        let (all, zeros) = (bytes.len(), bytes.iter().take_while(|byte| **byte == 0).count());
+        from.consume(zeros);
+        if zeros < all || all == 0 {
+            return Ok(all > 0);
+        }
     }
 }
 
