@@ -12,7 +12,7 @@ fn app(registry: &Registry, name: &str, seed: u64) -> (String, String) {
     (image.push(registry, name, "1"), image.digest())
 }
 
-/// An OS whose version `n` binds what the quadlet files say.
+/// An OS whose version `n` binds what the quadlet files say; those in folders are there without being bound.
 fn os(registry: &Registry, n: u32, files: &[(&str, String)]) -> String {
     let mut layer = Layer::default().dirs(&[
         "usr",
@@ -26,17 +26,18 @@ fn os(registry: &Registry, n: u32, files: &[(&str, String)]) -> String {
         "usr/share/containers/systemd",
     ]);
     for (name, text) in files {
+        let path = format!("usr/share/containers/systemd/{name}");
+        layer = layer.file(&path, text);
+        if let Some((folder, _)) = name.split_once('/') {
+            layer = layer.dirs(&[&format!("usr/share/containers/systemd/{folder}")]);
+            continue;
+        }
         let folder = if name.ends_with(".image") {
             "bootc"
         } else {
             "cfs-update"
         };
-        layer = layer
-            .file(&format!("usr/share/containers/systemd/{name}"), text)
-            .symlink(
-                &format!("usr/lib/{folder}/bound-images.d/{name}"),
-                &format!("/usr/share/containers/systemd/{name}"),
-            );
+        layer = layer.symlink(&format!("usr/lib/{folder}/bound-images.d/{name}"), &format!("/{path}"));
     }
     let image = Image::new(&n.to_string())
         .layer(base(&n.to_string(), "kernel"), How::Gzip)
@@ -143,6 +144,55 @@ fn a_quadlet_may_name_another_one_and_what_is_bound_by_digest_is_asked_for_once(
     cfs.run(["upgrade"]).expect(0);
     assert_eq!(asked(), before, "it is here, and means the same for ever");
     cfs.fsck();
+}
+
+#[test]
+fn what_is_bound_is_what_quadlet_runs_with_drop_ins_and_folders_below() {
+    let dir = scratch();
+    let registry = Registry::start();
+    let (old, _) = app(&registry, "old", 1);
+    let (new, digest) = app(&registry, "new", 2);
+    let (other, _) = app(&registry, "other", 3);
+    let container = |image: &str| format!("[Container]\nImage={image}\n");
+    let files = [
+        ("a-x.container", container(&old)),
+        ("a-x.container.d/10.conf", container(&new)),
+        ("a-.container.d/05.conf", container(&other)),
+        ("b.container", container("b.image")),
+        ("sub/b.image", format!("[Image]\nImage={old}\n")),
+        ("image.d/1.conf", "[Image]\nImage=\n".into()),
+        ("b.image.d/2.conf", format!("[Image]\nImage={other}\n")),
+    ];
+    let cfs = Cfs::new(dir.path());
+    let told = cfs.run(["switch", &os(&registry, 1, &files)]).expect(0);
+    for said in [
+        format!("a-x.container binds {new}"),
+        format!("b.container binds {other}"),
+    ] {
+        assert!(told.stderr.contains(&said), "{}", told.stderr);
+    }
+    assert!(
+        names(&cfs).contains(&digest) && !names(&cfs).contains(&old),
+        "{}",
+        names(&cfs)
+    );
+    // A drop-in takes the image away: nothing is left out in silence.
+    let emptied = [
+        ("a.container", container(&old)),
+        ("a.container.d/1.conf", container("")),
+    ];
+    let told = cfs.run(["switch", &os(&registry, 2, &emptied)]).expect(1);
+    assert!(told.stderr.contains("has no Image= in [Container]"), "{}", told.stderr);
+    let wrong = [
+        ("a.container", container(&old)),
+        ("container.d/1.conf", container("quay.io/%i:1")),
+    ];
+    let told = cfs.run(["switch", &os(&registry, 2, &wrong)]).expect(1);
+    assert!(
+        told.stderr.contains("container.d/1.conf: names quay.io/%i:1"),
+        "{}",
+        told.stderr
+    );
 }
 
 #[test]

@@ -1,29 +1,30 @@
 //! Application images that an OS version needs: they are in the store before it is staged.
 //!
 //! `usr/lib/cfs-update/bound-images.d` and `usr/lib/bootc/bound-images.d` of the image hold links to quadlet files
-//! (podman-systemd.unit(5)): `.image` with `Image=` in `[Image]`, `.container` with `Image=` in `[Container]`.
+//! (podman-systemd.unit(5)): `.image` with `Image=` in `[Image]`, `.container` with `Image=` in `[Container]`, each with
+//! its drop-ins (`quadlet.rs` puts them together).
 //!
 //! Invariant: a deployment is recorded only when all of its bound images are in the store; each is kept by a name of
 //! that deployment (`cfs-update/bound/<id, 12 digits>/<reference>`), which goes with it and not before.
 
 use std::collections::BTreeMap;
-use std::iter;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ids::{DeploymentId, ManifestDigest};
 use crate::manifest::Platform;
 use crate::monitor::{Event, Monitor, Stage};
-use crate::pull::{self, Imported, Variant, read_file};
+use crate::pull::{self, Imported, Variant};
 use crate::reference::Reference;
 use crate::registry::{self, Registry};
 use crate::store::{IMAGE_V1, Store};
 use crate::tree::Tree;
 
+mod quadlet;
+
+use quadlet::{Quadlets, refused};
+
 /// Where images keep the links. For files of the same name the later folder's counts.
 pub const FOLDERS: [&str; 2] = ["usr/lib/bootc/bound-images.d", "usr/lib/cfs-update/bound-images.d"];
-
-/// Where podman looks for quadlet files that others name.
-const QUADLETS: [&str; 2] = ["etc/containers/systemd", "usr/share/containers/systemd"];
 
 /// How names of bound images begin.
 const PREFIX: &str = "cfs-update/bound/";
@@ -48,7 +49,7 @@ fn section(name: &str) -> Option<&'static str> {
 /// The images that an image binds, by the file that says so.
 ///
 /// # Errors
-/// [`Error::Settings`] for a file that is missing, of another kind, or names no image, or one by a name that is too long
+/// [`crate::Error::Settings`] for a file that is missing, of another kind, or names no image, or one by a name that is too long
 /// to keep it by: it is never left out.
 pub fn look(store: &Store, tree: &Tree) -> Result<BTreeMap<String, Reference>> {
     let mut files = BTreeMap::new();
@@ -59,43 +60,38 @@ pub fn look(store: &Store, tree: &Tree) -> Result<BTreeMap<String, Reference>> {
             files.insert(name.clone(), format!("{folder}/{name}"));
         }
     }
-    files
-        .into_iter()
-        .map(|(name, path)| Ok((path.clone(), reference_of(store, tree, &name, &path)?)))
-        .collect()
+    let quadlets = Quadlets::of(tree);
+    let reference = |(name, path): (String, String)| Ok((path.clone(), reference_of(store, &quadlets, &name, &path)?));
+    files.into_iter().map(reference).collect()
 }
 
-/// What a quadlet file names, or what the one that it names instead does.
-fn reference_of(store: &Store, tree: &Tree, name: &str, path: &str) -> Result<Reference> {
-    let fail = |why: String| Error::Settings {
-        path: path.into(),
-        why: format!("{why}; it is in the image that this has to be mended"),
-    };
-    let wanted = section(name).ok_or_else(|| fail("is no .image or .container file".into()))?;
-    let file = tree.resolve(path).ok_or_else(|| fail("leads nowhere".into()))?;
-    let text = String::from_utf8(read_file(store, path, file)?).map_err(|_| fail("is not UTF-8".into()))?;
-    let image = value_of(&text, wanted, "Image").ok_or_else(|| fail(format!("has no Image= in [{wanted}]")))?;
+/// What a quadlet file names, or what the one that it names instead does; with what its drop-ins say.
+fn reference_of(store: &Store, quadlets: &Quadlets<'_>, name: &str, path: &str) -> Result<Reference> {
+    let wanted = section(name).ok_or_else(|| refused(path, "is no .image or .container file"))?;
+    let unit = quadlets.read(store, path)?;
+    let none = || refused(path, &format!("has no Image= in [{wanted}]"));
+    let (from, image) = unit.value(wanted, "Image").ok_or_else(none)?;
+    let fail = |why: String| refused(from, &why);
     if image.contains('%') {
         let why = "systemd's specifiers are not known when an image is bound";
         return Err(fail(format!("names {image}: {why}")));
     }
-    if value_of(&text, wanted, "AuthFile").is_some() {
+    if let Some((from, _)) = unit.value(wanted, "AuthFile") {
         let why = "has an AuthFile=, which is not read when an image is bound: give the credentials to cfs-update, in \
                    /etc/ostree/auth.json say";
-        return Err(fail(why.into()));
+        return Err(refused(from, why));
     }
     let quadlet = !image.contains('/');
     if quadlet && wanted == "Container" && image.ends_with(".image") {
-        let places = FOLDERS.iter().rev().chain(&QUADLETS);
-        let mut others = places.map(|folder| format!("{folder}/{image}"));
-        let other = others.find(|other| tree.resolve(other).is_some());
+        let mut bound = FOLDERS.iter().rev().map(|folder| format!("{folder}/{image}"));
+        let bound = bound.find(|other| quadlets.has(other));
+        let other = bound.or_else(|| quadlets.find(&image));
         let other = other.ok_or_else(|| fail(format!("names {image}, which is not among the image's quadlets")))?;
-        return reference_of(store, tree, &image, &other);
+        return reference_of(store, quadlets, &image, &other);
     }
     if quadlet && image.ends_with(".build") {
-        return Err(fail(format!(
-            "names {image}: what is built on the host cannot be fetched"
-        )));
+        let why = "what is built on the host cannot be fetched";
+        return Err(fail(format!("names {image}: {why}")));
     }
     let reference = image.parse::<Reference>().map_err(|e| fail(e.to_string()))?;
     Store::check_name(&kept_by(&"0".repeat(OWNER), &reference.to_string())).map_err(|e| fail(e.to_string()))?;
@@ -103,32 +99,6 @@ fn reference_of(store: &Store, tree: &Tree, name: &str, path: &str) -> Result<Re
         return Err(fail(format!("names {image}, which is in no registry")));
     }
     Ok(reference)
-}
-
-/// The last value of a key in a section. A line that ends with a backslash goes on in the next one.
-fn value_of(text: &str, wanted: &str, wanted_key: &str) -> Option<String> {
-    let mut section = String::new();
-    let mut found = None;
-    let mut begun = String::new();
-    let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
-    for line in lines.filter(|line| !line.starts_with(['#', ';'])).chain(iter::once("")) {
-        if let Some(line) = line.strip_suffix('\\') {
-            begun.push_str(line);
-            begun.push(' ');
-            continue;
-        }
-        let line = std::mem::take(&mut begun) + line;
-        let line = line.trim();
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            section = name.into();
-        } else if let Some((key, value)) = line.split_once('=')
-            && section == wanted
-            && key.trim() == wanted_key
-        {
-            found = Some(value.trim().trim_matches('"').to_owned()).filter(|value| !value.is_empty());
-        }
-    }
-    found
 }
 
 /// Fetches what is not in the store; nothing refers to it before the next [`Store::publish`]. All of the images are
@@ -189,7 +159,7 @@ impl Bound {
     /// Keeps them for somebody, from the next [`Store::publish`] on.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a reference that is too long to be a name, which [`look`] gives of none.
+    /// [`crate::Error::Usage`] for a reference that is too long to be a name, which [`look`] gives of none.
     pub fn keep(&self, store: &Store, owner: &str) -> Result<()> {
         for (reference, manifest) in &self.images {
             store.tag(&kept_by(owner, reference), manifest)?;
@@ -261,33 +231,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_image_of_a_quadlet_file_is_the_last_one_of_its_section() {
-        let text = "[Unit]\nImage=no\n[Container]\n# Image=no\nImage=quay.io/a/b:1\nImage = \"quay.io/a/b:2\"\n[Install]\nImage=no\n";
-        let image_of = |text, section| value_of(text, section, "Image");
-        assert_eq!(image_of(text, "Container").as_deref(), Some("quay.io/a/b:2"));
-        assert_eq!(image_of(text, "Image"), None);
-        assert_eq!(image_of("[Image]\nImage=\n", "Image"), None);
-        assert_eq!(
-            image_of("\u{feff}[Image]\nImage=quay.io/a:1\n", "Image").as_deref(),
-            Some("quay.io/a:1")
-        );
-        let continued =
-            "[Container]\r\nImage=\\\r\n# not this\r\n  quay.io/a/b:3\r\nExec=a \\\r\nImage=no\r\n[Image]\\\n";
-        assert_eq!(image_of(continued, "Container").as_deref(), Some("quay.io/a/b:3"));
-        assert_eq!(
-            image_of("[Image]\nImage=quay.io/a:1\\", "Image").as_deref(),
-            Some("quay.io/a:1")
-        );
-        assert_eq!(
-            [
-                section("a.image"),
-                section("a.container"),
-                section("a.volume"),
-                section("a")
-            ]
-            .map(|s| s.is_some()),
-            [true, true, false, false]
-        );
+    fn only_images_and_containers_name_an_image() {
+        let names = ["a.image", "a.container", "a.volume", "a"];
+        assert_eq!(names.map(section), [Some("Image"), Some("Container"), None, None]);
     }
 
     #[test]
