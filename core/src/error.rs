@@ -186,6 +186,14 @@ pub enum Error {
         /// What is wrong, with line where known.
         why: String,
     },
+    /// A file of somebody else's that is broken.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// Too little room, seen before anything was written.
     #[error("{}: {needed} bytes needed, {free} free; {remedy}", path.display())]
     Space {

@@ -214,7 +214,9 @@ fn what_an_incomplete_archive_lacks_is_said() {
             (300, "is no tar archive"),
         ] {
             fs::write(&path, &plain[..end]).unwrap();
-            let error = refused(dir.path(), &reference);
+            let error = pull(dir.path(), &reference).unwrap_err();
+            assert_eq!(error.kind(), cfs_core::Kind::Failed, "{error}");
+            let error = error.to_string();
             assert!(
                 error.contains(why) && error.contains(path.to_str().unwrap()),
                 "{end}: {error}"

@@ -105,8 +105,8 @@ fn what_is_wrong_with_an_archive_is_said_and_leaves_no_deployment() {
     let cfs = Cfs::new(dir.path());
     for (image, code, why) in [
         (format!("oci-archive:{}", path("gone.tar")), 1, "gone.tar"),
-        (format!("oci-archive:{}", path("text")), 5, "text"),
-        (format!("oci-archive:{}", path("cut.tar")), 5, "cut.tar"),
+        (format!("oci-archive:{}", path("text")), 1, "text"),
+        (format!("oci-archive:{}", path("cut.tar")), 1, "cut.tar"),
         (format!("docker-archive:{}", path("flipped.tar")), 1, "expected sha256:"),
         (
             format!("oci-archive:{}", path("docker.tar")),

@@ -254,7 +254,7 @@ fn what_podman_has_broken_is_fetched_and_said_and_never_believed() {
             "records",
             |s| fs::write(s.layers(), "[{").unwrap(),
             "layers.json: is damaged",
-            5,
+            1,
         ),
         (
             "partial",

@@ -128,7 +128,7 @@ impl Storage {
     /// Opens a storage and takes its locks, waiting for them for `patience`; `None` where there is none.
     ///
     /// # Errors
-    /// [`Error::Busy`] while podman changes it; [`Error::Network`] where it is damaged; [`Error::Io`] where it may not
+    /// [`Error::Busy`] while podman changes it; [`Error::File`] where it is damaged; [`Error::Io`] where it may not
     /// be read. An additional one that cannot be read is passed over.
     pub fn open(place: &Place, patience: Duration) -> Result<Option<Self>> {
         let mut storage = Self {
@@ -420,8 +420,8 @@ fn records<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
 }
 
 fn damaged(path: &Path, why: &str) -> Error {
-    Error::Network {
-        url: path.display().to_string(),
+    Error::File {
+        path: path.to_path_buf(),
         why: format!("{why}; `podman system check --repair` may mend it"),
     }
 }

@@ -210,6 +210,20 @@ fn empty_records_are_none_and_a_circle_of_parents_ends() {
 }
 
 #[test]
+fn damaged_records_are_a_broken_file() {
+    let dir = tempfile::tempdir().unwrap();
+    for broken in ["layers", "images"] {
+        records(dir.path(), "layers", &json!([]));
+        records(dir.path(), "images", &json!([]));
+        let file = dir.path().join(format!("overlay-{broken}/{broken}.json"));
+        fs::write(&file, "[{").unwrap();
+        let error = Storage::open(&dir.path().into(), Duration::ZERO).unwrap_err();
+        assert_eq!(error.kind(), crate::error::Kind::Failed, "{error}");
+        assert!(error.to_string().contains(file.to_str().unwrap()), "{error}");
+    }
+}
+
+#[test]
 fn a_layer_of_a_partial_pull_is_known_by_what_its_image_said() {
     let dir = tempfile::tempdir().unwrap();
     let diff = DiffId::from_hash([1; 32]);

@@ -92,8 +92,8 @@ impl Archive {
                 file = unpack(path, bzip2::bufread::MultiBzDecoder::new(buffered(file)), temporary)?
             }
         }
-        let members = list(&file).map_err(|why| Error::Network {
-            url: path.display().to_string(),
+        let members = list(&file).map_err(|why| Error::File {
+            path: path.to_path_buf(),
             why,
         })?;
         Ok(Self {
