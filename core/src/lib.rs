@@ -1,7 +1,8 @@
 //! From an image reference to a signed composefs deployment.
 //!
-//! The modules are listed in the order in which the data flows; none imports one that is listed below it
-//! (`tests/layering.rs` checks that). What lives where, and which promise it keeps: `docs/architecture.md`.
+//! The modules are listed in the order in which the data flows, the forms that they have (layers, trees, images) before
+//! all that reads them; none imports one that is listed below it (`tests/layering.rs` checks that). What lives where, and
+//! which promise it keeps: `docs/architecture.md`.
 //!
 //! The feature `update` (default) is the whole way; without it there is what the initramfs program needs to mount the
 //! end of it, and no dependency that talks to a network.
@@ -21,21 +22,21 @@ pub mod manifest;
 #[cfg(feature = "update")]
 pub mod policy;
 #[cfg(feature = "update")]
+pub mod layers;
+#[cfg(feature = "update")]
+pub mod tree;
+#[cfg(feature = "update")]
+pub mod image;
+#[cfg(feature = "update")]
 pub mod podman;
 #[cfg(feature = "update")]
 pub mod registry;
-#[cfg(feature = "update")]
-pub mod layers;
 #[cfg(feature = "update")]
 pub mod chunked;
 #[cfg(feature = "update")]
 pub mod splitstream;
 #[cfg(feature = "update")]
 pub mod store;
-#[cfg(feature = "update")]
-pub mod tree;
-#[cfg(feature = "update")]
-pub mod image;
 pub mod synced;
 #[cfg(feature = "update")]
 pub mod preflight;

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use cfs_core::forecast::{Forecast, Way};
 use cfs_core::ids::Algorithm;
+use cfs_core::image::{Versions, dump, writer};
 use cfs_core::manifest::Platform;
 use cfs_core::monitor::{Event, Monitor, Quiet};
 use cfs_core::podman::Places;
@@ -66,6 +67,25 @@ fn storage(root: &Path, id: &str, diff_digest: &str, files: &Files) -> PathBuf {
     }
     std::fs::write(layers.join(format!("{id}.tar-split.gz")), gz.finish().unwrap()).unwrap();
     root.join("overlay").join(id).join("diff")
+}
+
+/// Makes of such a layer what podman writes with `use_composefs`: names in an image, contents by other names.
+fn with_composefs(diff: &Path, files: &Files) {
+    let contents = diff.with_file_name("contents");
+    let mut dump = String::from("/ 0 40755 2 0 0 0 0.0 - - -\n/usr 0 40755 2 0 0 0 0.0 - - -\n");
+    for (n, (path, content)) in files.iter().enumerate() {
+        let (folder, name) = (format!("{n:02x}"), format!("{n:062x}"));
+        std::fs::create_dir_all(contents.join(&folder)).unwrap();
+        std::fs::write(contents.join(&folder).join(&name), content).unwrap();
+        let size = content.len();
+        dump += &format!("/{path} {size} 100644 1 0 0 0 0.0 {folder}/{name} - -\n");
+    }
+    std::fs::remove_dir_all(diff).unwrap();
+    std::fs::rename(&contents, diff).unwrap();
+    let image = writer::build(&dump::parse(dump.as_bytes()).unwrap(), Versions::MKCOMPOSEFS).unwrap();
+    let data = diff.with_file_name("composefs-data");
+    std::fs::create_dir_all(&data).unwrap();
+    std::fs::write(data.join("composefs.blob"), image).unwrap();
 }
 
 fn open(registry: &Registry, storage: &Path) -> registry::Registry {
@@ -150,6 +170,21 @@ fn what_podman_has_of_another_layer_is_not_fetched_into_an_empty_store() {
         assert!(!said(&told, "as a whole") && rebuilt(&store, &wanted), "{told:?}");
         assert!(server.sent() < 260 * KIB, "{} of {}", server.sent(), wanted.blob.len());
     }
+}
+
+#[test]
+fn files_of_a_composefs_layer_of_podmans_are_not_fetched() {
+    let folder = tempfile::tempdir().unwrap();
+    let podman = folder.path().join("containers");
+    let others = files(&[4]);
+    let diff = storage(&podman, "ab12", "", &others);
+    with_composefs(&diff, &others);
+    let wanted = layer(&files(&[]));
+    let server = Registry::start(&[&wanted]);
+    let store = store(folder.path());
+    let told = pull(&store, &open(&server, &podman), &|| ()).unwrap();
+    assert!(!said(&told, "as a whole") && rebuilt(&store, &wanted), "{told:?}");
+    assert!(server.sent() < 260 * KIB, "{} of {}", server.sent(), wanted.blob.len());
 }
 
 #[test]

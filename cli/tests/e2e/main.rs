@@ -20,6 +20,7 @@ mod mount;
 mod network;
 mod os_image;
 mod podman;
+mod podman_composefs;
 mod policy;
 mod preflight;
 mod readme;

@@ -11,7 +11,7 @@ use crate::common::layout::{How, Image, Layer, base, noise};
 use crate::common::registry::Registry;
 use crate::common::{Cfs, Ran, is_root, list, scratch, tool};
 
-fn image() -> crate::common::layout::Finished {
+pub(crate) fn image() -> crate::common::layout::Finished {
     let app = Layer::default()
         .dirs(&["usr", "usr/bin"])
         .file("usr/bin/app", noise(5, 50_000))
@@ -27,8 +27,8 @@ fn image() -> crate::common::layout::Finished {
 }
 
 /// podman's storage in a folder of its own, with the image `localhost/os:1`.
-struct Stored {
-    root: PathBuf,
+pub(crate) struct Stored {
+    pub(crate) root: PathBuf,
     conf: PathBuf,
 }
 
@@ -40,7 +40,7 @@ impl Drop for Stored {
 }
 
 impl Stored {
-    fn new(dir: &Path, oci: &str) -> Self {
+    pub(crate) fn new(dir: &Path, oci: &str) -> Self {
         let root = dir.join("containers");
         let place = format!("[overlay@{}+{}]", root.display(), dir.join("run").display());
         let to = format!("containers-storage:{place}localhost/os:1");
@@ -51,12 +51,12 @@ impl Stored {
         Self { root, conf }
     }
 
-    fn reference(&self, name: &str) -> String {
+    pub(crate) fn reference(&self, name: &str) -> String {
         format!("containers-storage:[{}]{name}", self.root.display())
     }
 
     /// Runs with this storage as the machine's own.
-    fn run<const N: usize>(&self, cfs: &Cfs, args: [&str; N]) -> Ran {
+    pub(crate) fn run<const N: usize>(&self, cfs: &Cfs, args: [&str; N]) -> Ran {
         let mut command = cfs.command(args);
         command.env("CONTAINERS_STORAGE_CONF", &self.conf);
         Ran::from(command.output().unwrap())
@@ -77,7 +77,7 @@ impl Stored {
     }
 }
 
-fn blobs_fetched(registry: &Registry) -> usize {
+pub(crate) fn blobs_fetched(registry: &Registry) -> usize {
     registry
         .requests()
         .iter()

@@ -4,6 +4,7 @@
 //! overlay-images/images.json, images.lock, <id>/manifest, <id>/=<base64 of "sha256:<id>">   image records, their JSON
 //! overlay-layers/layers.json, layers.lock, <id>.tar-split.gz                                layer records, how to rebuild
 //! overlay/<id>/diff/…   (vfs/dir/<id>/…, btrfs/subvolumes/<id>/… with these drivers)        a layer's files
+//! overlay/<id>/composefs-data/composefs.blob   with `use_composefs`: their names; diff/ has the contents then
 //! ```
 //!
 //! With `imagestore` the image records and the layers' files are there, the layer records are not. Additional image
@@ -31,12 +32,14 @@ use crate::sys::fs;
 use crate::sys::lock::RecordLock;
 
 mod config;
+mod folders;
 mod image;
 mod tar_split;
 
 pub(crate) use config::split;
 pub use config::{Place, Places};
-pub use tar_split::{Folders, Part, Parts, Tar};
+pub use folders::Folders;
+pub use tar_split::{Part, Parts, Tar};
 
 /// Drivers whose layers are plain files in a folder each.
 const DRIVERS: [&str; 3] = ["overlay", "vfs", "btrfs"];
@@ -273,15 +276,21 @@ impl Storage {
         folder.join(format!("{}.tar-split.gz", layer.id))
     }
 
-    fn files(&self, layer: &LayerRecord) -> impl Iterator<Item = PathBuf> {
+    fn files(&self, layer: &LayerRecord) -> impl Iterator<Item = folders::Place> {
         let Folder { root, images, driver } = &self.stores[layer.store];
-        let inside = match *driver {
-            "vfs" => Path::new("vfs/dir").join(&layer.id),
-            "btrfs" => Path::new("btrfs/subvolumes").join(&layer.id),
-            driver => Path::new(driver).join(&layer.id).join("diff"),
+        let (folder, image) = match *driver {
+            "vfs" => (Path::new("vfs/dir").join(&layer.id), None),
+            "btrfs" => (Path::new("btrfs/subvolumes").join(&layer.id), None),
+            driver => {
+                let layer = Path::new(driver).join(&layer.id);
+                (layer.join("diff"), Some(layer.join("composefs-data/composefs.blob")))
+            }
         };
         let roots = images.iter().chain(iter::once(root));
-        roots.map(move |root| root.join(&inside))
+        roots.map(move |root| folders::Place {
+            folder: root.join(&folder),
+            image: image.as_ref().map(|image| root.join(image)),
+        })
     }
 }
 
@@ -334,9 +343,12 @@ impl Layer {
         Parts::open(&self.storage.tar_split(self.record()), Vec::new(), self.name())
     }
 
-    /// Bytes of that list, as it is on disk.
+    /// Bytes of that list, as it is on disk, and of what is read to find the files.
     pub fn list_bytes(&self) -> u64 {
-        fs::metadata(&self.storage.tar_split(self.record())).map_or(0, |list| list.len())
+        let record = self.record();
+        let images = self.storage.files(record).filter_map(|place| place.image);
+        let read = iter::once(self.storage.tar_split(record)).chain(images);
+        read.map(|path| fs::metadata(&path).map_or(0, |file| file.len())).sum()
     }
 
     /// Where its files are.
@@ -355,20 +367,20 @@ impl Layer {
         self.storage.layer_from(self.at + 1, wanted)
     }
 
-    fn places(&self) -> Vec<PathBuf> {
+    fn places(&self) -> Vec<folders::Place> {
         let storage = &self.storage;
         let mut record = self.record();
-        let mut folders: Vec<PathBuf> = storage.files(record).collect();
+        let mut places: Vec<_> = storage.files(record).collect();
         // What a layer does not hold itself, one below it may; records that lead in a circle end somewhere.
         for _ in 0..storage.layers.len().min(DEEPEST) {
             let below = record.parent.as_ref().and_then(|parent| storage.by_id.get(parent));
             let Some(below) = below.map(|at| &storage.layers[*at]).filter(|layer| is_id(&layer.id)) else {
                 break;
             };
-            folders.extend(storage.files(below));
+            places.extend(storage.files(below));
             record = below;
         }
-        folders
+        places
     }
 
     fn record(&self) -> &LayerRecord {

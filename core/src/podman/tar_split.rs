@@ -1,20 +1,18 @@
 //! A layer's tar, put together again from what tar-split noted and the layer's files.
 //!
 //! JSON lines, compressed with gzip: of type 2 with bytes of the tar as they were (`payload`, base64), of type 1 with
-//! the name and size of a file whose content comes there. Names may be anything: they lead nowhere but into the
-//! layer's folder (`RESOLVE_IN_ROOT`).
+//! the name and size of a file whose content comes there. Names may be anything: `folders.rs` finds the files.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use serde::Deserialize;
 
+use super::folders::{Folders, Place};
 use crate::error::{Error, Result};
 use crate::sys::fs;
 
@@ -45,10 +43,6 @@ pub struct Parts {
     line: Vec<u8>,
 }
 
-/// Where a layer's files are: its folder first, then those of the layers below it; opened when they are needed.
-#[derive(Debug)]
-pub struct Folders(Vec<(PathBuf, Option<OwnedFd>)>);
-
 #[derive(Deserialize)]
 struct Line {
     #[serde(rename = "type")]
@@ -61,11 +55,11 @@ struct Line {
 }
 
 impl Parts {
-    pub(super) fn open(path: &Path, folders: Vec<PathBuf>, layer: String) -> Result<Self> {
+    pub(super) fn open(path: &Path, places: Vec<Place>, layer: String) -> Result<Self> {
         let decoder = flate2::read::MultiGzDecoder::new(BufReader::new(fs::open_file(path)?));
         Ok(Self {
             lines: BufReader::with_capacity(64 << 10, decoder).take(LINE_LIMIT),
-            folders: Folders::new(folders),
+            folders: Folders::new(places),
             layer,
             line: Vec::new(),
         })
@@ -146,47 +140,6 @@ impl Parts {
             entry: entry.into(),
             why,
         }
-    }
-}
-
-impl Folders {
-    pub(super) fn new(folders: Vec<PathBuf>) -> Self {
-        Self(folders.into_iter().map(|folder| (folder, None)).collect())
-    }
-
-    /// Opens a regular file of this size; else says what is wrong.
-    ///
-    /// # Errors
-    /// Why there is none, for a message.
-    pub fn open(&mut self, name: &[u8], size: u64) -> Result<File, String> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let mut why = "is missing there".to_owned();
-        for (path, folder) in &mut self.0 {
-            let folder = match folder {
-                Some(folder) => folder,
-                none => {
-                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                    match rustix::fs::openat(CWD, &*path, flags, Mode::empty()) {
-                        Ok(opened) => none.insert(opened),
-                        Err(_) => continue,
-                    }
-                }
-            };
-            let file = match rustix::fs::openat2(&*folder, name, flags, Mode::empty(), resolve) {
-                Ok(file) => File::from(file),
-                Err(rustix::io::Errno::NOENT) => continue,
-                Err(e) => {
-                    why = format!("cannot be read there: {e}");
-                    continue;
-                }
-            };
-            match file.metadata() {
-                Ok(found) if found.is_file() && found.len() == size => return Ok(file),
-                _ => why = "is another file there".into(),
-            }
-        }
-        Err(why)
     }
 }
 

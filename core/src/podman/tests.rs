@@ -182,8 +182,8 @@ fn images_apart_additional_ones_and_containers_that_do_not_outlive_a_boot_belong
     );
     assert_eq!(storage.needed().collect::<Vec<_>>(), ["aa", "ee", "ff"]);
     let places = |n| storage.layer(&diff(n)).map(|layer| layer.places());
-    assert_eq!(places(1).unwrap()[0], images.join("overlay/aa/diff"));
-    assert_eq!(places(2).unwrap()[0], more.join("overlay/bb/diff"));
+    assert_eq!(places(1).unwrap()[0].folder, images.join("overlay/aa/diff"));
+    assert_eq!(places(2).unwrap()[0].folder, more.join("overlay/bb/diff"));
     assert!(places(3).is_none());
 }
 
