@@ -106,9 +106,9 @@ pub fn add(text: Option<&str>, vendor: Option<&str>, store: &str) -> Change {
         Some(there) if there.iter().any(|other| other == store) => return Change::Nothing,
         Some(there) => {
             let more = if there.is_empty() { "" } else { ", " };
-            in_array(text, |inside| format!("{quoted}{more}{inside}"))
+            in_arrays(text, |inside| format!("{quoted}{more}{inside}"))
         }
-        None => Some(with_key(text, &format!("{KEY} = [{quoted}]"))),
+        None => with_key(text, &format!("{KEY} = [{quoted}]")),
     };
     let mut expected = vec![store.to_owned()];
     expected.extend(there.into_iter().flatten());
@@ -139,62 +139,63 @@ pub fn remove(text: Option<&str>, vendor: Option<&str>, store: &str) -> Change {
             false => cut,
         }
     };
-    checked(in_array(text, without), Some(left))
+    checked(in_arrays(text, without), Some(left))
 }
 
-/// Only what says exactly the expected thing is written.
-fn checked(changed: Option<String>, expected: Option<Vec<String>>) -> Change {
-    match changed {
-        Some(text) if stores(&text) == Ok(expected) => Change::Text(text),
-        _ => Change::ByHand(format!(
-            "{KEY} is written there in a way that is not changed by a program"
-        )),
-    }
+/// The first that says exactly the expected thing: the key or the header may stand in another table or in a text, too.
+fn checked(changed: Vec<String>, expected: Option<Vec<String>>) -> Change {
+    let expected = Ok(expected);
+    let done = changed.into_iter().find(|text| stores(text) == expected);
+    done.map_or_else(
+        || {
+            Change::ByHand(format!(
+                "{KEY} is written there in a way that is not changed by a program"
+            ))
+        },
+        Change::Text,
+    )
 }
 
-/// The line as the first of its section, which is made where it is missing.
-fn with_key(text: &str, line: &str) -> String {
-    let mut out = String::new();
-    let mut done = false;
+/// The line as the first of its section, wherever a header of that seems to be, or in a new one.
+fn with_key(text: &str, line: &str) -> Vec<String> {
+    let mut changed = Vec::new();
+    let mut at = 0;
     for old in text.split_inclusive('\n') {
-        out.push_str(old);
-        if !old.ends_with('\n') {
-            out.push('\n');
-        }
-        if !done && old.split('#').next().unwrap_or_default().trim() == "[storage.options]" {
-            out.push_str(line);
-            out.push('\n');
-            done = true;
+        at += old.len();
+        if old.split('#').next().unwrap_or_default().trim() == "[storage.options]" {
+            let end = if old.ends_with('\n') { "" } else { "\n" };
+            changed.push(format!("{}{end}{line}\n{}", &text[..at], &text[at..]));
         }
     }
-    if !done {
-        out.push_str(&format!("\n[storage.options]\n{line}\n"));
-    }
-    out
+    let end = if text.is_empty() || text.ends_with('\n') {
+        ""
+    } else {
+        "\n"
+    };
+    changed.push(format!("{text}{end}\n[storage.options]\n{line}\n"));
+    changed
 }
 
-/// Changes what stands between the brackets of the key.
-fn in_array(text: &str, change: impl Fn(&str) -> String) -> Option<String> {
+/// With a change of what stands between the brackets of the key, wherever that seems to be.
+fn in_arrays(text: &str, change: impl Fn(&str) -> String) -> Vec<String> {
+    let mut changed = Vec::new();
     let mut at = 0;
     for line in text.split_inclusive('\n') {
         let rest = line.trim_start().strip_prefix(KEY).map(str::trim_start);
-        if rest.is_some_and(|rest| rest.starts_with('=')) {
-            let open = at + line.find('[')? + 1;
-            let close = open + text[open..].find(']')?;
-            return Some(format!(
-                "{}{}{}",
-                &text[..open],
-                change(&text[open..close]),
-                &text[close..]
-            ));
+        let open = line.find('[').map(|open| at + open + 1);
+        if let Some(open) = open.filter(|_| rest.is_some_and(|rest| rest.starts_with('=')))
+            && let Some(close) = text[open..].find(']').map(|close| open + close)
+        {
+            let inside = change(&text[open..close]);
+            changed.push(format!("{}{inside}{}", &text[..open], &text[close..]));
         }
         at += line.len();
     }
-    None
+    changed
 }
 
 #[cfg(test)]
-#[allow(clippy::panic)]
+#[allow(clippy::panic, clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -258,6 +259,27 @@ mod tests {
             ("[storage.options]\nuse_composefs = true\n", 1),
         ] {
             assert_eq!(doubts(text).len(), count, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_key_and_the_header_are_found_behind_others_that_look_the_same() {
+        let other = "[other]\nadditionalimagestores = [\"/a\"]\n[other.storage]\n";
+        let in_text = "note = \"\"\"\n[storage.options]\nadditionalimagestores = []\n\"\"\"\n";
+        for before in [
+            format!("{other}[storage.options]\nsize = \"1\"\n"),
+            format!("{in_text}[storage]\n[storage.options]\nsize = \"1\"\n"),
+            format!("{in_text}{other}[storage.options]\nadditionalimagestores = [\"/b\"]\n"),
+            format!("{in_text}{other}"),
+        ] {
+            let after = text(add(Some(&before), None, "/x"));
+            assert_eq!(stores(&after).unwrap().unwrap()[0], "/x");
+            let back = text(remove(Some(&after), None, "/x"));
+            let named = |text: &str| stores(text).unwrap().unwrap_or_default();
+            assert_eq!(named(&back), named(&before));
+            assert!(
+                back.contains(other) == before.contains(other) && back.contains(in_text) == before.contains(in_text)
+            );
         }
     }
 
