@@ -2,33 +2,29 @@
 //! objects.
 //!
 //! ```text
-//! overlay-images/images.json, images.lock, <id>/manifest, <id>/=<base64 of "sha256:<id>">
+//! overlay-images/images.json, images.lock, <id>/manifest, <id>/=<base64 of "sha256:<id>", "manifest-sha256:…">
 //! overlay-layers/layers.json, layers.lock        storage.lock
-//! overlay/<layer>/composefs-data/composefs.blob -> the image in objects/      one layer for each image, flattened
+//! overlay/<layer>/composefs-data/composefs.blob -> the image in objects/      an image's highest layer, flattened
 //! overlay/<layer>/diff -> objects/               overlay/<layer>/link, overlay/l/<link> -> ../<layer>/diff
+//! overlay/<below>/diff/                          those below it: empty, and only in the records its parents
 //! ```
 //!
 //! podman mounts the blob (erofs) with our objects as its data-only layer: nothing is copied, and pages that the host
-//! has read are not read again.
+//! has read are not read again. There are no `lower` files, so no empty layer is ever mounted, however many there are.
 //!
 //! Invariant: what is listed here is kept in the store by a name of its own (`podman-…` below
 //! `images/refs/cfs-update`), which is there before it is listed and goes after it is not; and a layer that a
 //! container of podman's stands on is neither unlisted nor let go of, whatever became of its image, nor is one that
 //! podman has given a name of its own. All of it is derived and can be made again.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-
 use crate::error::{Error, Result};
 use crate::ids::{ManifestDigest, ObjectId};
 use crate::image::{Versions, writer};
-use crate::manifest::{Config, Manifest};
 use crate::podman::Places;
 use crate::pull::{self, Variant};
 use crate::store::{Store, StoredImage, WHOLE_IMAGE_V1};
@@ -38,11 +34,14 @@ use crate::sys::lock::RecordLock;
 mod conf;
 mod containers;
 mod names;
+mod records;
 
 pub use conf::{Change, add, doubts, named, remove};
 pub use names::name_for_podman;
+pub use records::Shown;
 
 use containers::Containers;
+use records::{Ready, ShownLayer};
 
 const RECORDS_LIMIT: u64 = 256 << 20;
 /// How names of images begin that are kept for podman.
@@ -73,50 +72,6 @@ pub struct Wanted {
     pub name: Option<String>,
     /// Its manifest, which is in the store with all it needs.
     pub manifest: ManifestDigest,
-}
-
-/// An image that podman sees.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shown {
-    /// The image id.
-    pub id: String,
-    /// The manifest's digest.
-    pub digest: String,
-    /// Its names.
-    #[serde(default)]
-    pub names: Vec<String>,
-    /// Its one layer.
-    pub layer: String,
-    #[serde(rename = "big-data-names")]
-    data_names: Vec<String>,
-    #[serde(rename = "big-data-sizes")]
-    data_sizes: BTreeMap<String, usize>,
-    #[serde(rename = "big-data-digests")]
-    data_digests: BTreeMap<String, String>,
-    created: String,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct ShownLayer {
-    id: String,
-    created: String,
-    /// A digest that no tar has: the layer is none of the image's, so podman must not find it by a diff_id.
-    #[serde(rename = "diff-digest")]
-    diff_digest: String,
-    #[serde(rename = "diff-size")]
-    diff_size: u64,
-    /// Ours alone: the image that it is.
-    #[serde(rename = "cfs-update-image")]
-    image: String,
-}
-
-/// All that is needed of one image.
-struct Ready {
-    shown: Shown,
-    layer: ShownLayer,
-    image: ObjectId,
-    manifest: Manifest,
-    config: Config,
 }
 
 impl<'a> Shelf<'a> {
@@ -183,15 +138,12 @@ impl<'a> Shelf<'a> {
         let ready = self.all_ready(wanted)?;
         let mut layers: BTreeMap<String, ShownLayer> = ready
             .values()
-            .map(|image| (image.layer.id.clone(), image.layer.clone()))
+            .flat_map(|image| image.layers.iter().cloned())
+            .map(|layer| (layer.id.clone(), layer))
             .collect();
         // Until all is done podman makes no container: it might stand on what goes.
         let containers = Containers::of(self.podman)?;
-        for layer in self.listed()? {
-            if containers.may_use(&layer.id) && layer.image.parse().is_ok_and(|id| self.store.is_image(&id)) {
-                layers.entry(layer.id.clone()).or_insert(layer);
-            }
-        }
+        self.add_used(&mut layers, &containers)?;
         self.keep(layers.values())?;
         self.prepare()?;
         ready.values().try_for_each(|image| self.write_image(image))?;
@@ -204,6 +156,23 @@ impl<'a> Shelf<'a> {
         Ok(shown)
     }
 
+    /// Adds what something of podman's stands on, as it is listed, with what is below it.
+    fn add_used(&self, layers: &mut BTreeMap<String, ShownLayer>, containers: &Containers) -> Result<()> {
+        let listed = self.listed()?;
+        let by_id: BTreeMap<&str, &ShownLayer> = listed.iter().map(|layer| (layer.id.as_str(), layer)).collect();
+        for layer in &listed {
+            if !containers.may_use(&layer.id) || !layer.image.parse().is_ok_and(|id| self.store.is_image(&id)) {
+                continue;
+            }
+            let mut next = Some(layer);
+            while let Some(layer) = next.filter(|layer| !layers.contains_key(&layer.id)) {
+                layers.insert(layer.id.clone(), layer.clone());
+                next = layer.parent.as_deref().and_then(|parent| by_id.get(parent).copied());
+            }
+        }
+        Ok(())
+    }
+
     /// All that is needed of these images, by image id. A name is one image's, the first one's: podman does not work
     /// at all with a store where it is that of two.
     fn all_ready(&self, wanted: &[Wanted]) -> Result<BTreeMap<String, Ready>> {
@@ -211,7 +180,14 @@ impl<'a> Shelf<'a> {
         let mut taken: BTreeMap<String, String> = BTreeMap::new();
         for wanted in wanted {
             let new = self.ready(wanted)?;
-            let image = ready.entry(new.shown.id.clone()).or_insert(new);
+            let image = match ready.entry(new.shown.id.clone()) {
+                Entry::Occupied(image) => {
+                    let image = image.into_mut();
+                    image.also(new);
+                    image
+                }
+                Entry::Vacant(place) => place.insert(new),
+            };
             let of_digest = |name: &String| Some(format!("{}@{}", names::repository(name)?, wanted.manifest));
             let names = [wanted.name.clone(), wanted.name.as_ref().and_then(of_digest)];
             let free = |name: &String| taken.get(name).is_none_or(|id| *id == image.shown.id);
@@ -259,11 +235,20 @@ impl<'a> Shelf<'a> {
         let digest = manifest.to_string();
         let layers = self.listed()?;
         let images = self.images()?;
-        let of_image = |layer: &&ShownLayer| {
+        let mine = |layer: &ShownLayer| {
             let mut images = images.iter().filter(|image| image.digest == digest);
             images.any(|image| image.layer == layer.id)
         };
-        let layers: Vec<_> = layers.iter().filter(of_image).collect();
+        let files: BTreeSet<&str> = layers
+            .iter()
+            .filter(|layer| mine(layer))
+            .map(|layer| layer.image.as_str())
+            .collect();
+        // A layer that an earlier version of this program has made of it, which is kept for what stands on it.
+        let earlier = |layer: &ShownLayer| {
+            files.contains(layer.image.as_str()) && images.iter().all(|image| image.layer != layer.id)
+        };
+        let layers: Vec<_> = layers.iter().filter(|layer| mine(layer) || earlier(layer)).collect();
         if layers.is_empty() {
             return Ok(());
         }
@@ -299,40 +284,8 @@ impl<'a> Shelf<'a> {
             reference: what.clone(),
             why: "its composefs image is not in the store".into(),
         })?;
-        let mut size = 0;
-        for diff_id in &config.diff_ids {
-            size += self.store.tar_size(diff_id)?;
-        }
-        let created = config.created.unwrap_or_default().to_string();
-        let layer = hex::encode(Sha256::digest(format!("cfs-update {image}")));
-        let id = manifest.config.digest.to_hex();
-        let data = [
-            ("manifest".to_owned(), &manifest.bytes),
-            (format!("sha256:{id}"), &config.bytes),
-        ];
-        let shown = Shown {
-            digest: what,
-            names: Vec::new(),
-            layer: layer.clone(),
-            data_names: data.iter().map(|(name, _)| name.clone()).collect(),
-            data_sizes: data.iter().map(|(name, bytes)| (name.clone(), bytes.len())).collect(),
-            data_digests: data.iter().map(|(name, bytes)| (name.clone(), digest(bytes))).collect(),
-            created: created.clone(),
-            id,
-        };
-        Ok(Ready {
-            layer: ShownLayer {
-                diff_digest: format!("sha256:{layer}"),
-                id: layer,
-                created,
-                diff_size: size,
-                image: image.to_hex(),
-            },
-            shown,
-            image,
-            manifest,
-            config,
-        })
+        let sizes: Result<Vec<u64>> = config.diff_ids.iter().map(|id| self.store.tar_size(id)).collect();
+        Ok(Ready::new(what, manifest, config, &image, &sizes?))
     }
 
     /// Names the images in the store, so that no collection takes them.
@@ -360,42 +313,43 @@ impl<'a> Shelf<'a> {
     }
 
     fn write_image(&self, image: &Ready) -> Result<()> {
-        debug_assert_eq!(image.layer.image, image.image.to_hex());
         let folder = self.root.join("overlay-images").join(&image.shown.id);
         self.fs.create_dir(&folder, 0o755)?;
-        let config = format!("={}", STANDARD.encode(format!("sha256:{}", image.shown.id)));
-        fs::replace_unsynced(self.fs, &folder.join("manifest"), 0o644, &image.manifest.bytes)?;
-        fs::replace_unsynced(self.fs, &folder.join(config), 0o644, &image.config.bytes)
+        for (name, bytes) in &image.data {
+            fs::replace_unsynced(self.fs, &folder.join(records::file_name(name)), 0o644, bytes)?;
+        }
+        Ok(())
     }
 
     fn write_layer(&self, layer: &ShownLayer) -> Result<()> {
         let overlay = self.root.join("overlay");
         let folder = overlay.join(&layer.id);
-        let objects = self.objects.clone();
-        let Ok(image) = layer.image.parse::<ObjectId>() else {
+        let image = layer.image.parse::<ObjectId>().ok();
+        if image.is_none() && !layer.is_empty_one() {
             return Ok(());
-        };
-        let link = layer.id[..26].to_uppercase();
-        self.fs.create_dir(&folder, 0o755)?;
-        self.fs.create_dir(&folder.join("composefs-data"), 0o755)?;
-        let links = [
-            (
-                objects.join(image.object_path()),
-                folder.join("composefs-data/composefs.blob"),
-            ),
-            (objects, folder.join("diff")),
-            (
-                Path::new("..").join(&layer.id).join("diff"),
-                overlay.join("l").join(&link),
-            ),
-        ];
-        for (target, path) in links {
-            if fs::read_link(&path).ok().flatten().as_deref() != Some(&target) {
-                self.fs.remove_dir_all(&path).or_else(|_| self.fs.remove_file(&path))?;
-                self.fs.symlink(&target, &path)?;
-            }
         }
+        self.fs.create_dir(&folder, 0o755)?;
+        match image {
+            Some(image) => {
+                let blob = folder.join("composefs-data/composefs.blob");
+                self.fs.create_dir(fs::parent(&blob)?, 0o755)?;
+                self.link(&self.objects.join(image.object_path()), &blob)?;
+                self.link(&self.objects, &folder.join("diff"))?;
+            }
+            None => self.fs.create_dir(&folder.join("diff"), 0o755)?,
+        }
+        let link = layer.link();
+        let diff = Path::new("..").join(&layer.id).join("diff");
+        self.link(&diff, &overlay.join("l").join(&link))?;
         fs::replace_unsynced(self.fs, &folder.join("link"), 0o644, link.as_bytes())
+    }
+
+    fn link(&self, target: &Path, path: &Path) -> Result<()> {
+        if fs::read_link(path).ok().flatten().as_deref() == Some(target) {
+            return Ok(());
+        }
+        self.fs.remove_dir_all(path).or_else(|_| self.fs.remove_file(path))?;
+        self.fs.symlink(target, path)
     }
 
     /// The records, in one step each, and the mark by which a running podman sees that they changed.
@@ -423,11 +377,15 @@ impl<'a> Shelf<'a> {
 
     /// What is listed no more.
     fn clear(&self, images: &[Shown], layers: &BTreeMap<String, ShownLayer>) -> Result<()> {
+        for image in images {
+            let files: BTreeSet<String> = image.files().collect();
+            self.clear_folder(&format!("overlay-images/{}", image.id), &|name| files.contains(name))?;
+        }
         let images: BTreeSet<&str> = images.iter().map(|image| image.id.as_str()).collect();
         self.clear_folder("overlay-images", &|name| {
             images.contains(name) || name.starts_with("images.")
         })?;
-        let links: BTreeSet<String> = layers.keys().map(|id| id[..26].to_uppercase()).collect();
+        let links: BTreeSet<String> = layers.values().map(ShownLayer::link).collect();
         self.clear_folder("overlay", &|name| name == "l" || layers.contains_key(name))?;
         self.clear_folder("overlay/l", &|name| links.contains(name))?;
         for name in self.store.image_names()?.keys() {
@@ -462,8 +420,4 @@ impl<'a> Shelf<'a> {
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default())
     }
-}
-
-fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }

@@ -151,6 +151,7 @@ pub struct Image {
     pub layers: Vec<(Vec<u8>, How, String)>,
     pub version: String,
     created: String,
+    history: bool,
 }
 
 /// A finished one: its blobs, and the bytes of its manifest.
@@ -165,12 +166,19 @@ impl Image {
             layers: Vec::new(),
             version: version.to_owned(),
             created: "2026-01-01T00:00:00Z".to_owned(),
+            history: false,
         }
     }
 
     /// When the config says that it was made.
     pub fn created(mut self, time: &str) -> Self {
         self.created = time.to_owned();
+        self
+    }
+
+    /// Its config says how each layer was made, and of a step that made none.
+    pub fn with_history(mut self) -> Self {
+        self.history = true;
         self
     }
 
@@ -198,13 +206,19 @@ impl Image {
             "aarch64" => "arm64",
             other => other,
         };
-        let config = json!({
+        let mut config = json!({
             "created": self.created, "architecture": architecture, "os": "linux",
             "config": {"Labels": {"containers.bootc": "1", "org.opencontainers.image.version": self.version}},
             "rootfs": {"type": "layers", "diff_ids": self.layers.iter().map(|l| l.2.clone()).collect::<Vec<_>>()},
-        })
-        .to_string()
-        .into_bytes();
+        });
+        if self.history {
+            let mut steps: Vec<Value> = (0..self.layers.len())
+                .map(|at| json!({"created": self.created, "created_by": format!("step {at}")}))
+                .collect();
+            steps.push(json!({"created": self.created, "created_by": "settings", "empty_layer": true}));
+            config["history"] = steps.into();
+        }
+        let config = config.to_string().into_bytes();
         let layers: Vec<Value> = self
             .layers
             .iter()
