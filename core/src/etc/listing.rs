@@ -46,6 +46,11 @@ impl Node {
     pub fn is_dir(&self) -> bool {
         self.item == Item::Directory
     }
+
+    /// Whether it is made where an image has it: devices and sockets are not.
+    pub fn is_made(&self) -> bool {
+        !matches!(self.item, Item::CharDevice(_) | Item::BlockDevice(_) | Item::Socket)
+    }
 }
 
 /// Paths relative to the listed folder, which is the empty path itself. Parents of a path are always listed.

@@ -5,6 +5,7 @@
 //! * A is as O: the result is N's, also where N has nothing.
 //! * A differs from O: the result is A's, also where A has nothing (a deletion). Where N differs from O as well, and not
 //!   in the same way, that is a conflict: listed, and N's version of a file or folder kept beside A's as `NAME.cfs-new`.
+//! * What is never made of an image (devices, sockets) counts as nothing in O and N: nobody has deleted it.
 //! * Folders are merged name by name. One that N removes stays as long as something of the administrator's is in it;
 //!   one that A removed, or replaced by something else, takes what N puts below it along into the conflict.
 
@@ -100,17 +101,22 @@ pub enum Change {
     Removed,
 }
 
+/// What an image has at `path`, as far as it is made here.
+fn made<'l>(image: &'l Listing, path: &Path) -> Option<&'l Node> {
+    image.get(path).filter(|node| node.is_made())
+}
+
 /// What the administrator changed against the image, by path.
 pub fn diff(image: &Listing, current: &Listing, rules: Rules) -> Vec<(PathBuf, Change)> {
     let mut changes = BTreeMap::new();
-    for (path, node) in image.iter() {
+    for (path, node) in image.iter().filter(|(_, node)| node.is_made()) {
         match current.get(path) {
             None => changes.insert(path, Change::Removed),
             Some(here) if !rules.same(node, here) => changes.insert(path, Change::Changed),
             Some(_) => None,
         };
     }
-    for (path, _) in current.iter().filter(|(path, _)| image.get(path).is_none()) {
+    for (path, _) in current.iter().filter(|(path, _)| made(image, path).is_none()) {
         changes.insert(path, Change::Added);
     }
     let real = changes.into_iter().filter(|(path, _)| *path != Path::new(UPDATED));
@@ -142,12 +148,12 @@ struct Merge<'a> {
 impl Merge<'_> {
     /// Whether `current` at `path` is what the old image had there.
     fn untouched(&self, path: &Path) -> bool {
-        self.alike(self.rules, self.old.get(path), self.current.get(path))
+        self.alike(self.rules, made(self.old, path), self.current.get(path))
     }
 
     /// Whether the new image has at `path` what the old one had.
     fn image_unchanged(&self, path: &Path) -> bool {
-        self.alike(Rules::STRICT, self.old.get(path), self.new.get(path))
+        self.alike(Rules::STRICT, made(self.old, path), made(self.new, path))
     }
 
     fn alike(&self, rules: Rules, a: Option<&Node>, b: Option<&Node>) -> bool {
@@ -234,9 +240,9 @@ impl Merge<'_> {
             self.take_new(path);
         } else if self.image_unchanged(path) {
             // A file was made a folder here, and that is all.
-        } else if self.new.get(path).is_some() {
+        } else if made(self.new, path).is_some() {
             self.conflict(path, What::BothChanged);
-        } else if mine && self.old.get(path).is_some() {
+        } else if mine && made(self.old, path).is_some() {
             self.conflict(path, What::RemovedInImage);
         }
     }
@@ -251,7 +257,7 @@ impl Merge<'_> {
         if current.is_some() {
             self.take(Side::Current, path);
         }
-        let new = self.new.get(path);
+        let new = made(self.new, path);
         let image_same = self.image_unchanged(path) && self.new.subtree(path).all(|(at, _)| self.image_unchanged(at));
         if image_same || self.alike(self.rules, current, new) {
             return;
