@@ -382,8 +382,9 @@ fn whenever_the_power_is_cut_during_the_last_merge_the_staged_etc_is_whole_and_t
         |root, fs| finalize::finalize(&running(root, fs, old)?, &Quiet).map(drop),
         |root, cut| {
             assert_eq!(next(root), new, "{cut}: its /etc is whole");
-            finalize::finalize(&running(root, Arc::new(RealFs), old).unwrap(), &Quiet)
-                .unwrap_or_else(|e| panic!("{cut}: once more: {e}"));
+            let again = finalize::finalize(&running(root, Arc::new(RealFs), old).unwrap(), &Quiet);
+            let merged = matches!(again, Ok(finalize::Finalized::Merged { .. }));
+            assert!(merged, "{cut}: once more, it was made by a merge: {again:?}");
             assert!(etc(root, new).join("late").exists(), "{cut}");
             fsck(root);
         },

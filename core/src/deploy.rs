@@ -4,14 +4,14 @@
 //! the /etc of the deployment that runs is only read. A power cut leaves a leftover that means nothing.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
 use crate::bootable::{self, Bootable};
-use crate::deployment::{Deployment, Origin};
+use crate::deployment::{Deployment, EtcDraft, Origin};
 use crate::error::Result;
-use crate::etc::{self, Conflict, FolderSource, Listing, Node, Report, Rules, Source, TreeSource};
+use crate::etc::{self, Change, Conflict, FolderSource, Listing, Merged, Report, Rules, Source, TreeSource};
 use crate::ids::{DeploymentId, ObjectId};
 use crate::image::reader;
 use crate::monitor::{Event, Monitor};
@@ -92,20 +92,32 @@ pub(crate) fn record(
             origin.etc_from = former.ok().and_then(|former| former.etc_from);
         } else {
             let draft = deployments.begin_etc(fs, &id)?;
-            let (report, found) = write_etc(sysroot, tree, current, draft.path(), monitor)?;
-            origin.etc_unprivileged = !report.complete();
+            let written = write_etc(sysroot, tree, current, draft.path(), monitor)?;
+            swap_etc(sysroot, &id, draft, written.merged.as_ref())?;
+            origin.etc_unprivileged = !written.complete;
             origin.etc_from = current.map(|k| k.id);
-            conflicts = found;
-            draft.commit_etc(fs)?;
+            conflicts = written.conflicts;
         }
         return Ok((deployments.relabel(fs, signed, origin)?, conflicts));
     }
     deployments.remove(fs, &id)?;
     let draft = deployments.begin(fs, signed)?;
-    let (report, conflicts) = write_etc(sysroot, tree, current, &draft.etc(), monitor)?;
-    origin.etc_unprivileged = !report.complete();
+    let written = write_etc(sysroot, tree, current, &draft.etc(), monitor)?;
+    if let Some(merged) = &written.merged {
+        merged.save(fs, draft.path())?;
+    }
+    origin.etc_unprivileged = !written.complete;
     origin.etc_from = current.map(|k| k.id);
-    Ok((draft.commit(fs, origin)?, conflicts))
+    Ok((draft.commit(fs, origin)?, written.conflicts))
+}
+
+/// An /etc that was written beside its place.
+struct Written {
+    /// With all owners and attributes.
+    complete: bool,
+    conflicts: Vec<Conflict>,
+    /// Where it was merged with another one.
+    merged: Option<Merged>,
 }
 
 /// The new image's /etc, with what the administrator made of the current one.
@@ -113,14 +125,19 @@ fn write_etc(
     sysroot: &Sysroot,
     tree: &Tree,
     current: Option<&Known>,
-    to: &std::path::Path,
+    to: &Path,
     monitor: &dyn Monitor,
-) -> Result<(Report, Vec<Conflict>)> {
+) -> Result<Written> {
     let algorithm = sysroot.store.algorithm();
     let open = |id: &ObjectId| open_object(sysroot, id);
     let new = TreeSource::new(tree, "etc", algorithm, &open)?;
     let Some(current) = current else {
-        return Ok((tell("/etc", etc::write(&new, to)?, monitor), Vec::new()));
+        let report = tell("/etc", etc::write(&new, to)?, monitor);
+        return Ok(Written {
+            complete: report.complete(),
+            conflicts: Vec::new(),
+            merged: None,
+        });
     };
     let here = FolderSource::scan(&sysroot.layout().etc(&current.id), algorithm)?;
     let old = match image_listing(sysroot, &current.id) {
@@ -134,12 +151,31 @@ fn write_etc(
         }
     };
     let plan = etc::plan(&old, here.listing(), new.listing(), rules(current));
-    let report = etc::apply(&plan, &here, &new, to)?;
-    Ok((tell("/etc", report, monitor), plan.conflicts))
+    let report = tell("/etc", etc::apply(&plan, &here, &new, to)?, monitor);
+    let made = FolderSource::scan(to, algorithm)?;
+    Ok(Written {
+        complete: report.complete(),
+        conflicts: plan.conflicts,
+        merged: Some(Merged::new(current.id, here.listing(), made.listing())),
+    })
+}
+
+/// Gives a merged /etc its place. Whichever of the two is there when the power goes, it is known for a merge's.
+fn swap_etc(sysroot: &Sysroot, id: &DeploymentId, draft: EtcDraft, merged: Option<&Merged>) -> Result<()> {
+    let (fs, layout) = (sysroot.fs(), sysroot.layout());
+    let former = Merged::load(layout, id).ok().flatten();
+    if let Some((former, merged)) = former.zip(merged) {
+        former.or(merged).save(fs, &layout.record(id))?;
+    }
+    draft.commit_etc(fs)?;
+    match merged {
+        Some(merged) => merged.save(fs, &layout.record(id)),
+        None => Merged::clear(fs, layout, id),
+    }
 }
 
 /// Merges the administrator's /etc once more into a deployment that waits to be booted, and swaps the result in. What
-/// was in its /etc before came from such a merge, too.
+/// was in its /etc before came from such a merge, too ([`is_as_merged`]).
 pub(crate) fn merge_etc(
     sysroot: &Sysroot,
     id: &DeploymentId,
@@ -149,17 +185,65 @@ pub(crate) fn merge_etc(
     let (fs, deployments) = (sysroot.fs(), &sysroot.deployments);
     let tree = image_etc(sysroot, id)?;
     let draft = deployments.begin_etc(fs, id)?;
-    let (report, conflicts) = write_etc(sysroot, &tree, Some(current), draft.path(), monitor)?;
-    draft.commit_etc(fs)?;
-    deployments.update(fs, id, |origin| origin.etc_unprivileged = !report.complete())?;
-    Ok(conflicts)
+    let written = write_etc(sysroot, &tree, Some(current), draft.path(), monitor)?;
+    swap_etc(sysroot, id, draft, written.merged.as_ref())?;
+    deployments.update(fs, id, |origin| {
+        origin.etc_unprivileged = !written.complete;
+        origin.etc_from = Some(current.id);
+    })?;
+    Ok(written.conflicts)
+}
+
+/// Whether a deployment's /etc is what its merge made; `None` where nothing tells.
+pub(crate) fn is_as_merged(sysroot: &Sysroot, id: &DeploymentId) -> Result<Option<bool>> {
+    let Some(merged) = Merged::load(sysroot.layout(), id).ok().flatten() else {
+        return Ok(None);
+    };
+    let own = FolderSource::scan(&sysroot.layout().etc(id), sysroot.store.algorithm())?;
+    Ok(Some(merged.made(own.listing())))
+}
+
+/// What was changed in the /etc of `from` since it was merged into that of `id`, and is not so there.
+pub(crate) fn etc_lacking(sysroot: &Sysroot, id: &DeploymentId, from: &DeploymentId) -> Result<Vec<(PathBuf, Change)>> {
+    let (layout, algorithm) = (sysroot.layout(), sysroot.store.algorithm());
+    let there = FolderSource::scan(&layout.etc(from), algorithm)?;
+    let here = FolderSource::scan(&layout.etc(id), algorithm)?;
+    let (there, here) = (there.listing(), here.listing());
+    let of = |id: &DeploymentId| {
+        let record = sysroot.deployments.load(id);
+        Rules {
+            ownership: record.is_ok_and(|record| !record.origin().etc_unprivileged),
+        }
+    };
+    let (rules_there, rules_here) = (of(from), of(id));
+    let merged = Merged::load(layout, id).ok().flatten();
+    let changes = match merged {
+        Some(merged) if merged.from == *from => merged.since(there),
+        merged => {
+            // It was merged from another one's: all that is the administrator's counts, in either of the two.
+            let image = |id: &DeploymentId| image_listing(sysroot, id).unwrap_or_else(|_| Listing::empty());
+            let mut changes = etc::diff(&image(from), there, rules_there);
+            if let Some(merged) = merged {
+                let inherited = etc::diff(&image(id), here, rules_here);
+                changes.extend(merged.undone(inherited, there));
+            }
+            changes.retain(|(path, _)| !etc::is_kept_beside(path));
+            changes.sort();
+            changes.dedup_by(|a, b| a.0 == b.0);
+            changes
+        }
+    };
+    let both = Rules {
+        ownership: rules_there.ownership && rules_here.ownership,
+    };
+    Ok(etc::lacking(changes, there, here, both))
 }
 
 /// What differs in a deployment's /etc from what its image has there.
 ///
 /// # Errors
 /// Where its record, image or /etc cannot be read.
-pub fn etc_changes(sysroot: &Sysroot, known: &Known) -> Result<Vec<(PathBuf, etc::Change)>> {
+pub fn etc_changes(sysroot: &Sysroot, known: &Known) -> Result<Vec<(PathBuf, Change)>> {
     let algorithm = sysroot.store.algorithm();
     let image = image_listing(sysroot, &known.id)?;
     let here = FolderSource::scan(&sysroot.layout().etc(&known.id), algorithm)?;
@@ -193,16 +277,6 @@ fn image_listing(sysroot: &Sysroot, id: &ObjectId) -> Result<Listing> {
     Ok(TreeSource::new(&tree, "etc", sysroot.store.algorithm(), &open)?
         .listing()
         .clone())
-}
-
-/// Files in a deployment's /etc that were written after `since`, by path relative to it.
-pub(crate) fn etc_written_since(sysroot: &Sysroot, id: &DeploymentId, since: Timestamp) -> Result<Vec<PathBuf>> {
-    let here = FolderSource::scan(&sysroot.layout().etc(id), sysroot.store.algorithm())?;
-    let nodes = here.listing().iter();
-    let since = (since.as_second(), since.subsec_nanosecond());
-    let written = |node: &Node| (node.meta.mtime.sec, i32::try_from(node.meta.mtime.nsec).unwrap_or(0));
-    let late = nodes.filter(|(_, node)| !node.is_dir() && written(node) > since);
-    Ok(late.map(|(path, _)| path.to_path_buf()).collect())
 }
 
 /// What the image brings in /var, the first time only.

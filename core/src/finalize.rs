@@ -2,12 +2,13 @@
 //!
 //! An update merges /etc when it is staged, so that conflicts are seen while somebody is there and a power cut at any
 //! time afterwards boots a deployment with a whole /etc. What the administrator changes between then and the shutdown
-//! is brought over here. Invariant: the new /etc replaces the staged one in one step ([`Deployments::begin_etc`]), so
-//! a power cut in the middle leaves the staged one; the running /etc is only read. That the merge was not made is
-//! known from the staged note, which says when it was, and is reported after the next boot with the files that it is
-//! about.
+//! is brought over here. Invariant: the new /etc
+//! replaces the staged one in one step ([`Deployments::begin_etc`]), so a power cut in the middle leaves the staged one;
+//! the running /etc is only read, and an /etc that somebody changed since a merge made it is never merged over. What the
+//! merge did not bring is known from its note ([`Merged`]) and reported after the next boot, path by path.
 //!
 //! [`Deployments::begin_etc`]: crate::deployment::Deployments::begin_etc
+//! [`Merged`]: crate::etc::Merged
 
 use std::path::PathBuf;
 
@@ -17,15 +18,18 @@ use crate::boot::Tries;
 use crate::deploy;
 use crate::deployment::Staged;
 use crate::error::{Error, Result};
-use crate::etc::Conflict;
+use crate::etc::{Change, Conflict, Merged};
 use crate::ids::DeploymentId;
 use crate::monitor::Monitor;
 use crate::sysroot::{Known, Sysroot};
 
+/// Why a deployment that ran gets no merge.
+const OWN: &str = "it was booted since it was merged, and its own /etc was changed";
+
 /// What finalizing did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finalized {
-    /// Nothing waits for the running deployment's /etc.
+    /// Nothing that never ran waits for the running deployment's /etc.
     Nothing,
     /// The staged deployment has it.
     Merged {
@@ -34,6 +38,11 @@ pub enum Finalized {
         /// Where the administrator and the image both changed something.
         conflicts: Vec<Conflict>,
     },
+    /// It was booted since the last merge, and its own /etc was changed there: that stays as it is.
+    Kept {
+        /// Which.
+        id: DeploymentId,
+    },
 }
 
 /// A deployment that was booted without the last merge, or with changes that were made after it.
@@ -41,13 +50,15 @@ pub enum Finalized {
 pub struct Missed {
     /// Where the files are: the deployment whose /etc was not merged once more.
     pub from: DeploymentId,
-    /// Files in it that were written after the update was staged.
+    /// What was added or changed in it since, and is not so here.
     pub files: Vec<PathBuf>,
+    /// What was removed there since, and is still here.
+    pub removed: Vec<PathBuf>,
     /// Why it was not merged, where that is known; a power cut leaves no word.
     pub why: Option<String>,
 }
 
-/// Merges the running deployment's /etc once more into the staged one.
+/// Merges the running deployment's /etc once more into the one that boots next, where that never ran.
 ///
 /// # Errors
 /// Those of the merge; the reason is noted for the next boot and the staged /etc stays as it was.
@@ -56,29 +67,25 @@ pub fn finalize(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Finalized> {
     let Some((next, from)) = waiting(sysroot, &known) else {
         return Ok(Finalized::Nothing);
     };
-    // A note that is lost, or about another one, is made anew: it is for people.
-    let note = Staged::load(sysroot.layout())
-        .ok()
-        .flatten()
-        .filter(|note| note.id == next.id);
-    let now = Timestamp::now();
-    let mut staged = note.unwrap_or_else(|| Staged::waiting(next.id, from, next.origin()));
-    let merged = merge(sysroot, &known, &staged, from, monitor);
+    let mut staged = Staged::turned(sysroot.layout(), next.id, from, next.origin());
+    let merged = merge(sysroot, &known, next, from, monitor);
     match &merged {
+        Ok(Finalized::Kept { id }) => {
+            let lacks = deploy::etc_lacking(sysroot, id, &from).is_ok_and(|lacking| lacking.is_empty());
+            staged.finalize_failed = (!lacks).then(|| OWN.into());
+        }
         Ok(_) => {
-            staged.finalized = Some(now);
+            staged.finalized = Some(Timestamp::now());
             staged.finalize_failed = None;
         }
         Err(e) => staged.finalize_failed = Some(e.to_string()),
     }
     staged.save(sysroot.fs(), sysroot.layout())?;
-    Ok(Finalized::Merged {
-        id: staged.id,
-        conflicts: merged?,
-    })
+    merged
 }
 
-/// The deployment that boots next, where it never ran, and the one whose /etc it is to have: the one that runs.
+/// The deployment that boots next, where it never ran as far as its record knows, and the one whose /etc it is to have:
+/// the one that runs.
 fn waiting<'k>(sysroot: &Sysroot, known: &'k [Known]) -> Option<(&'k Known, DeploymentId)> {
     let generation = |k: &Known| k.standing.generation;
     let counts = |k: &&Known| {
@@ -100,28 +107,38 @@ fn waiting<'k>(sysroot: &Sysroot, known: &'k [Known]) -> Option<(&'k Known, Depl
 fn merge(
     sysroot: &Sysroot,
     known: &[Known],
-    staged: &Staged,
+    next: &Known,
     from: DeploymentId,
     monitor: &dyn Monitor,
-) -> Result<Vec<Conflict>> {
-    let missing = |id: DeploymentId| Error::Deployment {
-        id: id.short(),
+) -> Result<Finalized> {
+    let id = next.id;
+    if has_own_etc(sysroot, next)? {
+        return Ok(Finalized::Kept { id });
+    }
+    let missing = || Error::Deployment {
+        id: from.short(),
         why: "its /etc cannot be merged: it is not there any more".into(),
     };
-    let current = known.iter().find(|k| k.id == from).ok_or_else(|| missing(from))?;
-    let next = known.iter().find(|k| k.id == staged.id);
-    let next = next.ok_or_else(|| missing(staged.id))?;
-    let conflicts = deploy::merge_etc(sysroot, &next.id, current, monitor)?;
+    let current = known.iter().find(|k| k.id == from).ok_or_else(missing)?;
+    let conflicts = deploy::merge_etc(sysroot, &id, current, monitor)?;
     if let Some(origin) = next.origin() {
-        sysroot.remember("finalize", &next.id, origin, "done")?;
+        sysroot.remember("finalize", &id, origin, "done")?;
     }
-    Ok(conflicts)
+    Ok(Finalized::Merged { id, conflicts })
+}
+
+/// Whether it ran, though no command of ours did there: its /etc is not what its merge made. Where nothing says what
+/// that was, a boot that was counted is taken for one.
+fn has_own_etc(sysroot: &Sysroot, next: &Known) -> Result<bool> {
+    let tries = next.entry.as_ref().map(|entry| entry.tries);
+    let tried = matches!(tries, Some(Tries::Left { done, .. }) if done > 0);
+    Ok(deploy::is_as_merged(sysroot, &next.id)?.map_or(tried, |as_merged| !as_merged))
 }
 
 /// After a boot: what the staged deployment, which runs now, does not have; `None` where all is well.
 ///
 /// # Errors
-/// Where the note or the other /etc cannot be read.
+/// Where the note or one of the two /etc cannot be read.
 pub fn missed(sysroot: &Sysroot) -> Result<Option<Missed>> {
     let Some(staged) = Staged::load(sysroot.layout())? else {
         return Ok(None);
@@ -130,10 +147,33 @@ pub fn missed(sysroot: &Sysroot) -> Result<Option<Missed>> {
     let Some(from) = staged.merge_from.filter(|from| runs && *from != staged.id) else {
         return Ok(None);
     };
-    let files = match sysroot.deployments.has_etc(&from) {
-        true => deploy::etc_written_since(sysroot, &from, staged.finalized.unwrap_or(staged.since))?,
+    let lacking = match sysroot.deployments.has_etc(&from) {
+        true => deploy::etc_lacking(sysroot, &staged.id, &from)?,
         false => Vec::new(),
     };
-    let why = staged.finalize_failed;
-    Ok((why.is_some() || !files.is_empty()).then_some(Missed { from, files, why }))
+    let (removed, files): (Vec<_>, Vec<_>) = lacking.into_iter().partition(|(_, c)| *c == Change::Removed);
+    let paths = |list: Vec<(PathBuf, Change)>| list.into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+    let missed = Missed {
+        from,
+        files: paths(files),
+        removed: paths(removed),
+        why: staged.finalize_failed,
+    };
+    let all_there = missed.files.is_empty() && missed.removed.is_empty() && missed.why.is_none();
+    Ok((!all_there).then_some(missed))
+}
+
+/// What is missed was told: the notes that say so have done their work.
+///
+/// # Errors
+/// Where one of them cannot be read or removed.
+pub fn told(sysroot: &Sysroot) -> Result<()> {
+    let (fs, layout) = (sysroot.fs(), sysroot.layout());
+    let Some(id) = sysroot.booted() else {
+        return Ok(());
+    };
+    if Staged::load(layout)?.is_some_and(|staged| staged.id == id) {
+        Staged::clear(fs, layout)?;
+    }
+    Merged::clear(fs, layout, &id)
 }

@@ -17,11 +17,14 @@ pub struct Finalize {
     boot: BootDir,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Merged {
     deployment: Option<String>,
     etc_conflicts: Vec<Conflict>,
+    /// It was booted already, and keeps the /etc that was changed there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    keeps_own_etc: bool,
 }
 
 impl Report for Merged {
@@ -29,6 +32,9 @@ impl Report for Merged {
         let Some(id) = &self.deployment else {
             return "No update waits for changes of /etc\n".into();
         };
+        if self.keeps_own_etc {
+            return format!("Deployment {id} was booted already and keeps its own /etc, which was changed there\n");
+        }
         let conflicts = self.etc_conflicts.iter().map(|c| format!("  {}\n", c.human()));
         format!("Deployment {id} has the present /etc\n") + &conflicts.collect::<String>()
     }
@@ -36,19 +42,21 @@ impl Report for Merged {
 
 impl Finalize {
     pub fn run(self, context: &Context) -> Result<()> {
-        let nothing = Merged {
-            deployment: None,
-            etc_conflicts: Vec::new(),
-        };
         if !context.has_repository()? || reboot::soft_reboot_waits()? {
-            return context.show(&nothing);
+            return context.show(&Merged::default());
         }
         let sysroot = context.open_waiting(&self.boot, "finalize")?;
         let merged = match finalize::finalize(&sysroot, &context.ui)? {
-            Finalized::Nothing => nothing,
+            Finalized::Nothing => Merged::default(),
             Finalized::Merged { id, conflicts } => Merged {
                 deployment: Some(id.to_string()),
                 etc_conflicts: conflicts.iter().map(Conflict::from).collect(),
+                keeps_own_etc: false,
+            },
+            Finalized::Kept { id } => Merged {
+                deployment: Some(id.to_string()),
+                keeps_own_etc: true,
+                ..Merged::default()
             },
         };
         context.show(&merged)

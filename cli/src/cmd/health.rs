@@ -1,16 +1,17 @@
 //! `health check`, `health good`, `health bad`: what a boot shows of a deployment.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use cfs_bootloader::variables;
-use cfs_core::deployment::Staged;
+use cfs_core::Error;
+use cfs_core::error::one_line;
+use cfs_core::finalize::{self, Missed};
 use cfs_core::health::{self, HealthReport, Limits, Outcome, Ran, Verdict};
 use cfs_core::ids::DeploymentId;
 use cfs_core::monitor::{Event, Monitor};
 use cfs_core::sys::fs::{self, Fs, RealFs};
 use cfs_core::sysroot::Sysroot;
-use cfs_core::{Error, finalize};
 use serde::Serialize;
 
 use super::Context;
@@ -29,6 +30,9 @@ const COUNTED: &str = "LoaderBootCountPath";
 const BEGUN: &str = "health-begun";
 /// They have ended, and what follows from them was done.
 const JUDGED: &str = "health-judged";
+
+/// So many paths are named in a note; there may be as many as /etc has.
+const NAMED: usize = 200;
 
 /// Whether this boot is good
 #[derive(Debug, clap::Subcommand)]
@@ -251,24 +255,37 @@ fn event(ran: &Ran) -> Event {
 fn arrived(sysroot: &Sysroot) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     if let Some(missed) = finalize::missed(sysroot)? {
-        let files: Vec<_> = missed.files.iter().map(|f| format!("/etc/{}", f.display())).collect();
-        notes.push(format!(
-            "/etc was not merged again when the machine went down{}; look at {} in {}",
-            missed.why.map(|why| format!(" ({why})")).unwrap_or_default(),
-            if files.is_empty() {
-                "what changed".into()
-            } else {
-                files.join(", ")
-            },
-            sysroot.deployments().layout().etc(&missed.from).display()
-        ));
+        let there = sysroot.deployments().layout().etc(&missed.from);
+        notes.push(not_merged(&there, missed));
     }
-    let layout = sysroot.deployments().layout();
-    let runs = |staged: Staged| sysroot.booted() == Some(staged.id);
-    if Staged::load(layout)?.is_some_and(runs) {
-        Staged::clear(&RealFs, layout)?;
-    }
+    finalize::told(sysroot)?;
     Ok(notes)
+}
+
+/// `there`: the /etc that was not merged again.
+fn not_merged(there: &Path, missed: Missed) -> String {
+    let list = |paths: &[PathBuf]| {
+        let shown = paths.iter().take(NAMED);
+        let shown = shown.map(|path| Path::new("/etc").join(path).display().to_string());
+        let more = match paths.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        one_line(&shown.collect::<Vec<_>>().join(", ")) + &more
+    };
+    let mut note = "/etc was not merged again when the machine went down".to_owned();
+    if let Some(why) = missed.why {
+        note += &format!(" ({why})");
+    }
+    note += &match (missed.files.is_empty(), missed.removed.is_empty()) {
+        (true, true) => format!("; look at what changed in {}", there.display()),
+        (true, false) => String::new(),
+        (false, _) => format!("; look at {} in {}", list(&missed.files), there.display()),
+    };
+    if !missed.removed.is_empty() {
+        note += &format!("; removed there, and still here: {}", list(&missed.removed));
+    }
+    note
 }
 
 /// Shows what was found; a bad boot is a failure.
@@ -328,4 +345,39 @@ fn marks_itself(root: &Path) -> bool {
 pub fn boot_id() -> Result<Option<String>> {
     let text = fs::read_text(Path::new("/proc/sys/kernel/random/boot_id"), 100)?;
     Ok(text.map(|text| text.trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_merged_is_named_on_one_line_of_some_length() {
+        let from = "0".repeat(64).parse().unwrap();
+        let note = |files: &[&str], removed: &[&str], why: Option<&str>| {
+            let paths = |list: &[&str]| list.iter().map(PathBuf::from).collect();
+            let missed = Missed {
+                from,
+                files: paths(files),
+                removed: paths(removed),
+                why: why.map(str::to_owned),
+            };
+            let note = not_merged(Path::new("/there/etc"), missed);
+            note.strip_prefix("/etc was not merged again when the machine went down")
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(
+            note(&["a", "b\nc"], &["d"], None),
+            "; look at /etc/a, /etc/b\\nc in /there/etc; removed there, and still here: /etc/d"
+        );
+        assert_eq!(note(&[], &["d"], None), "; removed there, and still here: /etc/d");
+        assert_eq!(
+            note(&[], &[], Some("why")),
+            " (why); look at what changed in /there/etc"
+        );
+        let many = vec!["x"; NAMED + 3];
+        assert!(note(&many, &[], None).ends_with("/etc/x and 3 more in /there/etc"));
+        assert_eq!(note(&many, &[], None).matches("/etc/x").count(), NAMED);
+    }
 }

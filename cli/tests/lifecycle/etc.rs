@@ -1,5 +1,8 @@
 //! What was changed in /etc between staging and the boot.
 
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
 use super::*;
 
 #[test]
@@ -172,4 +175,103 @@ fn a_last_merge_that_fails_leaves_the_staged_etc_and_is_told_after_the_boot() {
     let missed = finalize::missed(&machine.open()).unwrap().unwrap();
     assert_eq!(missed.from, one);
     assert!(missed.why.is_some());
+}
+
+#[test]
+fn whatever_kind_of_change_a_power_cut_keeps_from_an_update_is_told_and_nothing_else() {
+    let mut machine = Machine::new();
+    let one = machine.booted.unwrap();
+    let etc = machine.etc(one);
+    for name in ["secret", "gone", "moved", "plain", "settled"] {
+        std::fs::write(etc.join(name), name).unwrap();
+    }
+    std::fs::create_dir_all(etc.join("d/inner")).unwrap();
+    symlink("here", etc.join("link")).unwrap();
+    machine.release(2);
+    let two = machine.staged(NONE).id;
+    std::fs::set_permissions(etc.join("secret"), Permissions::from_mode(0o600)).unwrap();
+    std::fs::remove_file(etc.join("gone")).unwrap();
+    std::fs::rename(etc.join("moved"), etc.join("moved2")).unwrap();
+    std::fs::write(etc.join("copied"), "with its times").unwrap();
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1);
+    for name in ["copied", "settled"] {
+        let file = std::fs::File::options().write(true).open(etc.join(name)).unwrap();
+        file.set_modified(old).unwrap();
+    }
+    std::fs::create_dir(etc.join("folder")).unwrap();
+    std::fs::remove_dir_all(etc.join("d/inner")).unwrap();
+    std::fs::remove_file(etc.join("link")).unwrap();
+    symlink("there", etc.join("link")).unwrap();
+    // Made here in the same way before anybody could tell of it.
+    std::fs::write(etc.join("both"), "same").unwrap();
+    assert_eq!(machine.boot(), two);
+    std::fs::write(machine.etc(two).join("both"), "same").unwrap();
+    std::fs::write(machine.etc(two).join("own"), "no loss").unwrap();
+    let missed = finalize::missed(&machine.open()).unwrap().unwrap();
+    let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+    assert_eq!(
+        missed.files,
+        paths(&["copied", "folder", "link", "moved2", "secret"]),
+        "times alone are no change"
+    );
+    assert_eq!(missed.removed, paths(&["d/inner", "gone", "moved"]));
+    assert_eq!((missed.from, missed.why), (one, None));
+    finalize::told(&machine.open()).unwrap();
+    assert_eq!(finalize::missed(&machine.open()).unwrap(), None, "once");
+    assert!(!machine.etc(two).with_file_name("etc-merged.json").exists());
+}
+
+#[test]
+fn an_etc_that_was_changed_in_a_boot_that_no_command_saw_is_never_merged_over() {
+    for noted in [true, false] {
+        let mut machine = Machine::new();
+        let one = machine.booted.unwrap();
+        machine.release(2);
+        let two = machine.staged(NONE).id;
+        finalize::finalize(&machine.open(), &Quiet).unwrap();
+        // It ends in emergency mode, where somebody mends it; then the first one is taken in the menu.
+        machine.boot_unseen();
+        std::fs::write(machine.etc(two).join("app.conf"), "mended").unwrap();
+        if !noted {
+            std::fs::remove_file(machine.etc(two).with_file_name("etc-merged.json")).unwrap();
+        }
+        assert_eq!(machine.booted, Some(one));
+        std::fs::write(machine.etc(one).join("late"), "late").unwrap();
+        let done = finalize::finalize(&machine.open(), &Quiet).unwrap();
+        assert_eq!(done, Finalized::Kept { id: two });
+        let own = std::fs::read_to_string(machine.etc(two).join("app.conf")).unwrap();
+        assert_eq!(own, "mended");
+        let staged = Staged::load(machine.open().deployments().layout()).unwrap().unwrap();
+        assert!(staged.finalize_failed.is_some(), "something is missed");
+        assert_eq!(machine.boot(), two);
+        let missed = finalize::missed(&machine.open()).unwrap().unwrap();
+        assert!(missed.why.unwrap().contains("was changed"));
+        assert_eq!((missed.from, missed.files), (one, vec![PathBuf::from("late")]));
+    }
+}
+
+#[test]
+fn what_keeps_its_own_etc_and_misses_nothing_says_nothing() {
+    let mut machine = Machine::new();
+    machine.release(2);
+    let two = machine.staged(NONE).id;
+    machine.boot_unseen();
+    std::fs::write(machine.etc(two).join(".updated"), "by systemd").unwrap();
+    let done = finalize::finalize(&machine.open(), &Quiet).unwrap();
+    assert_eq!(done, Finalized::Kept { id: two });
+    assert_eq!(machine.boot(), two);
+    assert_eq!(finalize::missed(&machine.open()).unwrap(), None);
+}
+
+#[test]
+fn an_update_that_died_before_it_changed_anything_still_gets_the_last_merge() {
+    let mut machine = Machine::new();
+    let one = machine.booted.unwrap();
+    machine.release(2);
+    let two = machine.staged(NONE).id;
+    machine.boot_unseen();
+    std::fs::write(machine.etc(one).join("mended"), "so that it comes up").unwrap();
+    let done = finalize::finalize(&machine.open(), &Quiet).unwrap();
+    assert!(matches!(done, Finalized::Merged { id, .. } if id == two), "{done:?}");
+    assert!(machine.etc(two).join("mended").exists());
 }

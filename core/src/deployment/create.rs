@@ -198,6 +198,11 @@ impl Draft {
         self.path.join("etc")
     }
 
+    /// What becomes the record, for what is noted beside /etc.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Completes the record, makes everything durable and gives it its name. Reference and manifest of `origin` become
     /// those of the seal.
     ///

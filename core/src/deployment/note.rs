@@ -1,6 +1,8 @@
-//! Small notes in `state/cfs-update`: a JSON document with its format version, in one line.
+//! Notes: a JSON document with its format version, in one line. Small ones in `state/cfs-update`, or beside a record.
 //!
 //! Invariant: a note is replaced as a whole and durable when writing returns.
+
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -33,7 +35,12 @@ struct Head {
 impl Note {
     /// Reads it; `None` where there is none.
     pub(crate) fn read<T: DeserializeOwned>(&self, layout: &Layout) -> Result<Option<T>> {
-        let path = layout.state().join(self.file);
+        self.read_in(&layout.state())
+    }
+
+    /// The one in another folder.
+    pub(crate) fn read_in<T: DeserializeOwned>(&self, folder: &Path) -> Result<Option<T>> {
+        let path = folder.join(self.file);
         let Some(bytes) = fs::read(&path, self.limit)? else {
             return Ok(None);
         };
@@ -51,18 +58,28 @@ impl Note {
 
     /// Writes it.
     pub(crate) fn write(&self, fs: &dyn Fs, layout: &Layout, content: &impl Serialize) -> Result<()> {
+        self.write_in(fs, &layout.state(), content)
+    }
+
+    /// Writes it into another folder.
+    pub(crate) fn write_in(&self, fs: &dyn Fs, folder: &Path, content: &impl Serialize) -> Result<()> {
         let mut bytes = serde_json::to_vec(content).unwrap_or_default();
         bytes.push(b'\n');
-        fs::replace(fs, &layout.state().join(self.file), 0o600, &bytes)
+        fs::replace(fs, &folder.join(self.file), 0o600, &bytes)
     }
 
     /// Removes it, durably; a missing one is success.
     pub(crate) fn remove(&self, fs: &dyn Fs, layout: &Layout) -> Result<()> {
-        let path = layout.state().join(self.file);
+        self.remove_in(fs, &layout.state())
+    }
+
+    /// Removes the one in another folder.
+    pub(crate) fn remove_in(&self, fs: &dyn Fs, folder: &Path) -> Result<()> {
+        let path = folder.join(self.file);
         if !fs::exists(&path) {
             return Ok(());
         }
         fs.remove_file(&path)?;
-        fs.sync_dir(&layout.state())
+        fs.sync_dir(folder)
     }
 }

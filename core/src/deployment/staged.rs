@@ -65,7 +65,18 @@ impl Staged {
         }
     }
 
-    /// Makes the note be about one that never ran, and has its /etc from another one, unless it is already.
+    /// The note as it has to be about one that never ran, and about the /etc of another one. One that cannot be read, or
+    /// is about something else, is made anew: it is for people.
+    pub fn turned(layout: &Layout, id: DeploymentId, from: DeploymentId, origin: Option<&Origin>) -> Self {
+        let note = Self::load(layout).ok().flatten().filter(|note| note.id == id);
+        let mut note = note.unwrap_or_else(|| Self::waiting(id, from, origin));
+        if note.merge_from != Some(from) {
+            (note.merge_from, note.finalized) = (Some(from), None);
+        }
+        note
+    }
+
+    /// Makes the note be so, unless it is already.
     pub fn turn_to(
         fs: &dyn Fs,
         layout: &Layout,
@@ -73,10 +84,10 @@ impl Staged {
         from: DeploymentId,
         origin: Option<&Origin>,
     ) -> Result<()> {
+        let note = Self::turned(layout, id, from, origin);
         match Self::load(layout) {
-            Ok(Some(note)) if note.id == id => Ok(()),
-            // One that cannot be read is for people, as all of it is.
-            _ => Self::waiting(id, from, origin).save(fs, layout),
+            Ok(Some(there)) if there == note => Ok(()),
+            _ => note.save(fs, layout),
         }
     }
 

@@ -5,8 +5,9 @@ use std::ffi::OsString;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
-use crate::ids::ObjectId;
+use crate::ids::{Algorithm, ObjectId};
 use crate::layers::Meta;
+use crate::sys::verity;
 
 /// Folders nested deeper than this many levels are refused.
 pub const MAX_DEPTH: usize = 256;
@@ -30,6 +31,21 @@ pub enum Item {
     Socket,
 }
 
+impl Item {
+    /// The letter of `ls -l`.
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Directory => b'd',
+            Self::Regular(_) => b'-',
+            Self::Symlink(_) => b'l',
+            Self::CharDevice(_) => b'c',
+            Self::BlockDevice(_) => b'b',
+            Self::Fifo => b'p',
+            Self::Socket => b's',
+        }
+    }
+}
+
 /// One path of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -45,6 +61,11 @@ impl Node {
     /// A folder.
     pub fn is_dir(&self) -> bool {
         self.item == Item::Directory
+    }
+
+    /// A socket.
+    pub fn is_socket(&self) -> bool {
+        self.item == Item::Socket
     }
 
     /// Whether it is made where an image has it: devices and sockets are not.
@@ -141,17 +162,48 @@ impl Rules {
     /// Whether both are the same to an administrator: kind, content, permissions, owner and attributes. Not compared:
     /// times, hard links, and what the system sets by itself (SELinux, IMA and EVM attributes, `trusted.`).
     pub fn same(self, a: &Node, b: &Node) -> bool {
-        let readable = |node: &Node| match node.item {
+        a.item == b.item
+            && self.mode(a) == self.mode(b)
+            && self.owner(a) == self.owner(b)
+            && self.attributes(a).eq(self.attributes(b))
+    }
+
+    fn mode(self, node: &Node) -> u32 {
+        match node.item {
             // Links have no permissions of their own.
             Item::Symlink(_) => 0,
             _ if self.ownership => node.meta.mode,
             _ => readable_mode(node),
+        }
+    }
+
+    fn owner(self, node: &Node) -> Option<(u32, u32)> {
+        self.ownership.then_some((node.meta.uid, node.meta.gid))
+    }
+
+    /// One number for all of that: the same for two that are the same, and for no others.
+    pub(super) fn digest(self, node: &Node) -> ObjectId {
+        let mut text = Vec::new();
+        let mut field = |bytes: &[u8]| {
+            text.extend((bytes.len() as u64).to_le_bytes());
+            text.extend(bytes);
         };
-        let owner = |node: &Node| (node.meta.uid, node.meta.gid);
-        a.item == b.item
-            && readable(a) == readable(b)
-            && (!self.ownership || owner(a) == owner(b))
-            && self.attributes(a).eq(self.attributes(b))
+        field(&[node.item.kind()]);
+        match &node.item {
+            Item::Directory | Item::Fifo | Item::Socket => {}
+            Item::Regular(id) => field(id.as_bytes()),
+            Item::Symlink(target) => field(target),
+            Item::CharDevice(number) | Item::BlockDevice(number) => field(&number.to_le_bytes()),
+        }
+        field(&self.mode(node).to_le_bytes());
+        if let Some((uid, gid)) = self.owner(node) {
+            field(&[uid.to_le_bytes(), gid.to_le_bytes()].concat());
+        }
+        for (key, value) in self.attributes(node) {
+            field(key);
+            field(value);
+        }
+        verity::hash(Algorithm::Sha256, &text)
     }
 
     fn attributes(self, node: &Node) -> impl Iterator<Item = (&[u8], &[u8])> {

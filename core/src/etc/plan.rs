@@ -19,7 +19,7 @@ use super::listing::{self, Listing, Node, Rules};
 /// The end of the name that the image's version of a conflicting file gets.
 pub const SUFFIX: &str = ".cfs-new";
 /// systemd's mark that /etc was updated; without it `ConditionNeedsUpdate=` runs what an update needs.
-const UPDATED: &str = ".updated";
+pub(super) const UPDATED: &str = ".updated";
 const NAME_MAX: usize = 255;
 
 /// Whether a name is one that a merge gives to the image's version: `NAME.cfs-new`, or `NAME.cfs-new-2`…

@@ -374,6 +374,56 @@ fn devices_and_sockets_of_an_image_are_nothing_that_could_have_been_deleted() {
     assert_eq!(conflicts(&merged(&old, &current, &Memory::new().file("a", "1"))), []);
 }
 
+#[test]
+fn what_was_changed_since_a_merge_is_known_and_what_arrived_all_the_same_is_not_lacking() {
+    let there = Memory::new()
+        .file("a", "1")
+        .file("b", "1")
+        .file("c", "1")
+        .dir("d")
+        .file(".updated", "");
+    let made = Memory::new().file("a", "image's").file("b", "1");
+    let from = verity::hash(Algorithm::Sha256, b"from");
+    let note = Merged::new(from, &there.listing, &made.listing);
+    assert_eq!(note.since(&there.listing), []);
+    assert!(note.made(&made.listing) && !note.made(&there.listing));
+    let touched = made.clone().meta("a", |meta| meta.mtime.sec += 1);
+    assert!(note.made(&touched.listing), "times are no change");
+    let other = Merged::new(from, &made.listing, &there.listing);
+    let both = note.clone().or(&other);
+    assert!(both.made(&made.listing) && both.made(&there.listing));
+
+    let mut now = Memory::new()
+        .file("a", "2")
+        .file("b", "1")
+        .file("e", "1")
+        .file("f", "1")
+        .file(".updated", "x")
+        .meta("b", |meta| meta.mode = 0o600);
+    now.add("run.socket", Item::Socket, 0o600);
+    let changes = note.since(&now.listing);
+    let path = |(path, change): &(PathBuf, Change)| (path.to_str().unwrap().to_owned(), *change);
+    let expected = [
+        ("a", Change::Changed),
+        ("b", Change::Changed),
+        ("c", Change::Removed),
+        ("d", Change::Removed),
+        ("e", Change::Added),
+        ("f", Change::Added),
+        ("run.socket", Change::Added),
+    ];
+    let shown: Vec<_> = changes.iter().map(path).collect();
+    assert_eq!(shown, expected.map(|(path, change)| (path.to_owned(), change)));
+    let here = Memory::new()
+        .file("a", "2")
+        .file("b", "1")
+        .file("c", "1")
+        .file("e", "2");
+    let lacking = lacking(changes, &now.listing, &here.listing, Rules::STRICT);
+    let lacking: Vec<_> = lacking.iter().map(|(path, _)| path.to_str().unwrap()).collect();
+    assert_eq!(lacking, ["b", "c", "e", "f"]);
+}
+
 /// Small folders that collide often: names, kinds and contents from few choices.
 fn folders() -> impl Strategy<Value = Memory> {
     let name = prop::sample::select(vec!["a", "b", "c", "a.cfs-new"]);
@@ -544,6 +594,28 @@ proptest! {
         let second = merged(&new, &made, &new);
         prop_assert_eq!(result(&second, &made, &new).listing, made.listing);
         prop_assert_eq!(second.conflicts, vec![]);
+    }
+
+    #[test]
+    fn two_paths_have_one_digest_exactly_where_they_are_the_same((a, b, _) in three(), change in 0..5_u8) {
+        let attribute = |key: &[u8]| (Box::from(key), Box::from(&b"v"[..]));
+        let changed = |mut node: Node| {
+            match change {
+                0 => node.meta.mode ^= 0o11,
+                1 => node.meta.gid += 1,
+                2 => node.meta.mtime.sec += 1,
+                3 => node.meta.xattrs.push(attribute(b"user.x")),
+                _ => node.meta.xattrs.push(attribute(b"security.selinux")),
+            }
+            node
+        };
+        for rules in [Rules::STRICT, Rules { ownership: false }] {
+            for (_, a) in a.listing.iter() {
+                for b in b.listing.iter().map(|(_, b)| b.clone()).chain([changed(a.clone())]) {
+                    prop_assert_eq!(rules.same(a, &b), rules.digest(a) == rules.digest(&b), "{:?} {:?}", a, b);
+                }
+            }
+        }
     }
 
     #[test]
