@@ -2,7 +2,7 @@
 //!
 //! An update merges /etc when it is staged, so that conflicts are seen while somebody is there and a power cut at any
 //! time afterwards boots a deployment with a whole /etc. What the administrator changes between then and the shutdown
-//! is brought over here. Invariant: the new /etc
+//! is brought over here: from whatever runs then into whatever boots next and never ran. Invariant: the new /etc
 //! replaces the staged one in one step ([`Deployments::begin_etc`]), so a power cut in the middle leaves the staged one;
 //! the running /etc is only read, and an /etc that somebody changed since a merge made it is never merged over. What the
 //! merge did not bring is known from its note ([`Merged`]) and reported after the next boot, path by path.
@@ -85,23 +85,17 @@ pub fn finalize(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Finalized> {
 }
 
 /// The deployment that boots next, where it never ran as far as its record knows, and the one whose /etc it is to have:
-/// the one that runs.
+/// the one that runs or, on a machine that runs none, the one that it has its /etc from.
 fn waiting<'k>(sysroot: &Sysroot, known: &'k [Known]) -> Option<(&'k Known, DeploymentId)> {
     let generation = |k: &Known| k.standing.generation;
-    let counts = |k: &&Known| {
-        k.entry
-            .as_ref()
-            .is_some_and(|entry| !matches!(entry.tries, Tries::Bad { .. }))
-    };
+    let tries_left = |k: &Known| k.entry.as_ref().is_some_and(|e| !matches!(e.tries, Tries::Bad { .. }));
+    let counts = |k: &&Known| k.standing.starts || tries_left(k);
     // Whatever is broken about it: the boot loader does not know, and the merge says what it is.
     let next = known.iter().filter(counts).max_by_key(|k| generation(k))?;
-    let from = next.origin()?.etc_from.filter(|from| *from != next.id)?;
-    // Another one's /etc did not change since, and one that is gone has none.
-    let runs = match sysroot.booted() {
-        Some(booted) => booted == from,
-        None => known.iter().any(|k| k.id == from),
-    };
-    runs.then_some((next, from))
+    let merged_from = next.origin()?.etc_from?;
+    let there = |id: &DeploymentId| known.iter().any(|k| k.id == *id);
+    let from = sysroot.booted().or_else(|| Some(merged_from).filter(there))?;
+    (from != next.id).then_some((next, from))
 }
 
 fn merge(

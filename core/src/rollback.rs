@@ -87,13 +87,14 @@ fn finish(sysroot: &Sysroot, known: &[Known], begun: &Begun, waits: bool, entry:
     }
 }
 
-/// Where the target never ran, the note is about it before it boots next: it has to have the last merge of /etc, and
-/// what a power cut keeps from it is told afterwards. Whether that is so.
+/// Where the target never ran, the note is about it before it boots next: it has to have the last merge of the /etc that
+/// runs, and what a power cut keeps from it is told afterwards. Whether that is so.
 fn note_waiting(sysroot: &Sysroot, known: &[Known], target: DeploymentId) -> Result<bool> {
     let origin = known.iter().find(|k| k.id == target).and_then(Known::origin);
     let Some(from) = origin.and_then(|origin| origin.etc_from) else {
         return Ok(false);
     };
+    let from = sysroot.booted().unwrap_or(from);
     Staged::turn_to(sysroot.fs(), sysroot.layout(), target, from, origin)?;
     Ok(true)
 }

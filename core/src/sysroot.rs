@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::boot::{BootEntry, Bootloader, Entries, Tries};
 use crate::deployment::{
-    Choice, Deployment, Deployments, Event, History, Layout, Origin, Record, Roles, Staged, select,
+    Choice, Deployment, Deployments, Event, History, Layout, Origin, Record, Roles, Running, Staged, select,
 };
 use crate::error::{Error, Result};
 use crate::ids::{Algorithm, DeploymentId, ManifestDigest};
@@ -425,19 +425,25 @@ fn prepared(options: &Options) -> Result<Layout> {
     Ok(layout)
 }
 
-/// What runs has an /etc of its own from now on; the note, which says what it may lack, is about it. Where that cannot
-/// be written, the next time is early enough.
+/// What runs has an /etc of its own from now on; the note, which says what it may lack, is about it, and about the /etc
+/// of what ran before. Where that cannot be written, the next time is early enough.
 fn arrived(options: &Options, deployments: &Deployments) -> Result<()> {
-    let record = options.booted.and_then(|id| deployments.load(&id).ok());
-    let Some((id, origin)) = options.booted.zip(record.as_ref().map(Record::origin)) else {
-        return Ok(());
-    };
-    let Some(from) = origin.etc_from else {
+    let Some(id) = options.booted else {
         return Ok(());
     };
     let (fs, layout) = (&*options.fs, deployments.layout());
-    Staged::turn_to(fs, layout, id, from, Some(origin))?;
-    deployments.update(fs, &id, |origin| origin.etc_from = None).map(drop)
+    let before = Running::load(layout).ok().flatten().map(|running| running.id);
+    let record = deployments.load(&id).ok();
+    let origin = record.as_ref().map(Record::origin);
+    if let Some(from) = origin.and_then(|origin| origin.etc_from) {
+        let before = before.filter(|before| *before != id && deployments.has_etc(before));
+        Staged::turn_to(fs, layout, id, before.unwrap_or(from), origin)?;
+        deployments.update(fs, &id, |origin| origin.etc_from = None)?;
+    }
+    match before == Some(id) {
+        true => Ok(()),
+        false => Running::new(id).save(fs, layout),
+    }
 }
 
 /// The repository of a SYSROOT.

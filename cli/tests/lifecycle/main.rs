@@ -10,6 +10,7 @@ mod common;
 mod downloads;
 mod etc;
 mod kernel_arguments;
+mod last_merge;
 mod rollbacks;
 #[path = "../support/mod.rs"]
 mod support;

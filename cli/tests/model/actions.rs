@@ -92,8 +92,12 @@ pub enum Action {
     Reboot {
         finalize: bool,
         panics: usize,
+        /// In the /etc of what panics, by somebody on its console.
+        mended: Option<Edit>,
         end: End,
     },
+    /// What boots next is started, and what ran before is taken in the menu after that.
+    Tried(Option<Edit>),
     /// The machine is looked at from another one from now on, until it boots.
     Off,
     Keep(usize),
@@ -136,6 +140,7 @@ fn reboot(random: &mut Random) -> Action {
     Action::Reboot {
         finalize: random.percent(75),
         panics: if random.percent(25) { random.below(5) } else { 0 },
+        mended: random.percent(20).then(|| Edit::any(random)),
         end: match random.below(10) {
             0..=5 => End::Good,
             6..=8 => End::Bad,
@@ -188,7 +193,8 @@ fn any(random: &mut Random) -> Action {
         52..=53 => Action::Unset(random.below(ARGUMENTS.len())),
         54..=56 => Action::Gc,
         57..=66 => Action::Edit(Edit::any(random)),
-        67 => Action::Var(random.below(4)),
+        67 if random.percent(50) => Action::Var(random.below(4)),
+        67 => Action::Tried(random.percent(70).then(|| Edit::any(random))),
         68 => Action::DeleteDownloaded,
         69 => Action::Off,
         70..=71 => Action::Keep(random.below(5)),

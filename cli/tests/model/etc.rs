@@ -1,9 +1,9 @@
 //! /etc as the model sees it: a tree, what an administrator may do to it, and what a merge of three has to give.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::actions::Random;
 
@@ -90,10 +90,9 @@ impl Edit {
         }
     }
 
-    /// Does it in this /etc; the path of what was written, where something was.
-    pub fn apply(self, etc: &Path) -> Option<&'static str> {
-        let name = PATHS[self.path];
-        let path = etc.join(name);
+    /// Does it in this /etc.
+    pub fn apply(self, etc: &Path) {
+        let path = etc.join(PATHS[self.path]);
         if !matches!(self.what, What::Mode | What::Remove) {
             let above = path.parent().unwrap();
             if above != etc && !is_folder(above) {
@@ -107,7 +106,6 @@ impl Edit {
                     remove(&path);
                 }
                 fs::write(&path, format!("mine {number}")).unwrap();
-                return Some(name);
             }
             What::Remove => remove(&path),
             What::Folder => {
@@ -119,7 +117,6 @@ impl Edit {
             What::Link => {
                 remove(&path);
                 symlink("somewhere", &path).unwrap();
-                return Some(name);
             }
             What::Mode => {
                 if let Ok(found) = fs::symlink_metadata(&path).map(|found| found.file_type())
@@ -130,7 +127,6 @@ impl Edit {
                 }
             }
         }
-        None
     }
 }
 
@@ -157,6 +153,15 @@ fn above(path: &str) -> impl Iterator<Item = &str> {
 fn below<'t>(tree: &'t Tree, path: &'t str) -> impl Iterator<Item = (&'t String, &'t Node)> {
     tree.iter()
         .filter(move |(at, _)| at.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')))
+}
+
+/// The administrator's changes of `there`, against its image, that are not so `here`. What a merge kept beside a file is
+/// the merge's.
+pub fn lacking(image: &Tree, there: &Tree, here: &Tree) -> BTreeSet<PathBuf> {
+    let own = |path: &&String| !path.contains(".cfs-new") && image.get(*path) != there.get(*path);
+    let changed = image.keys().chain(there.keys()).filter(own);
+    let lacking = changed.filter(|path| there.get(*path) != here.get(*path));
+    lacking.map(PathBuf::from).collect()
 }
 
 /// Whether `result` is what the documentation says of a merge: what the administrator changed is there as he left it,

@@ -11,7 +11,9 @@
 //!   until the new one has done so. A machine that does not come up with them runs the same deployment as before, and
 //!   wants what it wanted then; nobody's image is to blame.
 //! * What failed is not taken again but with `--retry`; what was gone back from, not by the timer.
-//! * An update waits for the last merge of /etc until it ran; nothing else changes anybody's /etc.
+//! * An update waits for the last merge of /etc until it ran: of the one that runs when the machine goes down, whichever
+//!   that is, and unless somebody changed its own in a boot of it. What it lacks of that one's changes when it runs first
+//!   is told. Nothing else changes anybody's /etc.
 //! * What runs, what boots next and what is pinned is never removed, and what a rollback would take only where another one
 //!   stays that is known to be good and it is not (docs/commands.md, `keep`).
 
@@ -37,13 +39,12 @@ pub struct Deployment {
     pub former: Option<(u64, Vec<String>)>,
     pub pinned: bool,
     pub etc: Tree,
+    /// As the last merge made it.
+    pub merged: Tree,
     /// What the machine wanted when its entry was made.
     pub arguments: Vec<String>,
     /// It ran with this /etc.
     pub ran: bool,
-    /// Whose /etc it was merged from, and what was written there since.
-    pub from: Option<String>,
-    pub since: BTreeSet<&'static str>,
 }
 
 /// Changed kernel arguments.
@@ -64,6 +65,8 @@ pub struct Model {
     /// The generation of the entry that it was started with.
     pub started: Option<u64>,
     pub trial: Option<Trial>,
+    /// What ran last.
+    pub last: Option<String>,
     pub failed: BTreeMap<String, bool>,
     pub downloaded: Option<(String, String)>,
     pub arguments: Vec<String>,
@@ -106,6 +109,16 @@ impl Deployment {
 
     fn bootable(&self) -> bool {
         self.count().is_some_and(|count| !count.is_bad())
+    }
+
+    /// A merge made this.
+    pub fn merge(&mut self, etc: Tree) {
+        (self.merged, self.etc) = (etc.clone(), etc);
+    }
+
+    /// It never ran as far as its commands, but somebody changed something in it.
+    pub fn is_own(&self) -> bool {
+        !self.ran && self.etc != self.merged
     }
 
     fn place(&self) -> (bool, Reverse<Option<u64>>) {
@@ -305,15 +318,13 @@ impl Model {
             entry: former.and_then(|former| former.entry),
             former: former.and_then(|former| former.former.clone()),
             pinned: former.is_some_and(|former| former.pinned),
+            merged: former
+                .filter(|_| keeps)
+                .map_or_else(|| etc.clone(), |former| former.merged.clone()),
             etc,
             arguments: former.map_or(Vec::new(), |former| former.arguments.clone()),
-            ran: keeps && former.is_some_and(|former| former.ran),
-            from: if keeps {
-                former.and_then(|former| former.from.clone())
-            } else {
-                current
-            },
-            since: BTreeSet::new(),
+            // The first one has the image's /etc, which is as good as its own.
+            ran: self.deployments.is_empty() || keeps && former.is_some_and(|former| former.ran),
         };
         self.deployments.insert(id.to_owned(), new);
         let deployment = self.deployments.get_mut(id).unwrap();
@@ -444,17 +455,14 @@ impl Model {
                 former: below.map(|e| (e.generation, e.arguments[own..].to_vec())),
                 pinned: record.pinned,
                 etc: record.etc.clone(),
+                merged: former
+                    .filter(|former| former.etc == record.etc)
+                    .map_or_else(|| record.etc.clone(), |former| former.merged.clone()),
                 arguments,
                 // A power cut before its record was written leaves an /etc that counts as its own.
                 ran: former
                     .filter(|_| same)
                     .map_or(record.etc_from.is_none(), |former| former.ran),
-                from: former
-                    .filter(|_| same)
-                    .map_or(record.etc_from.clone(), |former| former.from.clone()),
-                since: former
-                    .filter(|_| same)
-                    .map_or(BTreeSet::new(), |former| former.since.clone()),
             };
             self.deployments.insert(id.clone(), adopted);
         }

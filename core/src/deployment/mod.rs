@@ -20,6 +20,7 @@ pub(crate) mod note;
 pub mod origin;
 pub mod select;
 pub mod begun;
+pub mod running;
 pub mod staged;
 pub mod trial;
 
@@ -30,6 +31,7 @@ pub use history::{Event, Failed, FailedDigests, History};
 pub use layout::Layout;
 pub use list::{Deployment, Deployments, Found, Record};
 pub use origin::{BootType, Origin};
+pub use running::Running;
 pub use select::{Choice, Roles, select};
 pub use staged::Staged;
 pub use trial::Trial;

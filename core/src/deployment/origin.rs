@@ -61,8 +61,8 @@ pub struct Origin {
     pub pinned: bool,
     /// /etc was written without the right to set owners and capabilities, so these are not compared in a merge.
     pub etc_unprivileged: bool,
-    /// It never ran: the deployment that its /etc was merged from, and is merged from once more when the machine goes
-    /// down.
+    /// It never ran: the deployment that its /etc was merged from. What runs when the machine goes down is merged into
+    /// it once more, whichever that is.
     pub etc_from: Option<DeploymentId>,
     /// Everything that was in the file, for a rewrite.
     ini: Ini,

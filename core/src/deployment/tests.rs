@@ -671,6 +671,7 @@ fn every_file_of_state_format_1_is_read_and_written_as_ever() {
             "failed.json",
             "history.jsonl",
             "kargs.json",
+            "running.json",
             "staged.json"
         ]
     );
@@ -689,6 +690,11 @@ fn every_file_of_state_format_1_is_read_and_written_as_ever() {
     assert!(staged.merge_from == Some(id(0xab)) && staged.boot_id.is_some());
     staged.save(&RealFs, layout).unwrap();
     assert_eq!(now("staged.json"), sample("staged.json"));
+
+    let running = Running::load(layout).unwrap().unwrap();
+    assert_eq!(running, Running::new(id(0xab)));
+    running.save(&RealFs, layout).unwrap();
+    assert_eq!(now("running.json"), sample("running.json"));
 
     let downloaded = Downloaded::load(layout).unwrap().unwrap();
     assert!(downloaded.id == id(0xab) && downloaded.manifest != downloaded.top);

@@ -12,11 +12,16 @@ impl Machine {
             return;
         }
         let next = self.model.next().filter(|next| **next != booted).cloned();
-        let waits = next.filter(|next| {
-            let next = &self.model.deployments[next];
-            !next.ran && next.from.as_ref() == Some(&booted)
-        });
+        let waits = next.filter(|next| !self.model.deployments[next].ran);
         let done = done.unwrap();
+        let own = waits.as_ref().filter(|id| self.model.deployments[*id].is_own());
+        if let Some(id) = own {
+            assert!(
+                matches!(&done, Finalized::Kept { id: found } if found.to_hex() == *id),
+                "{id} was changed in a boot of its own: {done:?}"
+            );
+            return;
+        }
         let Some(id) = waits else {
             // What cannot boot may get the merge as well.
             if let Finalized::Merged { id, .. } = done {
@@ -24,7 +29,7 @@ impl Machine {
                 let dead = self.model.deployments[&id].count().is_none_or(Count::is_bad);
                 assert!(dead, "{id} does not wait for the /etc of what runs");
                 let tree = self.tree(&id);
-                self.model.deployments.get_mut(&id).unwrap().etc = tree;
+                self.model.deployments.get_mut(&id).unwrap().merge(tree);
             }
             return;
         };
@@ -35,9 +40,7 @@ impl Machine {
         let result = self.tree(&id);
         let here = &self.model.deployments[&booted].etc;
         etc::merged(&self.image_etc(&booted), here, &self.image_etc(&id), &result).unwrap();
-        let deployment = self.model.deployments.get_mut(&id).unwrap();
-        deployment.etc = result;
-        deployment.since.clear();
+        self.model.deployments.get_mut(&id).unwrap().merge(result);
         assert!(matches!(
             finalize::finalize(&self.open(), &Quiet),
             Ok(Finalized::Merged { .. })
@@ -45,43 +48,68 @@ impl Machine {
         assert_eq!(self.tree(&id), self.model.deployments[&id].etc, "the same once more");
     }
 
-    /// The boot loader takes entries and counts until one comes up.
-    pub(super) fn boot(&mut self, panics: usize, end: End) {
-        for panicked in 0..=panics {
-            self.model.fall_back();
-            let seen = Seen::look(&self.root);
-            let entry = seen.boots().unwrap().clone();
-            let folder = self.root.join("boot/loader/entries");
-            fs::rename(folder.join(&entry.file), folder.join(disk::tried(&entry.file))).unwrap();
-            let deployment = self.model.deployments.get_mut(&entry.id).unwrap();
-            if let Some((generation, Count::Left(left, done))) = deployment.entry
-                && generation == entry.generation
-            {
-                deployment.entry = Some((generation, Count::Left(left.saturating_sub(1), done + 1)));
-            }
-            if panicked == panics {
-                (self.model.booted, self.model.started) = (Some(entry.id), Some(entry.generation));
-            }
+    /// The boot loader takes an entry and counts.
+    fn start(&mut self) -> (String, u64) {
+        self.model.fall_back();
+        let seen = Seen::look(&self.root);
+        let entry = seen.boots().unwrap().clone();
+        let folder = self.root.join("boot/loader/entries");
+        fs::rename(folder.join(&entry.file), folder.join(disk::tried(&entry.file))).unwrap();
+        let deployment = self.model.deployments.get_mut(&entry.id).unwrap();
+        if let Some((generation, Count::Left(left, done))) = deployment.entry
+            && generation == entry.generation
+        {
+            deployment.entry = Some((generation, Count::Left(left.saturating_sub(1), done + 1)));
         }
-        let booted = self.model.booted.clone().unwrap();
+        (entry.id, entry.generation)
+    }
+
+    /// What boots next does not come as far as a command of ours; somebody may mend its /etc.
+    pub(super) fn tried(&mut self, mended: Option<EtcEdit>) {
+        let (id, _) = self.start();
+        if let Some(edit) = mended {
+            edit.apply(&self.etc(&id));
+            let tree = self.tree(&id);
+            self.model.deployments.get_mut(&id).unwrap().etc = tree;
+        }
+    }
+
+    /// What boots next comes up.
+    pub(super) fn boot(&mut self, end: End) {
+        let before = self.model.last.clone();
+        let (booted, started) = self.start();
+        (self.model.booted, self.model.started) = (Some(booted.clone()), Some(started));
+        self.model.last = Some(booted.clone());
         let deployment = self.model.deployments.get_mut(&booted).unwrap();
-        let (since, from) = (std::mem::take(&mut deployment.since), deployment.from.clone());
         let first = !std::mem::replace(&mut deployment.ran, true);
         if end == End::Unchecked {
             return;
         }
-        let missed = finalize::missed(&self.open()).unwrap();
-        let told: BTreeSet<_> = missed.iter().flat_map(|missed| &missed.files).collect();
-        for path in since.iter().filter(|_| first) {
-            let there = from
-                .as_ref()
-                .is_some_and(|from| fs::symlink_metadata(self.etc(from).join(path)).is_ok_and(|f| !f.is_dir()));
-            assert!(
-                !there || told.contains(&PathBuf::from(path)),
-                "{path} is missed: {missed:?}"
-            );
+        let before = before.filter(|before| first && *before != booted && self.model.deployments.contains_key(before));
+        if let Some(before) = before {
+            self.told_what_it_lacks(&booted, &before);
         }
         self.health(end == End::Good);
+    }
+
+    /// It runs for the first time: what was changed in the /etc of what ran before is there, or told; and nothing else
+    /// is told.
+    fn told_what_it_lacks(&self, booted: &str, before: &str) {
+        let missed = finalize::missed(&self.open()).unwrap();
+        let told = missed
+            .iter()
+            .flat_map(|missed| missed.files.iter().chain(&missed.removed));
+        let told: BTreeSet<_> = told.cloned().collect();
+        let (here, there) = (self.tree(booted), self.tree(before));
+        let mut lacking = etc::lacking(&self.image_etc(before), &there, &here);
+        let at = |tree: &Tree, path: &Path| tree.get(path.to_str().unwrap()).cloned();
+        // What somebody changed in a boot of its own is no loss.
+        let merged = &self.model.deployments[booted].merged;
+        lacking.retain(|path| at(merged, path) == at(&here, path));
+        assert!(told.is_superset(&lacking), "{lacking:?} is missed: {missed:?}");
+        for path in &told {
+            assert_ne!(at(&here, path), at(&there, path), "{path:?} is not missed: {missed:?}");
+        }
     }
 
     /// What the health service does.
@@ -226,6 +254,6 @@ impl Machine {
         }
         let manifests = self.manifests.clone();
         self.model.adopt(&seen, |manifest| manifests[manifest]);
-        self.boot(0, End::Good);
+        self.boot(End::Good);
     }
 }

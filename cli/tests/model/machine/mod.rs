@@ -28,7 +28,7 @@ use cfs_core::{arguments, download, rollback, upkeep};
 
 use super::actions::{ARGUMENTS, Action, Asked, End, Which};
 use super::disk::{self, Count, Seen};
-use super::etc::{self, Tree};
+use super::etc::{self, Edit as EtcEdit, Tree};
 use super::images::{self, CHANNELS, IMAGES};
 use super::model::{Expected, Model, Trial};
 use super::support::options;
@@ -245,13 +245,9 @@ impl Machine {
             Action::Gc => self.gc(),
             Action::Edit(edit) => {
                 if let Some(booted) = self.model.booted.clone() {
-                    let written = edit.apply(&self.etc(&booted));
+                    edit.apply(&self.etc(&booted));
                     let tree = self.tree(&booted);
                     self.model.deployments.get_mut(&booted).unwrap().etc = tree;
-                    let waiting = self.model.deployments.values_mut();
-                    for other in waiting.filter(|d| !d.ran && d.from.as_ref() == Some(&booted)) {
-                        other.since.extend(written);
-                    }
                 }
             }
             Action::Var(number) => {
@@ -265,12 +261,19 @@ impl Machine {
                     self.health(*good);
                 }
             }
-            Action::Reboot { finalize, panics, end } => {
+            Action::Reboot {
+                finalize,
+                panics,
+                mended,
+                end,
+            } => {
                 if *finalize {
                     self.finalize();
                 }
-                self.boot(*panics, *end);
+                (0..*panics).for_each(|_| self.tried(*mended));
+                self.boot(*end);
             }
+            Action::Tried(mended) => self.tried(*mended),
             Action::Off => {
                 (self.model.booted, self.model.started) = (None, None);
                 self.model.fall_back();
