@@ -281,18 +281,51 @@ fn whenever_the_power_is_cut_during_a_rollback_either_deployment_boots() {
     assert!(operations > 5, "{operations} operations were cut");
 }
 
+/// Of a machine whose boot is known.
+fn in_this_boot(root: &Path, fs: Arc<dyn Fs>) -> Result<Sysroot> {
+    let boot_id = Some("this".to_owned());
+    let options = Options {
+        boot_id,
+        ..options(root, fs)
+    };
+    Sysroot::open(options, "test")
+}
+
+#[test]
+fn what_is_deployed_after_a_rollback_was_killed_is_not_taken_for_its_entry() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (bench, old, new) = Bench::updated();
+    let (root, fs) = bench.machine("killed");
+    let images = bench.base.join("images");
+    let reference = layout::small(1, "kernel 1", 3, 5000).finish().layout(&images, "os");
+    let fs = Arc::new(fs);
+    rollback::rollback(&in_this_boot(&root, fs.clone()).unwrap()).unwrap();
+    let log = fs.log();
+    let noted = log
+        .iter()
+        .position(|o| o.contains("rename") && o.contains("rollback.json"));
+    let (root, fs) = bench.machine("again");
+    let cut = Arc::new(fs.cut_after(noted.unwrap() + 1));
+    rollback::rollback(&in_this_boot(&root, cut).unwrap()).unwrap_err();
+    assert_eq!(next(&root), new, "it had no entry yet");
+    let wishes = Wishes {
+        allow_downgrade: true,
+        ..Wishes::default()
+    };
+    let anew = in_this_boot(&root, Arc::new(RealFs)).unwrap();
+    update::switch(&anew, &reference.parse().unwrap(), wishes, &Quiet).unwrap();
+    drop(anew);
+    assert_eq!(next(&root), old);
+    rollback::rollback(&in_this_boot(&root, Arc::new(RealFs)).unwrap()).unwrap();
+    assert_eq!(next(&root), new);
+    fsck(&root);
+}
+
 #[test]
 fn a_rollback_that_was_killed_is_finished_by_the_same_command_and_only_the_one_after_goes_back() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (bench, old, new) = Bench::updated();
-    let back = |root: &Path, fs: Arc<dyn Fs>| {
-        let boot_id = Some("this".to_owned());
-        let options = Options {
-            boot_id,
-            ..options(root, fs)
-        };
-        rollback::rollback(&Sysroot::open(options, "rollback")?)
-    };
+    let back = |root: &Path, fs: Arc<dyn Fs>| rollback::rollback(&in_this_boot(root, fs)?);
     let (root, fs) = bench.machine("whole");
     let whole = Arc::new(fs);
     back(&root, whole.clone()).unwrap();

@@ -4,10 +4,10 @@
 //! then the records and names of what has none left. A power cut between any two steps leaves the old entry or both,
 //! and what is left over means nothing and goes with the next update.
 
-use crate::boot::{BootEntry, Bootloader, HostArguments, NewEntry, Tries};
+use crate::boot::{BootEntry, Bootloader, HostArguments, NewEntry, StagedEntry, Tries};
 use crate::bootable::{self, Bootable};
 use crate::bound;
-use crate::deployment::Deployment;
+use crate::deployment::{Begun, Deployment};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 use crate::monitor::{Event, Monitor, Stage};
@@ -34,10 +34,11 @@ pub(crate) fn refuse_full_boot(bootloader: &dyn Bootloader, bootable: &Bootable)
     })
 }
 
-/// Above every generation that $BOOT or a record knows.
+/// Above every generation that $BOOT, a record, or the note of a rollback knows.
 pub(crate) fn next_generation(sysroot: &Sysroot, known: &[Known]) -> Result<u64> {
-    let recorded = known.iter().filter_map(|k| k.origin()?.generation).max();
-    sysroot.bootloader().entries()?.next_generation(recorded.unwrap_or(0))
+    let recorded = known.iter().filter_map(|k| k.origin()?.generation);
+    let highest = recorded.chain(Begun::named_generation(sysroot.layout())).max();
+    sysroot.bootloader().entries()?.next_generation(highest.unwrap_or(0))
 }
 
 /// The first entry of a deployment: kernel files, sync, entry, sync.
@@ -105,6 +106,32 @@ pub(crate) enum Line {
 /// A new entry, above all others, for a deployment that has one already; then the older ones of it go, but for one that
 /// booted well with another command line than one that is new. An error means that there is no such entry.
 pub(crate) fn again(sysroot: &Sysroot, known: &[Known], id: DeploymentId, line: Line, event: &str) -> Result<Again> {
+    again_as(sysroot, known, (id, next_generation(sysroot, known)?), line, event)
+}
+
+/// The same with a generation that was got beforehand.
+pub(crate) fn again_as(
+    sysroot: &Sysroot,
+    known: &[Known],
+    (id, generation): (DeploymentId, u64),
+    line: Line,
+    event: &str,
+) -> Result<Again> {
+    let (deployment, staged) = stage_again(sysroot, known, (id, generation), line)?;
+    let entry = sysroot.bootloader().publish(staged)?;
+    Ok(Again {
+        entry: entry.file,
+        lost: note_entry(sysroot, deployment, generation, event),
+    })
+}
+
+/// The first half of that.
+pub(crate) fn stage_again<'k>(
+    sysroot: &Sysroot,
+    known: &'k [Known],
+    (id, generation): (DeploymentId, u64),
+    line: Line,
+) -> Result<(&'k Deployment, StagedEntry)> {
     let found = known.iter().find(|k| k.id == id);
     let missing = || Error::Deployment {
         id: id.short(),
@@ -116,7 +143,6 @@ pub(crate) fn again(sysroot: &Sysroot, known: &[Known], id: DeploymentId, line: 
     };
     let deployment = verified(found.ok_or_else(missing)?)?;
     let bootloader = sysroot.bootloader();
-    let generation = next_generation(sysroot, known)?;
     // One that was marked good stays good; one that never proved itself has to, with all its tries, and so has a new
     // line.
     let proven = old.tries == Tries::Good && !matches!(line, Line::New(_));
@@ -125,11 +151,7 @@ pub(crate) fn again(sysroot: &Sysroot, known: &[Known], id: DeploymentId, line: 
     if let Line::New(line) = line {
         new.options = line;
     }
-    let entry = bootloader.publish(bootloader.stage(deployment, &new)?)?;
-    Ok(Again {
-        entry: entry.file,
-        lost: note_entry(sysroot, deployment, generation, event),
-    })
+    Ok((deployment, bootloader.stage(deployment, &new)?))
 }
 
 /// What follows a new entry: its generation in the record, older entries of the deployment away, a line of history.

@@ -57,7 +57,7 @@ pub fn rollback(sysroot: &Sysroot) -> Result<Done> {
     let waits = note_waiting(sysroot, &known, target)?;
     // Where it cannot be written, on a full disk, going back is wanted all the more.
     let noted = boot_id.map_or(Ok(()), |_| begun.save(sysroot.fs(), sysroot.layout()));
-    let made = activate::again(sysroot, &known, target, Line::Same, "rollback")?;
+    let made = activate::again_as(sysroot, &known, (target, generation), Line::Same, "rollback")?;
     let lost = noted.err().into_iter().chain(made.lost).collect();
     Ok(finish(sysroot, &known, &begun, waits, made.entry, lost))
 }

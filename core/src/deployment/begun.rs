@@ -5,7 +5,8 @@
 //! that the same command again finishes the first and goes back once more only after the second.
 //!
 //! Invariant: it counts in the boot of the machine in which it was written, and only while the entry that it names is
-//! the one that boots next. One that is lost or cannot be read means what no note means.
+//! the one that boots next. No other entry ever has the generation that it names, so that none is taken for that one.
+//! One that is lost or cannot be read means what no note means.
 
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,12 @@ impl Begun {
     pub fn of_boot(layout: &Layout, boot_id: &str) -> Option<Self> {
         let found: Option<Self> = NOTE.read(layout).ok().flatten();
         found.filter(|begun| begun.boot_id == boot_id)
+    }
+
+    /// The generation that a rollback of whatever boot has named for its entry.
+    pub fn named_generation(layout: &Layout) -> Option<u64> {
+        let found: Option<Self> = NOTE.read(layout).ok().flatten();
+        found.map(|begun| begun.generation)
     }
 
     /// Writes the note, durable when this returns.
