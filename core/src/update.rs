@@ -275,6 +275,8 @@ pub struct Recorded {
     bootable: Bootable,
     tree: Tree,
     conflicts: Vec<etc::Conflict>,
+    /// There was no record of it before.
+    is_new: bool,
 }
 
 impl Recorded {
@@ -371,27 +373,18 @@ pub fn record(sysroot: &Sysroot, fetched: Fetched, known: &[Known], monitor: &dy
         bootable,
         tree,
         conflicts,
+        is_new: known.iter().all(|k| k.id != id),
     })
 }
 
 /// Makes it the one that boots next, and lets go of what is superseded.
 pub fn publish(sysroot: &Sysroot, recorded: Recorded, known: &[Known], monitor: &dyn Monitor) -> Result<Done> {
-    let Recorded {
-        deployment,
-        bootable,
-        conflicts,
-        ..
-    } = recorded;
     monitor.event(Event::Stage(Stage::Boot));
-    activate::keep_good_next(sysroot, known, *deployment.id())?;
-    let generation = activate::next_generation(sysroot, known)?;
-    if deployment.origin().generation != Some(generation) {
-        let id = deployment.id();
-        sysroot
-            .deployments
-            .update(sysroot.fs(), id, |origin| origin.generation = Some(generation))?;
-    }
-    let entry = activate::first(sysroot, &deployment, &bootable, generation, known)?;
+    let entered = enter(sysroot, &recorded, known);
+    let (entry, generation) = entered.inspect_err(|_| take_back(sysroot, &recorded))?;
+    let Recorded {
+        deployment, conflicts, ..
+    } = recorded;
     let removed = match sysroot.check_boot(known) {
         Ok(()) => activate::let_go(sysroot, monitor)?,
         // A new $BOOT was named: what the old one boots stays.
@@ -409,6 +402,34 @@ pub fn publish(sysroot: &Sysroot, recorded: Recorded, known: &[Known], monitor: 
         conflicts,
         removed,
     })
+}
+
+/// The entry and its generation.
+fn enter(sysroot: &Sysroot, recorded: &Recorded, known: &[Known]) -> Result<(String, u64)> {
+    let Recorded {
+        deployment, bootable, ..
+    } = recorded;
+    let id = deployment.id();
+    activate::keep_good_next(sysroot, known, *id)?;
+    let generation = activate::next_generation(sysroot, known)?;
+    if deployment.origin().generation != Some(generation) {
+        sysroot
+            .deployments
+            .update(sysroot.fs(), id, |origin| origin.generation = Some(generation))?;
+    }
+    let entry = activate::first(sysroot, deployment, bootable, generation, known)?;
+    Ok((entry, generation))
+}
+
+/// Removes the record that got no entry, if this run made it, with the names of its image; what was fetched stays for
+/// the next attempt. What cannot be removed, `gc` removes.
+fn take_back(sysroot: &Sysroot, recorded: &Recorded) {
+    let id = *recorded.deployment.id();
+    let entries = sysroot.bootloader().entries();
+    let refers = entries.map_or(true, |entries| entries.of(&id).is_some());
+    if recorded.is_new && !refers {
+        let _ = activate::remove(sysroot, &[id]);
+    }
 }
 
 fn refuse_older(source: &registry::Image, current: Option<&Known>, wishes: Wishes) -> Result<()> {

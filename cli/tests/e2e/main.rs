@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
 mod archives;
+mod boot;
 mod bound;
 mod chunked;
 mod commands;
