@@ -24,6 +24,8 @@ pub struct BootDir {
     pub fat: bool,
     /// Of the running system: where its EFI variables are.
     pub variables: Option<PathBuf>,
+    /// Of the running system: its EFI system partition, where that is another one. The boot loader's settings are there.
+    pub esp: Option<PathBuf>,
 }
 
 /// How to look for it.
@@ -52,7 +54,7 @@ pub fn locate(place: Place<'_>) -> Result<BootDir> {
         }
         Place::Sysroot(sysroot) => sysroot.join("boot"),
         Place::Host(root) => {
-            let candidates = ["boot", "efi", "boot/efi"].map(|path| Probe::of(&root.join(path)));
+            let candidates = probes(root);
             match choose(&candidates) {
                 Some(probe) => {
                     refuse_other_esp(root, probe)?;
@@ -66,15 +68,29 @@ pub fn locate(place: Place<'_>) -> Result<BootDir> {
             }
         }
     };
-    let variables = match place {
-        Place::Host(root) => Some(root.join(variables::FOLDER)),
-        _ => None,
+    let (variables, esp) = match place {
+        Place::Host(root) => (Some(root.join(variables::FOLDER)), other_esp(&probes(root), &path)),
+        _ => (None, None),
     };
     Ok(BootDir {
         fat: is_fat(&path),
         path,
         variables,
+        esp,
     })
+}
+
+/// Where `$BOOT` of the running system may be, best place first.
+fn probes(root: &Path) -> [Probe; 3] {
+    ["boot", "efi", "boot/efi"].map(|path| Probe::of(&root.join(path)))
+}
+
+/// The EFI system partition, unless it is `boot` itself: what firmware starts the boot loader from.
+fn other_esp(candidates: &[Probe], boot: &Path) -> Option<PathBuf> {
+    let is_esp = |probe: &&Probe| probe.mounted && probe.path.join("EFI").is_dir();
+    let mut esps = candidates.iter().filter(is_esp).map(|probe| probe.path.clone());
+    let first = esps.next()?;
+    (first != boot && !esps.any(|path| path == boot)).then_some(first)
 }
 
 /// The variable in which systemd-boot and systemd-stub say which partition they were started from (Boot Loader
@@ -242,6 +258,28 @@ mod tests {
         let fresh = [probe("/boot", true, false), probe("/efi", false, true)];
         assert_eq!(path(&fresh).as_deref(), Some("/boot"));
         assert_eq!(path(&[probe("/boot", false, true)]), None);
+    }
+
+    #[test]
+    fn settings_are_on_the_efi_system_partition_where_that_is_another_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |path: &str| folder.path().join(path);
+        let probe = |path: &str| Probe {
+            mounted: true,
+            ..Probe::of(&at(path))
+        };
+        std::fs::create_dir_all(at("efi/EFI")).unwrap();
+        std::fs::create_dir_all(at("boot")).unwrap();
+        let both = || [probe("boot"), probe("efi")];
+        assert_eq!(other_esp(&both(), &at("boot")), Some(at("efi")));
+        assert_eq!(other_esp(&both(), &at("efi")), None);
+        let unmounted = Probe {
+            mounted: false,
+            ..probe("efi")
+        };
+        assert_eq!(other_esp(&[probe("boot"), unmounted], &at("boot")), None);
+        std::fs::create_dir_all(at("boot/EFI")).unwrap();
+        assert_eq!(other_esp(&both(), &at("boot")), None, "it is one itself");
     }
 
     #[test]

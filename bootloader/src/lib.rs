@@ -1,7 +1,7 @@
 //! Everything between firmware and a mounted root.
 //!
 //! One file for each boot loader; this one holds the only match on which it is. Formats (`bls`, `counter`, `name`,
-//! `loader_conf`) are pure; `publish` and the loaders write, through [`cfs_core::sys::fs::Fs`] only, so that tests can
+//! `loader_conf`, `precedence`) are pure; `publish` and the loaders write, through [`cfs_core::sys::fs::Fs`] only, so that tests can
 //! cut the power after each operation.
 
 #![cfg_attr(
@@ -13,6 +13,7 @@ pub mod bls;
 pub mod counter;
 pub mod name;
 pub mod loader_conf;
+mod precedence;
 pub mod esp;
 pub mod variables;
 mod publish;

@@ -14,6 +14,7 @@ use crate::bls::{self, Entry};
 use crate::counter::CountedName;
 use crate::loader_conf;
 use crate::name::{KERNEL_FOLDER, OwnName, SORT_KEY};
+use crate::precedence::{self, Place};
 
 /// An entry is a few hundred bytes; one with a long command line some thousand.
 const LIMIT: u64 = 256 * 1024;
@@ -52,8 +53,13 @@ impl File {
     }
 }
 
-/// All entries below `boot`.
+/// All entries below `boot`, whose boot loader's settings are there, too.
 pub fn entries(boot: &Path) -> Result<Entries> {
+    entries_with(boot, boot)
+}
+
+/// The same with the settings of the boot loader on the EFI system partition `esp`.
+pub fn entries_with(boot: &Path, esp: &Path) -> Result<Entries> {
     let files = sorted(read(boot)?);
     let mut entries = Entries::default();
     let mut shown = Vec::new();
@@ -66,11 +72,12 @@ pub fn entries(boot: &Path) -> Result<Entries> {
             None => entries.foreign.push(foreign(file)),
         }
     }
-    let configuration = fs::read(&boot.join("loader/loader.conf"), LIMIT)?.unwrap_or_default();
+    let configuration = fs::read(&esp.join("loader/loader.conf"), LIMIT);
+    let configuration = configuration.ok().flatten().unwrap_or_default();
     let configuration = String::from_utf8_lossy(&configuration);
-    let pattern = loader_conf::default_pattern(&configuration);
-    entries.next = chosen(&shown, pattern);
-    entries.warnings = warnings(&files, &entries, pattern);
+    entries.next = chosen(&shown, &configuration);
+    entries.overrides = overrides(&entries, &configuration);
+    entries.warnings = warnings(&files);
     Ok(entries)
 }
 
@@ -233,33 +240,43 @@ fn foreign(file: &File) -> ForeignEntry {
     }
 }
 
-/// What systemd-boot takes when nobody chooses and no EFI variable says otherwise: the first that the pattern matches,
+/// What systemd-boot takes when nobody chooses and no EFI variable says otherwise: the first that a pattern matches,
 /// otherwise the first.
-fn chosen(shown: &[String], pattern: Option<&str>) -> Option<String> {
-    let pattern = pattern.filter(|pattern| !loader_conf::is_special(pattern));
-    let by_pattern = pattern.and_then(|pattern| shown.iter().find(|name| matches(pattern, name)));
-    by_pattern.or(shown.first()).cloned()
+fn chosen(shown: &[String], configuration: &str) -> Option<String> {
+    let matched = |pattern: Option<&str>, even_bad: bool| {
+        let pattern = pattern.filter(|pattern| !loader_conf::is_special(pattern))?;
+        let is_bad = |name: &str| matches!(CountedName::parse(name).tries(), Tries::Bad { .. });
+        let mut fit = shown.iter().filter(|name| matches(pattern, name));
+        fit.find(|name| even_bad || !is_bad(name))
+    };
+    matched(loader_conf::preferred_pattern(configuration), false)
+        .or_else(|| matched(loader_conf::default_pattern(configuration), true))
+        .or(shown.first())
+        .cloned()
 }
 
 fn matches(pattern: &str, name: &str) -> bool {
     loader_conf::matches(pattern, &CountedName::parse(name).id())
 }
 
-fn warnings(files: &[File], entries: &Entries, pattern: Option<&str>) -> Vec<String> {
+/// What files say that goes before the newest entry of ours.
+fn overrides(entries: &Entries, configuration: &str) -> Vec<String> {
+    let lines = [
+        (Place::PreferredLine, loader_conf::preferred_pattern(configuration)),
+        (Place::DefaultLine, loader_conf::default_pattern(configuration)),
+    ];
+    let told = lines
+        .into_iter()
+        .filter_map(|(place, pattern)| place.warning(pattern?, entries));
+    let mut told: Vec<_> = told.collect();
+    if let Some(next) = &entries.next {
+        told.extend(precedence::order_warning(entries, next, !told.is_empty()));
+    }
+    told
+}
+
+fn warnings(files: &[File]) -> Vec<String> {
     let mut warnings = Vec::new();
-    if let Some(pattern) = pattern {
-        warnings.extend(pattern_warning(entries, pattern));
-    }
-    if let Some(next) = entries.next.as_deref().filter(|_| !entries.ours.is_empty()) {
-        match entries.ours.iter().find(|entry| entry.file == next) {
-            None => warnings.push(format!(
-                "{next}, which is not ours, boots by default; remove it or give it another sort-key"
-            )),
-            Some(entry) => warnings.extend(entry.problem.as_ref().map(|problem| {
-                format!("{next} boots by default but is broken: {problem}; make another deployment boot next, or deploy this one again")
-            })),
-        }
-    }
     for file in files {
         let Some(name) = OwnName::parse(&file.name) else {
             continue;
@@ -298,36 +315,6 @@ fn change(file: &File, name: &OwnName) -> Option<&'static str> {
 /// Whether two names differ in the counter only.
 fn same(a: &OwnName, b: &OwnName) -> bool {
     a.generation() == b.generation() && a.short() == b.short()
-}
-
-fn pattern_warning(entries: &Entries, pattern: &str) -> Option<String> {
-    let advice = "remove the line, or write: default cfs-*";
-    if loader_conf::is_special(pattern) {
-        return Some(format!(
-            "loader.conf: default {pattern} may boot an old deployment after an update; {advice}"
-        ));
-    }
-    let ours = entries
-        .ours
-        .iter()
-        .filter(|entry| matches(pattern, &entry.file))
-        .count();
-    let others = entries
-        .foreign
-        .iter()
-        .filter(|entry| matches(pattern, &entry.file))
-        .count();
-    if ours == 0 && others > 0 && !entries.ours.is_empty() {
-        return Some(format!(
-            "loader.conf: default {pattern} boots an entry that is not ours; {advice}"
-        ));
-    }
-    let fixed = ours > 0 && (!loader_conf::is_glob(pattern) || ours < entries.ours.len());
-    fixed.then(|| {
-        format!(
-            "loader.conf: default {pattern} keeps a new deployment from booting and a bad one from being left; {advice}"
-        )
-    })
 }
 
 /// This machine's name in the specification (that of the EFI specification).

@@ -5,16 +5,25 @@
 
 /// The pattern of the `default` line that counts, which is the last one.
 pub fn default_pattern(text: &str) -> Option<&str> {
+    last(text, "default")
+}
+
+/// The same of `preferred`, which goes before it unless its entry has no tries left.
+pub fn preferred_pattern(text: &str) -> Option<&str> {
+    last(text, "preferred")
+}
+
+fn last<'t>(text: &'t str, wanted: &str) -> Option<&'t str> {
     let blank = [' ', '\t'];
     let lines = text.split(['\n', '\r']).map(|line| line.trim_matches(blank));
     let fields = lines
         .filter(|line| !line.starts_with('#'))
         .filter_map(|line| line.split_once(blank));
-    let defaults = fields
-        .filter(|(key, _)| *key == "default")
+    let values = fields
+        .filter(|(key, _)| *key == wanted)
         .map(|(_, value)| value.trim_matches(blank));
-    let mut defaults = defaults.map(|value| value.trim_matches('"'));
-    defaults.rfind(|value| !value.is_empty())
+    let mut values = values.map(|value| value.trim_matches('"'));
+    values.rfind(|value| !value.is_empty())
 }
 
 /// Whether the pattern stands for what was chosen last in the menu (`@saved`), not for a name.
@@ -91,6 +100,8 @@ mod tests {
         let text = "# default no\r\ntimeout 3\r\ndefault a.conf\r\ndefault\tcfs-*\r\nconsole-mode max\r\n";
         assert_eq!(default_pattern(text), Some("cfs-*"));
         assert_eq!(default_pattern("timeout 3\ndefault\n"), None);
+        assert_eq!(preferred_pattern(text), None);
+        assert_eq!(preferred_pattern("preferred \"a-*\"\ndefault b\n"), Some("a-*"));
         assert!(is_special("@saved"));
         assert!(is_glob("cfs-*") && !is_glob("cfs-000001-0123456789ab.conf"));
     }

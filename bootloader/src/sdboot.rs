@@ -105,10 +105,11 @@ impl Bootloader for SdBoot {
     }
 
     fn entries(&self) -> Result<Entries> {
-        let mut entries = listing::entries(&self.boot.path)?;
+        let BootDir { path, esp, .. } = &self.boot;
+        let mut entries = listing::entries_with(path, esp.as_ref().unwrap_or(path))?;
         if let Some(folder) = &self.boot.variables {
             let told = variables::warnings(folder, &entries);
-            entries.warnings.extend(told);
+            entries.overrides.extend(told);
         }
         Ok(entries)
     }
@@ -201,7 +202,7 @@ impl Bootloader for SdBoot {
     }
 
     fn check(&self) -> Result<Vec<Finding>> {
-        upkeep::check(&self.boot.path)
+        upkeep::check(&self.boot.path, &self.entries()?)
     }
 
     fn programs(&self, architecture: &str) -> Vec<String> {
@@ -263,6 +264,7 @@ mod tests {
             path: folder.path().join("boot"),
             fat,
             variables: None,
+            esp: None,
         };
         let mut loader = SdBoot::new(boot, Arc::new(RealFs));
         loader.free = free;

@@ -160,9 +160,8 @@ pub fn remove(fs: &dyn Fs, boot: &Path, plan: &Removal) -> Result<()> {
 
 /// Everything that is wrong: entries, kernel files against the digest they are named by, leftovers. Each thing is named
 /// once.
-pub fn check(boot: &Path) -> Result<Vec<Finding>> {
-    let entries = listing::entries(boot)?;
-    let mut findings = damaged_entries(&entries);
+pub fn check(boot: &Path, entries: &Entries) -> Result<Vec<Finding>> {
+    let mut findings = damaged_entries(entries);
     let mut add = |what: String, why: String, damage| findings.push(Finding { what, why, damage });
     for entry in entries.foreign.iter().filter(|entry| entry.problem.is_some()) {
         add(path_of(&entry.file), entry.problem.clone().unwrap_or_default(), false);
@@ -174,7 +173,7 @@ pub fn check(boot: &Path) -> Result<Vec<Finding>> {
             .filter(|entry| entry.changed || !entry.is_complete());
         !wrong.any(|entry| warning.starts_with(&entry.file))
     };
-    for warning in entries.warnings.iter().filter(told) {
+    for warning in entries.overrides.iter().chain(&entries.warnings).filter(told) {
         add("loader".into(), warning.clone(), false);
     }
     let leftovers = plan_cleanup(boot)?;

@@ -1,23 +1,20 @@
 //! EFI variables of the Boot Loader Interface, as text; and what is to be said of those that choose an entry, as far
 //! as they keep another one from booting.
 //!
-//! The latter are the administrator's (`bootctl set-default`, `set-oneshot`), and are only read and told of. One that
-//! names an entry goes before everything that its counter or generation says.
+//! The latter are the administrator's (`bootctl set-default`, `set-preferred`, `set-oneshot`), and are only read and
+//! told of. One that names an entry goes before everything that its generation says.
 
 use std::path::{Path, PathBuf};
 
 use cfs_core::boot::Entries;
 use cfs_core::sys::fs;
 
-use crate::counter::CountedName;
-use crate::loader_conf;
 use crate::name::OwnName;
+use crate::precedence::Place;
 
 /// Where they are, below the root of the running system.
 pub const FOLDER: &str = "sys/firmware/efi/efivars";
 
-const ALWAYS: &str = "LoaderEntryDefault";
-const ONCE: &str = "LoaderEntryOneShot";
 const STARTED: &str = "LoaderEntrySelected";
 const VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 /// No name of an entry is longer.
@@ -45,25 +42,12 @@ pub fn started(folder: &Path) -> Option<u64> {
 
 /// What is to be said of the variables in this folder (`/sys/firmware/efi/efivars`), given the entries in menu order.
 pub fn warnings(folder: &Path, entries: &Entries) -> Vec<String> {
-    let newest = entries.ours.iter().find(|entry| entry.is_complete());
-    let Some(newest) = newest.map(|entry| CountedName::parse(&entry.file).id()) else {
-        return Vec::new();
-    };
-    let read = |name: &str| read(folder, name).filter(|value| !value.is_empty());
-    let mut warnings = Vec::new();
-    if let Some(value) = read(ONCE).filter(|value| !loader_conf::matches(value, &newest)) {
-        warnings.push(format!(
-            "the next boot, and only that one, takes {value} (EFI variable {ONCE}) before any update; undo it with: bootctl \
-             set-oneshot ''"
-        ));
-    }
-    if let Some(value) = read(ALWAYS).filter(|value| loader_conf::is_special(value) || !loader_conf::is_glob(value)) {
-        warnings.push(format!(
-            "every boot takes {value} (EFI variable {ALWAYS}), which keeps a new deployment from booting and a bad one from \
-             being left; undo it with: bootctl set-default ''"
-        ));
-    }
-    warnings
+    let places = [Place::Once, Place::Preferred, Place::Default].into_iter();
+    let told = places.filter_map(|place| {
+        let value = read(folder, place.variable()?).filter(|value| !value.is_empty())?;
+        place.warning(&value, entries)
+    });
+    told.collect()
 }
 
 /// The string of an EFI variable: four bytes of attributes, then UTF-16 up to a zero.

@@ -70,7 +70,7 @@ fn a_published_entry_is_listed_as_it_was_made_and_boots_next() {
         let entries = loader.entries().unwrap();
         assert_eq!(entries.ours, std::slice::from_ref(&entry));
         assert_eq!(entries.next_entry(), Some(&entry));
-        assert_eq!(entries.warnings, [""; 0]);
+        assert_eq!((&entries.warnings, &entries.overrides), (&Vec::new(), &Vec::new()));
         assert_eq!(entry.id, Some(id(1)));
         assert_eq!((entry.generation, entry.problem), (1, None));
         assert_eq!(entry.options, new_entry(1, 1, "6.1").options);

@@ -34,6 +34,10 @@ fn warnings(loader: &dyn Bootloader) -> String {
     loader.entries().unwrap().warnings.join("\n")
 }
 
+fn overrides(loader: &dyn Bootloader) -> String {
+    loader.entries().unwrap().overrides.join("\n")
+}
+
 #[test]
 fn an_entry_is_written_as_the_specification_says() {
     machine(|loader, boot| {
@@ -235,7 +239,7 @@ fn a_default_that_defeats_the_fallback_is_warned_of() {
             )
             .unwrap();
             let entries = loader.entries().unwrap();
-            (entries.next.unwrap(), entries.warnings.join("\n"))
+            (entries.next.unwrap(), entries.overrides.join("\n"))
         };
         for harmless in ["cfs-*", "CFS-*.conf", "*", "gone.conf"] {
             assert_eq!(with(harmless), (second.file.clone(), String::new()), "{harmless}");
@@ -270,9 +274,9 @@ fn an_entry_of_another_system_that_sorts_first_is_warned_of() {
         std::fs::write(boot.join("arch/linux"), "kernel").unwrap();
         assert_eq!(loader.entries().unwrap().next.as_deref(), Some("arch.conf"));
         assert!(
-            warnings(loader).contains("arch.conf, which is not ours, boots by default"),
+            overrides(loader).contains("arch.conf, which is not ours, boots by default"),
             "{}",
-            warnings(loader)
+            overrides(loader)
         );
         std::fs::write(entry(boot, "arch.conf"), format!("{arch}architecture zz99\n")).unwrap();
         assert_eq!(
@@ -291,9 +295,9 @@ fn what_boots_next_but_is_broken_is_warned_of() {
         std::fs::remove_file(boot.join(made.initrd.trim_start_matches('/'))).unwrap();
         assert_eq!(loader.entries().unwrap().next, Some(made.file.clone()));
         assert!(
-            warnings(loader).contains("boots by default but is broken"),
+            overrides(loader).contains("boots by default but is broken"),
             "{}",
-            warnings(loader)
+            overrides(loader)
         );
         std::fs::remove_file(boot.join(made.linux.trim_start_matches('/'))).unwrap();
         assert_ne!(
@@ -351,8 +355,8 @@ fn a_deployment_named_by_sha512_gets_an_entry_as_well() {
     });
 }
 
-#[test]
-fn an_efi_variable_that_keeps_a_new_deployment_from_booting_is_told_of() {
+/// A loader whose EFI variables are in the folder that is given, too.
+fn with_variables(test: impl FnOnce(&dyn Bootloader, &dyn Fn(&str, &str) -> String)) {
     let folder = common::folder();
     let variables = folder.path().join("efivars");
     std::fs::create_dir(&variables).unwrap();
@@ -360,28 +364,106 @@ fn an_efi_variable_that_keeps_a_new_deployment_from_booting_is_told_of() {
         path: folder.path().join("boot"),
         fat: false,
         variables: Some(variables.clone()),
+        esp: None,
     };
     let loader = cfs_bootloader::open(Kind::SystemdBoot, boot, Arc::new(RealFs));
-    install(&*loader, 1, "6.1").unwrap();
-    install(&*loader, 2, "6.2").unwrap();
-    assert_eq!(warnings(&*loader), "");
     let set = |name: &str, value: &str| {
         let path = variables.join(format!("{name}-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"));
         let text = value.encode_utf16().chain([0]).flat_map(u16::to_le_bytes);
         let variable: Vec<u8> = [7, 0, 0, 0].into_iter().chain(text).collect();
         std::fs::write(path, variable).unwrap();
-        warnings(&*loader)
+        overrides(&*loader)
     };
-    let (old, new) = ("cfs-000001-010101010101.conf", "cfs-000002-020202020202.conf");
-    assert!(set("LoaderEntryOneShot", old).contains("the next boot, and only that one, takes cfs-000001"));
-    assert_eq!(set("LoaderEntryOneShot", new), "");
-    // It is the newest now, and will not be after the next update; `@saved` is whatever was chosen last.
-    for value in [old, new, "@saved"] {
-        let told = set("LoaderEntryDefault", value);
+    test(&*loader, &set);
+}
+
+#[test]
+fn an_efi_variable_that_keeps_a_new_deployment_from_booting_is_told_of() {
+    with_variables(|loader, set| {
+        install(loader, 1, "6.1").unwrap();
+        install(loader, 2, "6.2").unwrap();
+        assert_eq!(overrides(loader), "");
+        let (old, new) = ("cfs-000001-010101010101.conf", "cfs-000002-020202020202.conf");
+        assert!(set("LoaderEntryOneShot", old).contains("the next boot, and only that one, takes cfs-000001"));
+        assert_eq!(set("LoaderEntryOneShot", new), "");
+        // It is the newest now, and will not be after the next update; `@saved` is whatever was chosen last.
+        for value in [old, new, "@saved", "auto-windows", "arch.conf", "cfs-*1-*"] {
+            let told = set("LoaderEntryDefault", value);
+            assert!(
+                told.contains(&format!("every boot takes {value}")) && told.contains("bootctl set-default"),
+                "{told}"
+            );
+        }
+        for harmless in ["cfs-*", "CFS-*.conf", "", "cfs-000007-070707070707.conf"] {
+            assert_eq!(set("LoaderEntryDefault", harmless), "", "{harmless}");
+        }
+        let told = set("LoaderEntryPreferred", old);
         assert!(
-            told.contains(&format!("every boot takes {value}")) && told.contains("bootctl"),
+            told.contains("bootctl set-preferred") && !told.contains("bad one"),
             "{told}"
         );
-    }
-    assert_eq!(set("LoaderEntryDefault", "cfs-*"), "");
+    });
+}
+
+#[test]
+fn settings_on_another_efi_system_partition_are_told_of() {
+    let folder = common::folder();
+    let esp = folder.path().join("efi");
+    std::fs::create_dir_all(esp.join("loader")).unwrap();
+    std::fs::write(esp.join("loader/loader.conf"), "default @saved\n").unwrap();
+    let boot = BootDir {
+        path: folder.path().join("boot"),
+        fat: false,
+        variables: None,
+        esp: Some(esp),
+    };
+    let loader = cfs_bootloader::open(Kind::SystemdBoot, boot, Arc::new(RealFs));
+    install(&*loader, 1, "6.1").unwrap();
+    let told = overrides(&*loader);
+    assert!(told.contains("loader.conf: default @saved may boot an old"), "{told}");
+    assert!(loader.check().unwrap().iter().any(|finding| finding.why == told));
+}
+
+#[test]
+fn a_check_tells_of_the_same_variables_as_the_list_of_entries() {
+    with_variables(|loader, set| {
+        install(loader, 1, "6.1").unwrap();
+        let told = set("LoaderEntryDefault", "auto-windows");
+        let found = loader.check().unwrap();
+        assert!(found.iter().any(|finding| finding.why == told), "{told}: {found:?}");
+    });
+}
+
+#[test]
+fn what_is_preferred_goes_before_the_default_unless_it_is_bad() {
+    machine(|loader, boot| {
+        let first = install(loader, 1, "6.1").unwrap();
+        let second = install(loader, 2, "6.2").unwrap();
+        let lines = "preferred cfs-000001-*\ndefault cfs-*\n";
+        std::fs::write(boot.join("loader/loader.conf"), lines).unwrap();
+        assert_eq!(loader.entries().unwrap().next.as_ref(), Some(&first.file));
+        let told = overrides(loader);
+        assert!(
+            told.contains("preferred cfs-000001-* keeps a new deployment from booting"),
+            "{told}"
+        );
+        rename(boot, &first.file, &first.file.replace("+03-00", "+0-3"));
+        assert_eq!(loader.entries().unwrap().next, Some(second.file));
+    });
+}
+
+#[test]
+fn an_entry_that_was_edited_to_boot_before_a_newer_one_is_told_of() {
+    machine(|loader, boot| {
+        let first = install(loader, 1, "6.1").unwrap();
+        let second = install(loader, 2, "6.2").unwrap();
+        let text = std::fs::read_to_string(entry(boot, &first.file)).unwrap();
+        let edited = text.replace("version 1", "version 99");
+        std::fs::write(entry(boot, &first.file), edited).unwrap();
+        let told = overrides(loader);
+        assert!(
+            told.starts_with(&first.file) && told.contains(&format!("not {}, which is newer", second.file)),
+            "{told}"
+        );
+    });
 }

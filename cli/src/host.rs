@@ -69,6 +69,9 @@ pub struct System {
     pub health: Option<Health>,
     /// What automatic updates do: `off`, `download`, `stage` or `apply`.
     pub automatic_updates: &'static str,
+    /// What makes the boot loader take something else than what `bootsNext` says, or will after an update, each with
+    /// what to do.
+    pub overrides: Vec<String>,
     /// State that cannot be read, each with what to do.
     pub problems: Vec<String>,
 }
@@ -269,6 +272,7 @@ impl System {
                 }
             }
         }
+        lines.extend(self.overrides.iter().map(|why| format!("Boot loader: {why}")));
         lines.extend(self.problems.iter().map(|problem| format!("Problem: {problem}")));
         lines.iter().map(|line| format!("\n{line}\n")).collect()
     }

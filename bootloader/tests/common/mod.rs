@@ -67,6 +67,7 @@ pub fn open(kind: Kind, boot: &Path, fs: Arc<dyn Fs>) -> Box<dyn Bootloader> {
         path: boot.to_path_buf(),
         fat: false,
         variables: None,
+        esp: None,
     };
     cfs_bootloader::open(kind, boot, fs)
 }

@@ -125,6 +125,9 @@ impl Run {
             return Err(Error::Nothing(why).into());
         }
         let updated = Updated::of(outcome)?;
+        if updated.is_staged() {
+            context.tell_overrides(&sysroot);
+        }
         let apply = auto
             .applies()
             .then_some(Apply::Reboot)

@@ -104,6 +104,7 @@ impl Kargs {
         context.check_apply(self.apply)?;
         let sysroot = context.open(&self.boot, "kargs")?;
         let done = arguments::change(&sysroot, &edit, &context.ui)?;
+        context.tell_overrides(&sysroot);
         let change = Change {
             added: done.added,
             removed: done.removed,

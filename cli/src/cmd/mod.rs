@@ -102,6 +102,15 @@ impl Context {
         shown
     }
 
+    /// Says of an entry that was just made to boot next what makes the boot loader take something else.
+    pub fn tell_overrides(&self, sysroot: &Sysroot) {
+        let entries = sysroot.bootloader().entries().unwrap_or_default();
+        for why in entries.overrides {
+            self.ui
+                .event(Event::Warning(format!("the new boot entry may be passed over: {why}")));
+        }
+    }
+
     /// For registries, as settings and environment say.
     pub fn registry(&self) -> registry::Options {
         registry::Options {

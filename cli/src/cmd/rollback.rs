@@ -62,6 +62,7 @@ impl Rollback {
                 .ui
                 .event(Event::Warning(format!("it boots next; not noted: {error}")));
         }
+        context.tell_overrides(&sysroot);
         journal::rolled_back(&sysroot, &done.id, "the administrator asked for it");
         let report = RolledBack {
             deployment: done.id.to_string(),

@@ -35,6 +35,7 @@ impl Status {
                 let sysroot = context.look_anyway(&self.boot)?;
                 let mut host = host(&sysroot)?;
                 host.status.cfs_update = system(sysroot.deployments().layout());
+                host.status.cfs_update.overrides = sysroot.bootloader().entries()?.overrides;
                 policy(context, &mut host);
                 host
             }

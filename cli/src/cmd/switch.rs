@@ -60,6 +60,9 @@ impl Switch {
         let work = |sysroot: &_| update::switch(sysroot, &reference, wishes, &metered::Noting::new(&context.ui));
         let outcome = context.fetching(&sysroot, self.space, work)?;
         let updated = Updated::of(outcome)?;
+        if updated.is_staged() {
+            context.tell_overrides(&sysroot);
+        }
         let apply = self.apply.filter(|_| updated.waits(&sysroot));
         context.finish(&updated, apply, sysroot)
     }

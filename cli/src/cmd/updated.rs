@@ -127,6 +127,11 @@ impl Updated {
         self.result != "unchanged"
     }
 
+    /// Whether a boot entry was made.
+    pub fn is_staged(&self) -> bool {
+        self.staged.is_some()
+    }
+
     /// Whether `--apply` has something to do: what boots next, staged now or before, is not what runs.
     pub fn waits(&self, sysroot: &Sysroot) -> bool {
         sysroot

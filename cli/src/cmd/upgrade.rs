@@ -88,6 +88,9 @@ impl Upgrade {
             false => update::upgrade(sysroot, wishes, &metered::Noting::new(&context.ui)),
         };
         let updated = Updated::of(context.fetching(&sysroot, self.space, work)?)?;
+        if updated.is_staged() {
+            context.tell_overrides(&sysroot);
+        }
         let apply = self.apply.filter(|_| updated.waits(&sysroot));
         if updated.is_new() || apply.is_some() {
             return context.finish(&updated, apply, sysroot);

@@ -1,11 +1,39 @@
-//! What is on `$BOOT`: no room.
+//! What is on `$BOOT`: settings of the boot loader, no room.
 
 use std::fs;
 use std::path::Path;
 
-use crate::commands::publish;
+use crate::commands::{publish, updated};
 use crate::common::disk::Tmpfs;
 use crate::common::{Cfs, is_root, list, scratch, tool};
+
+#[test]
+fn what_goes_before_the_newest_entry_is_in_status_and_fsck_and_told_when_an_entry_is_made() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let overrides = || cfs.status()["status"]["cfsUpdate"]["overrides"].clone();
+    assert_eq!(overrides(), serde_json::json!([]));
+    let conf = cfs.sysroot().join("boot/loader/loader.conf");
+    fs::write(&conf, "default cfs-000001-*\n").unwrap();
+    let what = "loader.conf: default cfs-000001-* keeps a new deployment from booting";
+    assert!(overrides()[0].as_str().unwrap().starts_with(what), "{}", overrides());
+    for command in ["status", "fsck"] {
+        let shown = cfs.run([command]).expect(0).stdout;
+        assert!(shown.contains(what), "{shown}");
+    }
+    cfs.run(["pin", "rollback"]).expect(0);
+    let third = publish(dir.path(), 3);
+    for args in [vec!["upgrade"], vec!["rollback"], vec!["switch", "--retry", &third]] {
+        let told = cfs.run(&args).expect(0).stderr;
+        assert_eq!(told.matches(what).count(), 1, "{args:?}: {told}");
+    }
+    let quiet = cfs.run(["upgrade", "--download-only"]).expect(77).stderr;
+    assert!(!quiet.contains(what), "no entry is made: {quiet}");
+    fs::write(&conf, "default cfs-*\n").unwrap();
+    assert_eq!(overrides(), serde_json::json!([]));
+    let told = cfs.run(["rollback"]).expect(0).stderr;
+    assert!(!told.contains("loader.conf"), "{told}");
+}
 
 /// Lets no file more be made there than these.
 fn inodes(boot: &Path, count: &str) {

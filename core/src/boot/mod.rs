@@ -373,7 +373,10 @@ pub struct Entries {
     pub foreign: Vec<ForeignEntry>,
     /// File name of the entry that boots next, as far as files tell.
     pub next: Option<String>,
-    /// What the administrator should know: settings that defeat the fallback, leftovers.
+    /// What makes the boot loader take something else than the newest entry of ours, or will after an update: settings
+    /// and variables of its own, entries of others; each with what to do.
+    pub overrides: Vec<String>,
+    /// What else the administrator should know: entries that were edited, leftovers.
     pub warnings: Vec<String>,
 }
 
