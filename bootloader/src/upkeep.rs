@@ -161,7 +161,7 @@ pub fn remove(fs: &dyn Fs, boot: &Path, plan: &Removal) -> Result<()> {
 /// Everything that is wrong: entries, kernel files against the digest they are named by, leftovers. Each thing is named
 /// once.
 pub fn check(boot: &Path, entries: &Entries) -> Result<Vec<Finding>> {
-    let mut findings = damaged_entries(entries);
+    let mut findings = damaged_entries(boot, entries);
     let mut add = |what: String, why: String, damage| findings.push(Finding { what, why, damage });
     for entry in entries.foreign.iter().filter(|entry| entry.problem.is_some()) {
         add(path_of(&entry.file), entry.problem.clone().unwrap_or_default(), false);
@@ -187,15 +187,14 @@ pub fn check(boot: &Path, entries: &Entries) -> Result<Vec<Finding>> {
     for name in kernel_folders(boot)?.into_iter().filter(|name| !of_broken(name)) {
         let path = format!("{KERNEL_FOLDER}/{name}");
         if let Some(why) = damage(boot, &name).filter(|_| !leftovers.folders.contains(&path)) {
-            let remedy = "remove this folder, then run `cfs-update upgrade`, which writes it anew";
-            add(path, format!("{why}; {remedy}"), true);
+            add(path, format!("{why}; `cfs-update fsck --repair` writes it anew"), true);
         }
     }
     Ok(findings)
 }
 
 /// Entries of ours that cannot boot, or may not boot what they should.
-fn damaged_entries(entries: &Entries) -> Vec<Finding> {
+fn damaged_entries(boot: &Path, entries: &Entries) -> Vec<Finding> {
     let finding = |what: String, why: String| Finding {
         what,
         why,
@@ -209,6 +208,9 @@ fn damaged_entries(entries: &Entries) -> Vec<Finding> {
             ""
         };
         let why = match &entry.problem {
+            Some(problem) if entry.kernel.is_some() && !has_files(boot, entry) => {
+                format!("{problem}{next}; `cfs-update fsck --repair` writes it anew")
+            }
             Some(problem) => format!("{problem}{next}; make another deployment boot next, or deploy this one again"),
             None if entry.changed => {
                 format!(
@@ -224,6 +226,12 @@ fn damaged_entries(entries: &Entries) -> Vec<Finding> {
         findings.push(finding("loader/entries".into(), why.into()));
     }
     findings
+}
+
+fn has_files(boot: &Path, entry: &BootEntry) -> bool {
+    [&entry.linux, &entry.initrd]
+        .into_iter()
+        .all(|path| listing::size(boot, path).is_some())
 }
 
 fn path_of(file: &str) -> String {

@@ -564,7 +564,7 @@ fn a_damaged_kernel_is_not_carried_into_another_entry() {
         let new = NewEntry::again(&entries.ours[0], loader.boot_dir(), 2, None).unwrap();
         let error = stage(loader, 1, &new).unwrap_err().to_string();
         assert!(
-            error.contains(&entry.file) && error.contains("remove that folder"),
+            error.contains(&entry.file) && error.contains("fsck --repair"),
             "{error}"
         );
     });

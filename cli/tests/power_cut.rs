@@ -23,8 +23,9 @@ use cfs_core::sys::fs::{Fs, RealFs};
 use cfs_core::sysroot::{Options, Sysroot};
 use cfs_core::testing::{CrashFs, Loss};
 use cfs_core::update::{self, Outcome, Wishes};
-use cfs_core::{Error, Result, arguments, finalize, install, plan, registry, rollback, upkeep};
+use cfs_core::{Error, Result, arguments, finalize, install, plan, registry, repair, rollback, upkeep};
 
+use common::kernels;
 use common::layout;
 use common::scratch;
 
@@ -343,6 +344,36 @@ fn a_rollback_that_was_killed_is_finished_by_the_same_command_and_only_the_one_a
         std::fs::remove_dir_all(&root).unwrap();
     }
     assert!(over > 5, "{operations:?}");
+}
+
+/// What `fsck --repair` does.
+fn repair(root: &Path, fs: Arc<dyn Fs>) -> Result<repair::Repaired> {
+    repair::repair(&Sysroot::open(options(root, fs), "fsck --repair")?, &[], &Quiet)
+}
+
+#[test]
+fn whenever_the_power_is_cut_while_kernels_are_mended_what_booted_next_still_does_and_the_same_command_finishes_it() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for copied in [false, true] {
+        let (mut bench, old, new) = Bench::updated();
+        let (root, _) = bench.machine("damaged");
+        match copied {
+            true => kernels::copied_damaged(&root, &old.to_hex()),
+            false => std::fs::write(&kernels::files_of(&root, &new.to_hex())[1], "short").unwrap(),
+        }
+        bench.before = root;
+        let operations = bench.cut_everywhere(
+            |root, fs| repair(root, fs).map(drop),
+            |root, cut| {
+                assert_eq!(next(root), new, "{cut}");
+                let again = repair(root, Arc::new(RealFs)).unwrap();
+                assert!(again.failed.is_empty(), "{cut}: {:?}", again.failed);
+                assert_eq!(next(root), new, "{cut}");
+                fsck(root);
+            },
+        );
+        assert!(operations > 5, "{operations} operations were cut");
+    }
 }
 
 #[test]

@@ -58,6 +58,15 @@ pub fn look(store: &Store, tree: &Tree, architecture: &str) -> Result<Bootable> 
     })
 }
 
+/// Every kernel of a tree that has its initrd, the one that [`look`] takes first.
+pub(crate) fn kernels(store: &Store, tree: &Tree) -> Result<Vec<KernelFiles>> {
+    let pairs = kernel::pairs(kernel_nodes(tree)).into_iter();
+    let source = |path: &Path| file_source(store, tree, path);
+    pairs
+        .map(|(version, linux, initrd)| Ok(KernelFiles::new(version, source(&linux)?, source(&initrd)?)))
+        .collect()
+}
+
 /// The image's own kernel arguments, from the merged tree or from that of its image.
 ///
 /// # Errors

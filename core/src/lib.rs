@@ -73,6 +73,8 @@ pub(crate) mod trial;
 #[cfg(feature = "update")]
 pub(crate) mod activate;
 #[cfg(feature = "update")]
+pub(crate) mod kernels;
+#[cfg(feature = "update")]
 pub mod health;
 #[cfg(feature = "update")]
 pub mod expected;

@@ -1,4 +1,5 @@
-//! Mending the repository: what is broken goes, and what deployments and named images need is fetched again.
+//! Mending: what is broken in the repository goes, what deployments and named images need is fetched again, and kernels
+//! on `$BOOT` are made those of their images ([`crate::kernels`]).
 //!
 //! Invariant: only an object whose content is proven not to be what its name says is removed, or what is no file in the
 //! place of one, and nothing can use such a one: with fs-verity reading it is an error. What comes in its place is
@@ -10,6 +11,7 @@ use std::collections::BTreeSet;
 
 use crate::error::{Error, Result};
 use crate::ids::ObjectId;
+use crate::kernels;
 use crate::monitor::{Event, Monitor, Stage};
 use crate::pull::{self, Imported, Variant};
 use crate::registry::Registry;
@@ -25,7 +27,7 @@ pub struct Repaired {
     pub removed: Vec<ObjectId>,
     /// Objects that were given the fs-verity that they lacked.
     pub sealed: Vec<ObjectId>,
-    /// Images of which something was fetched or made anew, by reference and manifest.
+    /// Images of which something was fetched or made anew, by reference and manifest; kernels on `$BOOT`, by entry.
     pub mended: Vec<String>,
     /// Images and objects that could not be mended, and why.
     pub failed: Vec<(String, Error)>,
@@ -64,6 +66,10 @@ pub fn repair(sysroot: &Sysroot, needed: &[Mend], monitor: &dyn Monitor) -> Resu
             Err(error) => done.failed.push((name, error)),
         }
     }
+    // From what is here now.
+    let kernels = kernels::mend(sysroot)?;
+    done.mended.extend(kernels.done);
+    done.failed.extend(kernels.failed);
     Ok(done)
 }
 

@@ -10,7 +10,8 @@ use crate::activate::{self, Line};
 use crate::deployment::{Begun, Failed, FailedDigests, Staged};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
-use crate::plan;
+use crate::kernels;
+use crate::plan::{self, Standing};
 use crate::sysroot::{Known, Sysroot};
 
 /// What a rollback did.
@@ -133,7 +134,7 @@ pub fn pin(sysroot: &Sysroot, which: &str, pinned: bool) -> Result<DeploymentId>
 /// Removes a deployment: its entries, its record, its /etc. Objects stay until `gc`. Returns its id.
 ///
 /// # Errors
-/// [`Error::Deployment`] for the one that runs, the one that boots next, and a pinned one.
+/// [`Error::Deployment`] for the one that runs, the one that boots next, a pinned one, and the last one that boots.
 pub fn delete(sysroot: &Sysroot, which: &str) -> Result<DeploymentId> {
     let (id, known) = sysroot.find(which)?;
     sysroot.check_boot(&known)?;
@@ -152,6 +153,15 @@ pub fn delete(sysroot: &Sysroot, which: &str) -> Result<DeploymentId> {
     }
     if standing.iter().any(|d| d.id == id && d.pinned) {
         return Err(refuse("is pinned; `cfs-update unpin` it first"));
+    }
+    // What stays was only looked at so far.
+    let read = kernels::standing(sysroot, &known);
+    let boots = |d: &Standing| d.bootable && d.generation.is_some();
+    if read.iter().any(|d| d.id == id && boots(d)) && !read.iter().any(|d| d.id != id && boots(d)) {
+        return Err(refuse(
+            "is the only one left that boots: the others, or their kernels on $BOOT, are damaged; run `cfs-update fsck \
+             --repair` first",
+        ));
     }
     activate::remove(sysroot, &[id])?;
     Ok(id)

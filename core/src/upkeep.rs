@@ -15,6 +15,7 @@ use crate::download;
 use crate::error::{Error, Kind, Result};
 use crate::expose;
 use crate::ids::DeploymentId;
+use crate::kernels;
 use crate::plan;
 use crate::store::{fsck as store_check, gc as collection, manifest_name};
 use crate::sys::space::Space;
@@ -344,6 +345,11 @@ impl Records {
                 let why = "boots a deployment that is not there; `cfs-update gc` removes it";
                 findings.push(Finding::damage("boot entry", entry.file.clone(), why.into()));
             }
+        }
+        for entry in kernels::not_of_their_image(sysroot, &known) {
+            let why = "its kernel and initrd on $BOOT are none of its image: they were damaged when they were copied; \
+                       `cfs-update fsck --repair` makes an entry with the right ones";
+            findings.push(Finding::damage("boot entry", entry.file.clone(), why.into()));
         }
         let of_boot = |finding: crate::boot::Finding| Finding {
             damage: finding.damage,

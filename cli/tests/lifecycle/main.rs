@@ -10,6 +10,7 @@ mod common;
 mod downloads;
 mod etc;
 mod kernel_arguments;
+mod kernels;
 mod last_merge;
 mod rollbacks;
 #[path = "../support/mod.rs"]
@@ -89,6 +90,13 @@ impl Machine {
     /// Moves the tag to this version.
     fn release(&self, version: u32) -> String {
         layout::small(version, "same kernel", 2, 3000)
+            .finish()
+            .layout(&self.images, "os")
+    }
+
+    /// The same with a kernel of its own.
+    fn release_with_kernel(&self, version: u32) -> String {
+        layout::small(version, &format!("kernel {version}"), 2, 3000)
             .finish()
             .layout(&self.images, "os")
     }

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use sha2::{Digest, Sha256};
 
-use crate::boot::version;
+use crate::boot::{BootEntry, version};
 use crate::error::{Error, Result};
 use crate::ids::ObjectId;
 use crate::sys::checked::Checked;
@@ -70,24 +70,10 @@ pub fn is_relevant(path: &Path) -> bool {
 /// # Errors
 /// [`Error::Tree`] when no version has both, saying what is missing.
 pub fn find<P: AsRef<Path>>(nodes: impl IntoIterator<Item = (P, Node)>) -> Result<Found> {
-    let nodes: BTreeMap<PathBuf, Node> = nodes
-        .into_iter()
-        .map(|(path, node)| (normalize(Path::new(""), path.as_ref()), node))
-        .filter_map(|(path, node)| Some((path?, node)))
-        .filter(|(path, _)| is_relevant(path))
-        .collect();
-    let mut versions: Vec<String> = nodes
-        .keys()
-        .filter_map(|path| version_of(path))
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect();
-    versions.sort_by(|a, b| version::compare(b, a).then_with(|| b.cmp(a)));
-
     let mut chosen = None;
     let mut others = Vec::new();
-    for own in versions {
-        match (&chosen, pair(&nodes, &own)) {
+    for (own, pair) in versions(nodes) {
+        match (&chosen, pair) {
             (None, Ok((linux, initrd))) => chosen = Some((own, linux, initrd)),
             (Some(_), Ok(_)) => others.push((own, "older".to_owned())),
             (_, Err(missing)) => others.push((own, missing)),
@@ -102,6 +88,33 @@ pub fn find<P: AsRef<Path>>(nodes: impl IntoIterator<Item = (P, Node)>) -> Resul
         initrd,
         others,
     })
+}
+
+/// Version, kernel and initrd of all versions that have both, newest first.
+pub fn pairs<P: AsRef<Path>>(nodes: impl IntoIterator<Item = (P, Node)>) -> Vec<(String, PathBuf, PathBuf)> {
+    let whole = |(version, pair): (String, Pair)| pair.ok().map(|(linux, initrd)| (version, linux, initrd));
+    versions(nodes).into_iter().filter_map(whole).collect()
+}
+
+/// Kernel and initrd, or what is wrong with them.
+type Pair = Result<(PathBuf, PathBuf), String>;
+
+/// All versions, newest first.
+fn versions<P: AsRef<Path>>(nodes: impl IntoIterator<Item = (P, Node)>) -> Vec<(String, Pair)> {
+    let nodes: BTreeMap<PathBuf, Node> = nodes
+        .into_iter()
+        .map(|(path, node)| (normalize(Path::new(""), path.as_ref()), node))
+        .filter_map(|(path, node)| Some((path?, node)))
+        .filter(|(path, _)| is_relevant(path))
+        .collect();
+    let versions: BTreeSet<String> = nodes.keys().filter_map(|path| version_of(path)).collect();
+    let mut versions: Vec<_> = versions.into_iter().collect();
+    versions.sort_by(|a, b| version::compare(b, a).then_with(|| b.cmp(a)));
+    let of_version = |version: String| {
+        let pair = pair(&nodes, &version);
+        (version, pair)
+    };
+    versions.into_iter().map(of_version).collect()
 }
 
 /// The version that a kernel or initrd path belongs to.
@@ -130,7 +143,7 @@ fn version_of(path: &Path) -> Option<String> {
 }
 
 /// Kernel and initrd of a version, or what is wrong with it.
-fn pair(nodes: &BTreeMap<PathBuf, Node>, version: &str) -> Result<(PathBuf, PathBuf), String> {
+fn pair(nodes: &BTreeMap<PathBuf, Node>, version: &str) -> Pair {
     let modules = Path::new("usr/lib/modules").join(version);
     let linux = [
         modules.join("vmlinuz"),
@@ -319,6 +332,15 @@ impl KernelFiles {
         }
     }
 
+    /// Those of an entry, as they are on `$BOOT` now; expected is what their folder is named by.
+    pub fn on_boot(entry: &BootEntry, boot_dir: &Path) -> Self {
+        let below = |path: &str| FileSource::Path(boot_dir.join(path.trim_start_matches('/')));
+        Self {
+            expected: entry.kernel,
+            ..Self::new(format!("of {}", entry.file), below(&entry.linux), below(&entry.initrd))
+        }
+    }
+
     /// Reads both files, the first time; who copies them compares again.
     ///
     /// # Errors
@@ -381,15 +403,17 @@ mod tests {
 
     #[test]
     fn the_newest_complete_version_is_chosen_and_the_others_are_named() {
-        let found = find([
+        let nodes = [
             file("boot/vmlinuz-6.1.0-9-amd64"),
             file("boot/initrd.img-6.1.0-9-amd64"),
             file("boot/vmlinuz-6.1.0-25-amd64"),
             file("boot/initrd.img-6.1.0-25-amd64"),
             file("boot/vmlinuz-6.1.0-30-amd64"),
             file("boot/initrd.img-6.1.0-7-amd64"),
-        ])
-        .unwrap();
+        ];
+        let versions: Vec<_> = pairs(nodes.clone()).into_iter().map(|(version, ..)| version).collect();
+        assert_eq!(versions, ["6.1.0-25-amd64", "6.1.0-9-amd64"]);
+        let found = find(nodes).unwrap();
         assert_eq!(found.version, "6.1.0-25-amd64");
         let note = found.note().unwrap();
         assert_eq!(

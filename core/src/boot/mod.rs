@@ -168,16 +168,13 @@ impl NewEntry {
                 "it names more than one image; delete its deployment and deploy it again",
             ));
         }
-        let below = |path: &str| FileSource::Path(boot_dir.join(path.trim_start_matches('/')));
-        let mut kernel = KernelFiles::new(format!("of {}", old.file), below(&old.linux), below(&old.initrd));
-        kernel.expected = old.kernel;
         Ok(Self {
             id,
             generation,
             title: old.title.clone(),
             version: String::new(),
             options: old.options.clone(),
-            kernel,
+            kernel: KernelFiles::on_boot(old, boot_dir),
             tries: tries.or(old.changed.then_some(3)),
         })
     }
@@ -202,8 +199,7 @@ impl NewEntry {
             (Error::Mismatch { what, .. }, Some(digest)) => Error::BootEntry {
                 entry: format!("of deployment {}", self.id.short()),
                 why: format!(
-                    "{what}, on $BOOT in cfs-update/{digest}, are damaged; remove that folder, then run `cfs-update \
-                     upgrade`, which writes them anew"
+                    "{what}, on $BOOT in cfs-update/{digest}, are damaged; `cfs-update fsck --repair` writes them anew"
                 ),
             },
             (error, _) => error,

@@ -8,6 +8,7 @@ use crate::boot::{BootEntry, Mark, Tries};
 use crate::deployment::{Failed, FailedDigests};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
+use crate::kernels;
 use crate::plan;
 use crate::sysroot::{Known, Sysroot};
 use crate::trial::{self, Found};
@@ -148,8 +149,9 @@ pub fn condemn(
     if let Some(change) = trial::find(sysroot)?.filter(|change| change.is_of(found, sysroot)) {
         return without(sysroot, known, &change, why, lost);
     }
-    let others = known.iter().filter(|k| k.id != id && k.standing.bootable);
-    let Some(newest) = others.max_by_key(|k| k.standing.generation).map(|k| k.id) else {
+    let (own, others): (Vec<_>, Vec<_>) = kernels::standing(sysroot, known).into_iter().partition(|d| d.id == id);
+    let newest = others.iter().filter(|d| d.bootable).max_by_key(|d| d.generation);
+    let Some(newest) = newest.map(|d| d.id) else {
         let noted = found
             .origin()
             .map_or(Ok(()), |origin| sysroot.remember("health", &id, origin, why));
@@ -160,9 +162,15 @@ pub fn condemn(
     let entries = sysroot.bootloader().entries()?.ours;
     let older = |other: &&BootEntry| other.belongs_to(&id) && other.file != entry.file && works(other);
     lost.extend(blame(sysroot, found, why).err());
-    let to = match plan::overtaken(&Sysroot::standing(known), id) {
-        // Something that never proved itself is above it. Without room for an entry it is that one's turn.
+    // What the boot loader takes then, though its kernel or seal may be broken.
+    let taken = plan::next_to_boot(&others).map(|d| d.id);
+    let broken = taken != Some(newest);
+    let all: Vec<_> = own.into_iter().chain(others).collect();
+    let to = match plan::overtaken(&all, id).or(broken.then_some(newest)) {
+        // Something that never proved itself, or is broken, is above it.
         Some(good) if activate::again(sysroot, known, good, Line::Same, "keep").is_ok() => good,
+        Some(_) if broken => return Ok(Verdict::Alone { why: why.into() }),
+        // Without room for an entry it is that one's turn.
         _ => newest,
     };
     for entry in entries.iter().filter(older).chain([entry]) {

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the built program, a real registry, the real Debian image and small images.
 
 pub mod disk;
+pub mod kernels;
 pub mod layout;
 pub mod peer;
 pub mod podman;
