@@ -98,6 +98,7 @@ fmt:
 	$(CARGO) fmt --all -- --check
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --package cfs-bootloader --no-default-features --bin cfs-update-root -- -D warnings
 doc:
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --workspace --no-deps
 

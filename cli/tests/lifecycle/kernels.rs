@@ -37,7 +37,7 @@ fn a_bad_boot_stays_where_the_only_other_kernel_is_damaged() {
     let entries = machine.entries();
     assert!(matches!(machine.check(Some("bad")), Verdict::Alone { .. }));
     let known = machine.open().known().unwrap();
-    let verdict = health::condemn(&machine.open(), &known, ids[1], "by hand").unwrap();
+    let verdict = health::condemn(&machine.open(), &known, ids[1], "by hand", &mut Vec::new()).unwrap();
     assert!(matches!(verdict, Verdict::Alone { .. }), "{verdict:?}");
     assert_eq!(machine.entries(), entries);
     assert_eq!(machine.boot(), ids[1]);
