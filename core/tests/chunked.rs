@@ -10,7 +10,8 @@ mod tars;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cfs_core::ids::Algorithm;
+use cfs_core::ids::{Algorithm, ObjectId};
+use cfs_core::layers::{Content, Item};
 use cfs_core::manifest::Platform;
 use cfs_core::pull;
 use cfs_core::registry::{Options, Retry};
@@ -41,11 +42,15 @@ fn store(folder: &Path) -> Store {
 
 /// What was told meanwhile.
 fn pull(store: &Store, registry: &Registry) -> Result<Vec<String>> {
-    let reference = format!("{}/org/os:1", registry.server.host()).parse().unwrap();
     let told = Told::default();
-    let open = registry::Registry::open(&reference, &options())?;
-    pull::pull(store, &open, &Platform::host(), 0, &told)?;
+    pull_image(store, registry, &told)?;
     Ok(told.0.into_inner().unwrap())
+}
+
+fn pull_image(store: &Store, registry: &Registry, told: &Told) -> Result<ObjectId> {
+    let reference = format!("{}/org/os:1", registry.server.host()).parse().unwrap();
+    let open = registry::Registry::open(&reference, &options())?;
+    Ok(pull::pull(store, &open, &Platform::host(), 0, told)?.id)
 }
 
 fn fell_back(told: &[String]) -> bool {
@@ -312,6 +317,66 @@ fn a_table_or_tar_split_with_another_digest_or_size_is_not_believed() {
         assert!(fell_back(&told), "{what}: {told:?}");
         assert!(rebuilt(&store, &v2), "{what}");
     }
+}
+
+/// What the object has that a layer's file became.
+fn object_of(store: &Store, layer: &Layer, path: &str) -> Vec<u8> {
+    let mut entries = store.entries(&diff_id(&layer.tar)).unwrap().map(Result::unwrap);
+    let entry = entries.find(|entry| *entry.path == *path.as_bytes()).unwrap();
+    let Item::Regular(Content::Object { id, size }) = entry.item else {
+        panic!("{path}: {entry:?}")
+    };
+    let object = std::fs::read(store.path().join("objects").join(id.object_path())).unwrap();
+    assert_eq!(object.len() as u64, size, "{path}");
+    object
+}
+
+#[test]
+fn a_file_that_is_a_chunk_of_a_larger_file_which_is_here_becomes_an_object_of_its_own() {
+    let plain_zeros = |table: &mut serde_json::Value| {
+        for entry in table["entries"].as_array_mut().unwrap() {
+            entry.as_object_mut().unwrap().remove("chunkType");
+        }
+    };
+    let recipe = Recipe {
+        table: &plain_zeros,
+        ..FAIR
+    };
+    let large = noise(50 * KIB, 77);
+    let with = |more: &[(&str, &[u8])]| {
+        let more = more
+            .iter()
+            .map(|(path, content)| ((*path).to_owned(), content.to_vec()));
+        layer_of(&recipe, &files(&[]).into_iter().chain(more).collect::<Vec<_>>())
+    };
+    let zeros = vec![0; 300 * KIB];
+    let old = with(&[("usr/log", &large), ("usr/zeros", &zeros)]);
+    let parts: [(&str, &[u8]); 4] = [
+        ("usr/log", &large[..16 * KIB]),
+        ("usr/second", &large[16 * KIB..32 * KIB]),
+        ("usr/last", &large[48 * KIB..]),
+        ("usr/zeros", &zeros[..16 * KIB]),
+    ];
+    let new = with(&parts);
+    let (warm, cold) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (warm, cold) = (store(warm.path()), store(cold.path()));
+    let registry = Registry::start(&[&old]);
+    pull(&warm, &registry).unwrap();
+    registry.serve(&[&new], Ranges::Several);
+    let told = pull(&warm, &registry).unwrap();
+    assert!(!fell_back(&told), "{told:?}");
+    let sent = registry.sent();
+    assert!(
+        sent < new.blob.len() / 4,
+        "{sent} of {}: the chunks are here",
+        new.blob.len()
+    );
+    let images = [&warm, &cold].map(|store| pull_image(store, &registry, &Told::default()).unwrap());
+    assert!(rebuilt(&warm, &new));
+    for (path, content) in parts {
+        assert_eq!(object_of(&warm, &new, path), content, "{path}");
+    }
+    assert_eq!(images[0], images[1], "the image is that of a cold pull");
 }
 
 #[test]

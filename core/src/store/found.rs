@@ -13,8 +13,13 @@ pub(super) type Sum = [u8; 32];
 /// Where content is.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Hit<'f> {
-    /// In an object: all of it, or a part.
-    Object { id: &'f ObjectId, offset: u64, length: u64 },
+    /// In an object, which has nothing else where it is `whole`.
+    Object {
+        id: &'f ObjectId,
+        offset: u64,
+        length: u64,
+        whole: bool,
+    },
     /// Here.
     Inline(&'f [u8]),
     /// In a file of podman's.
@@ -40,7 +45,12 @@ pub(super) struct Found {
 
 #[derive(Debug)]
 enum Content {
-    Object { at: u32, offset: u64, length: u64 },
+    Object {
+        at: u32,
+        offset: u64,
+        length: u64,
+        whole: bool,
+    },
     Inline(Box<[u8]>),
     Podman(Box<Place>),
     Kept(Box<(Arc<ChunkPart>, u64, u64)>),
@@ -50,6 +60,11 @@ impl Found {
     /// Whether anything with this sum was found.
     pub(super) fn contains(&self, sum: &Sum) -> bool {
         self.by_sum.contains_key(sum)
+    }
+
+    /// Whether an object that is this content, and no larger one, was found.
+    pub(super) fn has_object(&self, sum: &Sum) -> bool {
+        matches!(self.by_sum.get(sum), Some(Content::Object { whole: true, .. }))
     }
 
     /// Whether content with this sum was found, and has this size in bytes.
@@ -65,10 +80,16 @@ impl Found {
     /// Where content with this sum is.
     pub(super) fn get(&self, sum: &Sum) -> Option<Hit<'_>> {
         Some(match self.by_sum.get(sum)? {
-            Content::Object { at, offset, length } => Hit::Object {
+            Content::Object {
+                at,
+                offset,
+                length,
+                whole,
+            } => Hit::Object {
                 id: self.objects.get(*at as usize)?,
                 offset: *offset,
                 length: *length,
+                whole: *whole,
             },
             Content::Inline(bytes) => Hit::Inline(bytes),
             Content::Podman(place) => Hit::Podman(place),
@@ -85,14 +106,20 @@ impl Found {
         self.podman
     }
 
-    /// Notes a part of an object. Parts of one come one after the other.
-    pub(super) fn object(&mut self, sum: Sum, id: ObjectId, offset: u64, length: u64) {
+    /// Notes an object of this size, or a part of one. Parts of one come one after the other.
+    pub(super) fn object(&mut self, sum: Sum, (id, size): (ObjectId, u64), offset: u64, length: u64) {
         if self.objects.last() != Some(&id) {
             self.objects.push(id);
         }
         // More objects than that have no room in any memory.
         if let Ok(at) = u32::try_from(self.objects.len() - 1) {
-            self.by_sum.insert(sum, Content::Object { at, offset, length });
+            let content = Content::Object {
+                at,
+                offset,
+                length,
+                whole: (offset, length) == (0, size),
+            };
+            self.by_sum.insert(sum, content);
         }
     }
 

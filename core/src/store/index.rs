@@ -8,8 +8,9 @@
 //!
 //! Invariant: nothing rests on it. A file of it that is cut, damaged, old or of a layer that is gone is removed and
 //! made again when it is needed; what it says of an object's size is compared with the object; and a layer that was
-//! put together from what it says has its diff_id, or is fetched as a whole. So it needs no sync, and a table that
-//! lies costs bytes, not truth.
+//! put together from what it says has its diff_id, or is fetched as a whole. The diff_id is that of the bytes that were
+//! copied: so a file is an object that was found only where they are all that the object has. So it needs no sync, and
+//! a table that lies costs bytes, not truth.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -74,7 +75,12 @@ impl Store {
             if let Record::File { id, size, .. } = &record {
                 object = Some((*id, *size));
             }
-            if !search.wanted.contains(&sum) || search.found.contains(&sum) {
+            // An object is worth more than the same bytes in a larger one, which are copied out of it.
+            let known = match &record {
+                Record::File { .. } => search.found.has_object(&sum),
+                Record::Chunk { .. } | Record::Small { .. } => search.found.contains(&sum),
+            };
+            if known || !search.wanted.contains(&sum) {
                 continue;
             }
             let (id, size, offset, length) = match (record, object) {
@@ -88,7 +94,7 @@ impl Store {
             };
             let inside = offset.checked_add(length).is_some_and(|end| end <= size);
             if inside && self.sound(id, size, &mut sound) {
-                search.found.object(sum, id, offset, length);
+                search.found.object(sum, (id, size), offset, length);
             }
         }
         Ok(())

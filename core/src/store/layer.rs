@@ -149,7 +149,7 @@ impl<'a, 'w, 't, P: Pieces> Importer<'a, 'w, 't, P> {
         if head.stored <= INLINE_MAX {
             return self.inline_file(head.stored);
         }
-        if let Some(id) = self.known()? {
+        if let Some(id) = self.known(head.stored)? {
             // Its bytes go into the tar's hash, which tells whether they are right.
             self.take(head.stored, |_, _| Ok(()))?;
             self.count(false);
@@ -187,12 +187,16 @@ impl<'a, 'w, 't, P: Pieces> Importer<'a, 'w, 't, P> {
         Ok(())
     }
 
-    /// The object that is known to have the content that comes next.
-    fn known(&mut self) -> Result<Option<ObjectId>> {
+    /// The object that is known to have the content that comes next, so many bytes. Only these go into the tar's hash:
+    /// an object that has more is another file, whoever says that it is this one.
+    fn known(&mut self, size: u64) -> Result<Option<ObjectId>> {
         if self.at == self.pieces.current().len() {
             self.advance()?;
         }
-        Ok(self.pieces.known(self.at))
+        match self.pieces.known(self.at) {
+            Some(id) if self.store.objects.size(&id)? == Some(size) => Ok(Some(id)),
+            _ => Ok(None),
+        }
     }
 
     /// A file that fits into memory: hashed, looked for, and written in one go from where it lies.

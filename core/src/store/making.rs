@@ -143,12 +143,17 @@ impl Making<'_, '_, '_> {
     fn content(&mut self, sum: &[u8; 32], whole: bool) -> io::Result<()> {
         match self.found.get(sum) {
             Some(Hit::Inline(bytes)) => self.filling.put(bytes, self.out).map_err(io::Error::other),
-            Some(Hit::Object { id, offset, length }) => {
+            Some(Hit::Object {
+                id,
+                offset,
+                length,
+                whole: all,
+            }) => {
                 let mut file: File = self.store.open_object(id).map_err(io::Error::other)?;
                 if offset > 0 {
                     file.seek(SeekFrom::Start(offset))?;
                 }
-                if whole && offset == 0 && length > INLINE_MAX {
+                if whole && all && length > INLINE_MAX {
                     self.filling.mark(*id);
                 }
                 self.copy(&mut file, length)

@@ -20,7 +20,7 @@ use crate::ids::DiffId;
 use crate::layers::INLINE_MAX;
 use crate::monitor::Monitor;
 use crate::podman::Storage;
-use crate::store::found::{Found, Hit};
+use crate::store::found::Found;
 use crate::store::frames::Frames;
 use crate::store::index::Search;
 use crate::store::table_part::TablePart;
@@ -175,10 +175,7 @@ fn look_up(
 /// What the store has not got of a table's files.
 fn new_files(table: &Table, found: &Found) -> Missing {
     let files = table.files.iter().filter(|file| file.size > INLINE_MAX);
-    let stored = |file: &chunked::File| {
-        let elsewhere = matches!(found.get(&file.digest), Some(Hit::Podman(_) | Hit::Kept { .. }));
-        !elsewhere && found.has(&file.digest, file.size)
-    };
+    let stored = |file: &chunked::File| found.has_object(&file.digest) && found.has(&file.digest, file.size);
     let new = files.filter(|file| !stored(file));
     let packed = |file: &chunked::File| {
         let chunks = table.chunks(file).iter();
@@ -281,4 +278,30 @@ pub(super) fn fault(layer: &DiffId, error: io::Error) -> Error {
 
 pub(super) fn invalid(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Algorithm, ObjectId};
+
+    #[test]
+    fn a_file_that_is_only_a_part_of_a_larger_object_counts_as_new_until_an_object_of_its_own_is_found() {
+        let file = chunked::File {
+            digest: [1; 32],
+            size: 100,
+            chunks: 0..0,
+        };
+        let table = Table {
+            files: vec![file],
+            ..Table::default()
+        };
+        let id = |byte| ObjectId::from_bytes(Algorithm::Sha256, &[byte; 32]).unwrap();
+        let mut found = Found::default();
+        found.object([1; 32], (id(5), 300), 0, 100);
+        assert!(found.has(&[1; 32], 100), "it is not fetched");
+        assert_eq!(new_files(&table, &found).files, [([1; 32], 100, 0)]);
+        found.object([1; 32], (id(6), 100), 0, 100);
+        assert_eq!(new_files(&table, &found).files, []);
+    }
 }
