@@ -2,7 +2,8 @@
 //! on `$BOOT` are made those of their images ([`crate::kernels`]).
 //!
 //! Invariant: only an object whose content is proven not to be what its name says is removed, or what is no file in the
-//! place of one, and nothing can use such a one: with fs-verity reading it is an error. What comes in its place is
+//! place of one, and nothing can use such a one: with fs-verity reading it is an error; and the stream of a layer that
+//! leads to another file than the layer's, though its image may be mounted: the objects stay. What comes in its place is
 //! checked as in every import and made durable by one `syncfs`, and a deployment's image is made of it anew, which must
 //! give the digest that is its name. A power cut leaves objects that are missing; the same command again, or any import
 //! that needs them, fetches those.
@@ -47,6 +48,7 @@ pub fn repair(sysroot: &Sysroot, needed: &[Mend], monitor: &dyn Monitor) -> Resu
                 done.removed.push(*id);
             }
             Mend::Folder(folder) => store.clear_folder(*folder)?,
+            Mend::Layer(layer) => store.forget_layer(layer)?,
             Mend::Seal(id) => match store.seal(id) {
                 Ok(()) => done.sealed.push(*id),
                 Err(error) => done.failed.push((format!("object {id}"), error)),

@@ -37,7 +37,7 @@ pub(crate) fn lacking(sysroot: &Sysroot) -> Result<Vec<(String, String)>> {
     let store = sysroot.store();
     let (tags, images) = (store.tags()?, store.image_names()?);
     let why = |wanted: &Wanted| match wanted.is_whole(store) {
-        false => Some("its manifest, config, layers or image are not all here"),
+        false => Some("its manifest, config, layers or image are not all here, or a file of the image is another one"),
         true if wanted.is_named(store, &tags, &images) => None,
         true => Some("the name that keeps it in the repository is missing or leads elsewhere"),
     };
@@ -152,8 +152,11 @@ impl Wanted {
 }
 
 fn image_is_whole(store: &Store, id: &ObjectId) -> bool {
-    let objects = store.read_object(id, IMAGE_LIMIT).and_then(|image| objects_of(&image));
-    objects.is_ok_and(|objects| objects.iter().all(|id| store.has_object(id)))
+    let tree = store
+        .read_object(id, IMAGE_LIMIT)
+        .and_then(|image| reader::read(&image));
+    let is_here = |(id, size)| store.has_object(&id) && !store.is_other_file(&id, size);
+    tree.is_ok_and(|tree| tree.files().all(is_here))
 }
 
 /// The objects that an image needs.

@@ -4,6 +4,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use cfs_core::image::{Versions, writer};
+use cfs_core::pull::{self, Variant};
+use cfs_core::splitstream::{ContentType, Part, Reader, Writer};
+use cfs_core::store::{IMAGE_V1, Store};
+
 use crate::commands::{publish, updated};
 use crate::common::layout::small;
 use crate::common::{Cfs, list, name, scratch};
@@ -194,5 +199,73 @@ fn a_damaged_meta_json_and_a_file_in_the_place_of_objects_are_named_and_mended()
         );
     }
     cfs.run(["fsck", "--repair"]).expect(0);
+    cfs.fsck();
+}
+
+/// Makes of a pulled image what an earlier cfs-update made where a file was the first chunk of a larger one: a file of
+/// the layer is an object that has more than the file, and an image was made of that.
+fn lead_to_a_larger_file(cfs: &Cfs, reference: &str) {
+    let store = Store::open(&cfs.sysroot().join("composefs")).unwrap();
+    let manifest = store.tags().unwrap()[reference];
+    let (stored, config) = (
+        store.manifest(&manifest).unwrap().unwrap(),
+        store.config_of(&manifest).unwrap().unwrap(),
+    );
+    let layers: Vec<_> = config.layers.iter().copied().collect();
+    let link = store.path().join(format!("streams/oci-layer-{}", layers[0]));
+    let opened = fs::File::open(&link).unwrap();
+    let mut reader = Reader::new(opened, store.algorithm()).unwrap();
+    let larger = store.put(&[7; 50_000]).unwrap();
+    let content = std::io::Cursor::new(Vec::new());
+    let mut stream = Writer::new(content, store.algorithm(), ContentType::LAYER).unwrap();
+    let mut replaced = false;
+    while let Some(part) = reader.part().unwrap() {
+        match part {
+            Part::Literal(bytes) => stream.literal(bytes).unwrap(),
+            Part::Object(id) => {
+                let size = fs::metadata(store.object_path(&id)).unwrap().len();
+                let id = if std::mem::replace(&mut replaced, true) {
+                    id
+                } else {
+                    larger
+                };
+                stream.object(&id, size).unwrap();
+            }
+        }
+    }
+    assert!(replaced);
+    let stream = store.put(&stream.finish().unwrap().into_inner()).unwrap();
+    fs::remove_file(&link).unwrap();
+    symlink(format!("../objects/{}", stream.object_path()), &link).unwrap();
+    let mut tree = pull::merge(&store, &layers).unwrap();
+    pull::transform(&store, &mut tree, Variant::Container).unwrap();
+    let image = store
+        .put_image_pieces(|sink| writer::write(&tree, Versions::V1, sink))
+        .unwrap();
+    let images = [(IMAGE_V1.to_owned(), image)].into();
+    let config = store.put_config(&config.bytes, &layers, &images).unwrap();
+    store.put_manifest(&stored.bytes, &config, &layers).unwrap();
+    store.publish().unwrap();
+}
+
+#[test]
+fn a_file_that_is_another_larger_object_is_named_and_fsck_repair_fetches_its_layer_again() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let reference = publish(dir.path(), 1);
+    cfs.run(["image", "pull", &reference]).expect(0);
+    let dump = || cfs.run(["image", "dump", &reference]).expect(0).stdout;
+    let right = dump();
+    lead_to_a_larger_file(&cfs, &reference);
+    assert_ne!(dump(), right);
+    let found = cfs.run(["fsck"]).expect(1).stdout;
+    assert!(
+        found.contains("which it leads to, has others") && found.contains("fsck --repair"),
+        "{found}"
+    );
+    assert!(found.contains("a file of the image is another one"), "{found}");
+    let repaired = cfs.run(["fsck", "--repair"]).expect(0);
+    assert!(repaired.stdout.contains("Mended oci:"), "{repaired:?}");
+    assert_eq!(dump(), right);
     cfs.fsck();
 }

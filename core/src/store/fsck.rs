@@ -10,6 +10,7 @@ use std::thread;
 
 use crate::error::{Error, Result};
 use crate::ids::{DiffId, ObjectId};
+use crate::layers::{Content, Item};
 use crate::splitstream::ContentType;
 use crate::store::gc::{IMAGE_LIMIT, ObjectsOf};
 use crate::store::pending::OWN;
@@ -44,6 +45,8 @@ pub enum Mend {
     Folder(u8),
     /// The fs-verity that the repository demands; the content is right.
     Seal(ObjectId),
+    /// No object: this layer's stream leads to one that is another file.
+    Layer(DiffId),
 }
 
 /// What was looked at.
@@ -231,14 +234,40 @@ fn streams(store: &Store, report: Report<'_>) -> Result<u64> {
             let why = format!("it needs {key}, object {object}, which is missing; {REPAIR}");
             report(finding(path.clone(), why));
         }
-        if let Err(error) = content(store, name, &id, reader.content_type()) {
-            report(finding(path, error.to_string()));
+        match content(store, name, &id, reader.content_type()) {
+            Ok(None) => {}
+            Ok(Some((layer, why))) => report(Finding {
+                mend: Some(Mend::Layer(layer)),
+                ..finding(path, why)
+            }),
+            Err(error) => report(finding(path, error.to_string())),
         }
     })
 }
 
-/// Reads a stream of ours to its end; others are not ours to judge. What it has to be, its name says.
-fn content(store: &Store, name: &str, id: &ObjectId, found: ContentType) -> Result<()> {
+/// A layer of which a file is an object that is another, larger file: an earlier cfs-update took one that only begins
+/// like it. Images that were made of the layer have that other file.
+fn other_file(store: &Store, layer: DiffId) -> Result<Option<(DiffId, String)>> {
+    let mut found = None;
+    for entry in store.entries(&layer)? {
+        let entry = entry?;
+        let Item::Regular(Content::Object { id, size }) = entry.item else {
+            continue;
+        };
+        if found.is_none() && store.is_other_file(&id, size) {
+            let path = String::from_utf8_lossy(&entry.path);
+            found = Some((
+                layer,
+                format!("its file {path} has {size} bytes, and object {id}, which it leads to, has others; {REPAIR}"),
+            ));
+        }
+    }
+    Ok(found)
+}
+
+/// Reads a stream of ours to its end; others are not ours to judge. What it has to be, its name says. Gives the layer
+/// that has to be fetched again, and why.
+fn content(store: &Store, name: &str, id: &ObjectId, found: ContentType) -> Result<Option<(DiffId, String)>> {
     let wrong = |why: &str| Error::Stream {
         name: name.into(),
         why: format!("{why}; {REPAIR}"),
@@ -250,24 +279,22 @@ fn content(store: &Store, name: &str, id: &ObjectId, found: ContentType) -> Resu
     if let Some(digest) = name.strip_prefix("oci-layer-") {
         is(ContentType::LAYER)?;
         let Ok(diff_id) = digest.parse::<DiffId>() else {
-            return Ok(());
+            return Ok(None);
         };
         if store.is_elsewhere(&diff_id, id) {
             return Err(wrong("it leads to another layer than images name"));
         }
-        store.entries(&diff_id)?.try_for_each(|entry| entry.map(drop))
+        return other_file(store, diff_id);
     } else if let Some(digest) = name.strip_prefix("oci-config-") {
         is(ContentType::CONFIG)?;
-        digest.parse().map_or(Ok(()), |id| store.config(&id).map(drop))
+        digest.parse().map_or(Ok(()), |id| store.config(&id).map(drop))?;
     } else if let Some(digest) = name.strip_prefix("oci-manifest-") {
         is(ContentType::MANIFEST)?;
-        match digest.parse() {
-            Ok(id) => whole(store, name, store.manifest(&id)?),
-            Err(_) => Ok(()),
+        if let Ok(id) = digest.parse() {
+            whole(store, name, store.manifest(&id)?)?;
         }
-    } else {
-        Ok(())
     }
+    Ok(None)
 }
 
 /// A manifest has its config.

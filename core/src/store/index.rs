@@ -8,9 +8,9 @@
 //!
 //! Invariant: nothing rests on it. A file of it that is cut, damaged, old or of a layer that is gone is removed and
 //! made again when it is needed; what it says of an object's size is compared with the object; and a layer that was
-//! put together from what it says has its diff_id, or is fetched as a whole. The diff_id is that of the bytes that were
-//! copied: so a file is an object that was found only where they are all that the object has. So it needs no sync, and
-//! a table that lies costs bytes, not truth.
+//! put together from what it says has its diff_id, or is fetched as a whole. The diff_id is that of the bytes that
+//! were copied: so a file is an object that was found only where they are all that the object has. So it needs no
+//! sync, and a table that lies costs bytes, not truth.
 
 use std::collections::HashSet;
 use std::fs::File;

@@ -187,8 +187,8 @@ impl<'a, 'w, 't, P: Pieces> Importer<'a, 'w, 't, P> {
         Ok(())
     }
 
-    /// The object that is known to have the content that comes next, so many bytes. Only these go into the tar's hash:
-    /// an object that has more is another file, whoever says that it is this one.
+    /// The object that is known to have the content that comes next, so many bytes. Only these go into the tar's
+    /// hash: an object that has more is another file, whoever says that it is this one.
     fn known(&mut self, size: u64) -> Result<Option<ObjectId>> {
         if self.at == self.pieces.current().len() {
             self.advance()?;

@@ -367,6 +367,12 @@ impl Store {
         matches!(self.objects.size(id), Ok(Some(_)))
     }
 
+    /// Whether an object is sound and of another size than this, so it is not the file that has this size.
+    pub(crate) fn is_other_file(&self, id: &ObjectId, size: u64) -> bool {
+        let here = self.objects.size(id).ok().flatten();
+        here.is_some_and(|here| here != size) && self.objects.is_intact(id).unwrap_or(false)
+    }
+
     /// Removes an object whose content is wrong; a missing one is success.
     ///
     /// # Errors

@@ -274,6 +274,17 @@ impl Store {
         named.get(diff_id).is_some_and(|objects| !objects.contains(id))
     }
 
+    /// Takes a layer's stream out, which does not lead to the layer's files: it is fetched again.
+    ///
+    /// # Errors
+    /// What removing gives.
+    pub(crate) fn forget_layer(&self, diff_id: &DiffId) -> Result<()> {
+        self.fs
+            .remove_file(&self.path.join("streams").join(layer_name(diff_id)))?;
+        self.forget_named_layers();
+        Ok(())
+    }
+
     /// The links are others now.
     pub(super) fn forget_named_layers(&self) {
         *self.named_layers.lock().unwrap_or_else(PoisonError::into_inner) = None;

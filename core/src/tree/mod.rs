@@ -214,10 +214,15 @@ impl Tree {
 
     /// The objects that files of this tree name, one for each inode; the same object may come more than once.
     pub fn objects(&self) -> impl Iterator<Item = ObjectId> + '_ {
+        self.files().map(|(id, _)| id)
+    }
+
+    /// As [`Self::objects`], each with the size that the file has here.
+    pub fn files(&self) -> impl Iterator<Item = (ObjectId, u64)> + '_ {
         self.entries()
             .filter(|(_, entry)| !entry.link)
             .filter_map(|(_, entry)| match self.inode(entry.node).kind() {
-                Kind::Regular(Regular::External { id, .. }) => id,
+                Kind::Regular(Regular::External { id, size, .. }) => Some((id?, size)),
                 _ => None,
             })
     }
