@@ -380,6 +380,32 @@ fn a_file_that_is_a_chunk_of_a_larger_file_which_is_here_becomes_an_object_of_it
 }
 
 #[test]
+fn an_object_that_is_damaged_makes_way_for_the_right_one_when_an_update_by_parts_meets_it() {
+    let (folder, v1, v2) = (tempfile::tempdir().unwrap(), version(&[]), version(&[7]));
+    let registry = Registry::start(&[&v1]);
+    pull(&store(folder.path()), &registry).unwrap();
+    let store = store(folder.path());
+    let mut objects = store
+        .entries(&diff_id(&v1.tar))
+        .unwrap()
+        .map(|entry| entry.unwrap().item);
+    let is_large = |item: Item| match item {
+        Item::Regular(Content::Object { id, size }) if size > 40_000 => Some(store.object_path(&id)),
+        _ => None,
+    };
+    let object = objects.find_map(is_large).unwrap();
+    let good = std::fs::read(&object).unwrap();
+    let damaged: Vec<u8> = good.iter().map(|byte| byte ^ 1).collect();
+    std::fs::remove_file(&object).unwrap();
+    std::fs::write(&object, damaged).unwrap();
+    registry.serve(&[&v2], Ranges::Several);
+    let told = pull(&store, &registry).unwrap();
+    assert!(fell_back(&told), "{told:?}");
+    assert_eq!(std::fs::read(&object).unwrap(), good);
+    assert!(rebuilt(&store, &v1) && rebuilt(&store, &v2));
+}
+
+#[test]
 fn the_index_is_made_again_where_it_is_damaged_old_or_gone_and_collected_with_its_layer() {
     let folder = tempfile::tempdir().unwrap();
     let big: Vec<_> = files(&[])

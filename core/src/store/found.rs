@@ -123,6 +123,11 @@ impl Found {
         }
     }
 
+    /// The objects of what was found.
+    pub(super) fn objects(&self) -> &[ObjectId] {
+        &self.objects
+    }
+
     /// Nothing more is noted: gives back what is not needed for that.
     pub(super) fn shrink(&mut self) {
         self.by_sum.shrink_to_fit();

@@ -381,7 +381,14 @@ fn parts(
         making::rebuild(store, diff_id, plan, partial, &noted, out, monitor)
     });
     match &made {
-        Err(Error::Mismatch { .. }) => store.forget_index()?,
+        Err(Error::Mismatch { .. }) => {
+            store.forget_index()?;
+            // The layer comes whole now, and the right object replaces a damaged one only where it is looked at.
+            let intact = |id| store.objects.is_intact(id).unwrap_or(false);
+            if !plan.found.objects().iter().all(intact) {
+                store.objects.distrust();
+            }
+        }
         Err(_) => on_the_way.write(),
         Ok(()) => {}
     }

@@ -301,8 +301,8 @@ impl Store {
         self.read_only.as_deref()
     }
 
-    /// Whether an interrupted run left objects that may have lost their content; they are checked when they are used
-    /// again, and a garbage collection ends this.
+    /// Whether an interrupted run left objects that may have lost their content, or one was found to be damaged; they
+    /// are checked when they are used again, and a garbage collection ends this.
     pub fn is_suspect(&self) -> bool {
         self.objects.is_suspect()
     }

@@ -81,6 +81,11 @@ impl Objects {
         self.suspect.load(Ordering::Relaxed)
     }
 
+    /// From now on objects that were here before are checked before they are used again: one of them is broken.
+    pub fn distrust(&self) {
+        self.suspect.store(true, Ordering::Relaxed);
+    }
+
     /// From now on objects are believed: what might have been broken is gone.
     pub fn trust(&self) {
         self.suspect.store(false, Ordering::Relaxed);
