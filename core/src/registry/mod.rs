@@ -144,6 +144,8 @@ enum Again {
     Never,
     /// Not before this time has passed, if the other side said so.
     Later(Option<Duration>),
+    /// At once, but asked in another way; the other side never says so.
+    OtherWay,
 }
 
 impl From<Error> for Failure {

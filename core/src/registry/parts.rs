@@ -14,7 +14,6 @@ use std::io::{self, BufRead, Read};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::Duration;
 
 use super::blob::failure_of;
 use super::multipart::Multipart;
@@ -236,11 +235,7 @@ impl<'m> Parts<'m> {
                 url: self.name(),
                 why: "the registry does not send the parts of a blob that it is asked for".into(),
             },
-            again: if several {
-                Again::Later(Some(Duration::ZERO))
-            } else {
-                Again::Never
-            },
+            again: if several { Again::OtherWay } else { Again::Never },
             refused: false,
         }
     }
@@ -330,7 +325,7 @@ impl<'m> Parts<'m> {
     /// Waits for another try, or gives up.
     fn recover(&mut self, failure: Failure) -> Result<()> {
         self.current = None;
-        if failure.again == Again::Later(Some(Duration::ZERO)) {
+        if failure.again == Again::OtherWay {
             return Ok(());
         }
         let registry = self.registry.clone();

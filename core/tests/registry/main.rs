@@ -6,6 +6,7 @@ mod content;
 mod faults;
 mod logins;
 mod mirrors;
+mod parts;
 #[path = "../support/mod.rs"]
 mod support;
 
