@@ -13,6 +13,7 @@
 mod ranges;
 mod table;
 mod tar_split;
+mod words;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};

@@ -1,4 +1,5 @@
-//! The table of contents: JSON, read entry by entry, so that memory is what is kept of an entry and no more.
+//! The table of contents: JSON, read entry by entry, so that memory is what is kept of an entry and no more,
+//! nor is a string or number that is too long to mean anything read to its end.
 
 use std::fmt;
 use std::io::{self, BufReader, Read};
@@ -7,6 +8,7 @@ use std::ops::Range;
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::words::{self, Words};
 use super::{BEST_RATIO, digest, invalid};
 
 /// The most files and chunks of a table. Each takes some 60 bytes of memory.
@@ -60,7 +62,7 @@ impl Table {
 /// Reads a table of a blob whose files lie below the byte `end`.
 pub(super) fn read(unpacked: impl Read, end: u64) -> io::Result<Table> {
     let mut builder = Builder::new(end);
-    let reader = BufReader::with_capacity(64 << 10, unpacked);
+    let reader = BufReader::with_capacity(64 << 10, Words::new(unpacked, words::LIMIT));
     let mut deserializer = serde_json::Deserializer::from_reader(reader);
     let result = Top(&mut builder)
         .deserialize(&mut deserializer)
