@@ -53,6 +53,25 @@ fn pull_image(store: &Store, registry: &Registry, told: &Told) -> Result<ObjectI
     Ok(pull::pull(store, &open, &Platform::host(), 0, told)?.id)
 }
 
+/// What was told meanwhile, `mirror` being asked first.
+fn pull_behind(store: &Store, good: &Registry, mirror: &support::Server, folder: &Path) -> Vec<String> {
+    let conf = folder.join("registries.conf");
+    let text = format!(
+        "[[registry]]\nprefix = \"h.example\"\nlocation = \"{}\"\n[[registry.mirror]]\nlocation = \"{}\"\n",
+        good.server.host(),
+        mirror.host(),
+    );
+    std::fs::write(&conf, text).unwrap();
+    let options = Options {
+        registries_conf: vec![conf],
+        ..options()
+    };
+    let told = Told::default();
+    let open = registry::Registry::open(&"h.example/org/os:1".parse().unwrap(), &options).unwrap();
+    pull::pull(store, &open, &Platform::host(), 0, &told).unwrap();
+    told.0.into_inner().unwrap()
+}
+
 fn fell_back(told: &[String]) -> bool {
     told.iter().any(|event| event.contains("is fetched as a whole"))
 }
@@ -499,26 +518,31 @@ fn a_mirror_with_other_bytes_in_its_layers_is_passed_over() {
             None => support::manifest_reply(&wrong.manifest, support::MANIFEST),
         });
         let folder = tempfile::tempdir().unwrap();
-        let conf = folder.path().join("registries.conf");
-        let text = format!(
-            "[[registry]]\nprefix = \"h.example\"\nlocation = \"{}\"\n[[registry.mirror]]\nlocation = \"{}\"\n",
-            good.server.host(),
-            mirror.host(),
-        );
-        std::fs::write(&conf, text).unwrap();
-        let options = Options {
-            registries_conf: vec![conf],
-            ..options()
-        };
         let store = store(folder.path());
-        let told = Told::default();
-        let open = registry::Registry::open(&"h.example/org/os:1".parse().unwrap(), &options).unwrap();
-        pull::pull(&store, &open, &Platform::host(), 0, &told).unwrap();
+        let told = pull_behind(&store, &good, &mirror, folder.path());
         assert!(rebuilt(&store, &layer), "{garbled}");
-        let told = told.0.into_inner().unwrap();
         assert!(
             told.iter().any(|event| event.contains("mirror passed over")),
             "{told:?}"
         );
     }
+}
+
+#[test]
+fn parts_come_from_the_registry_where_a_mirror_has_the_manifest_and_not_the_layers() {
+    let (folder, v1, v2) = (tempfile::tempdir().unwrap(), version(&[]), version(&[7, 10, 21]));
+    let good = Registry::start(&[&v1]);
+    let store = store(folder.path());
+    pull(&store, &good).unwrap();
+    good.serve(&[&v2], Ranges::Several);
+    let image = Image::new(&[&v2]);
+    let layer = support::sha256(&v2.blob);
+    let mirror = support::Server::start(move |seen, _| match seen.path.split_once("/blobs/") {
+        Some((_, digest)) if digest == layer => support::not_found(),
+        Some((_, digest)) => support::Reply::ok(image.blobs[digest].clone()),
+        None => support::manifest_reply(&image.manifest, support::MANIFEST),
+    });
+    let told = pull_behind(&store, &good, &mirror, folder.path());
+    assert!(!fell_back(&told) && rebuilt(&store, &v2), "{told:?}");
+    assert!(good.sent() < v2.blob.len() / 2, "{} of {}", good.sent(), v2.blob.len());
 }

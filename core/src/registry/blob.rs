@@ -14,8 +14,8 @@ use std::time::Instant;
 use sha2::{Digest, Sha256};
 
 use super::kept::{Keeping, megabytes};
-use super::retry::{PROGRESS, Rounds, read_filled};
-use super::{Again, Body, Failure, Kept, Registry, Retry};
+use super::retry::{Course, read_filled};
+use super::{Again, Body, Failure, Kept, Registry};
 use crate::error::{Error, Result};
 use crate::ids::BlobDigest;
 use crate::manifest::Descriptor;
@@ -39,9 +39,7 @@ pub struct Blob<'m> {
     /// Sources to ask, from this one on, once around.
     source: usize,
     asked: usize,
-    failed: u32,
-    /// `done` at the last failure.
-    failed_at: u64,
+    course: Course,
 }
 
 enum State {
@@ -69,8 +67,7 @@ impl<'m> Blob<'m> {
             local: false,
             keeping: None,
             asked: 1,
-            failed: 0,
-            failed_at: 0,
+            course: Course::default(),
         }
     }
 
@@ -238,28 +235,24 @@ impl<'m> Blob<'m> {
             return Err(failure.error);
         }
         let registry = self.registry.clone();
-        let retry: &Retry = &registry.inner.retry;
         let sources = registry.inner.sources.len();
-        let mut rounds: Rounds<'_> = retry.rounds(true);
-        if self.done - self.failed_at < PROGRESS {
-            rounds.failed(self.failed);
-        }
-        self.failed_at = self.done;
+        let last = self.source + 1 == sources;
         let url = self.name();
         let refused = failure.refused;
-        match rounds.wait(failure, &url, self.monitor) {
-            Err(_) if refused && self.done == 0 && self.until < self.size => {
+        let course = (&registry.inner.retry, last);
+        match self.course.wait(course, self.done, failure, &url, self.monitor) {
+            Ok(()) => {}
+            Err(_) if refused && (last || self.asked == sources) && self.done == 0 && self.until < self.size => {
                 // It does not give what comes before what was kept: perhaps it gives the whole.
                 self.forget_kept();
-                self.failed = 0;
+                self.course.anew();
             }
-            Ok(()) => self.failed = rounds.failures(),
             Err(error) if self.asked < sources => {
                 self.monitor
                     .event(Event::Warning(format!("going on with the next source: {error}")));
                 self.asked += 1;
                 self.source = (self.source + 1) % sources;
-                self.failed = 0;
+                self.course.anew();
             }
             Err(error) => return Err(self.give_up(error)),
         }

@@ -82,8 +82,8 @@ struct Inner {
     podman: Places,
     /// podman's images on this machine, opened at most once, since its locks belong to the process.
     local: OnceLock<Option<Arc<Storage>>>,
-    /// What is known of the good source's way with ranges.
-    ranges: AtomicU8,
+    /// What is known of each source's way with ranges.
+    ranges: Vec<AtomicU8>,
 }
 
 /// An image, complete but for its layers.
@@ -204,13 +204,13 @@ impl Registry {
         let inner = Inner {
             reference: reference.clone(),
             guard,
+            ranges: sources.iter().map(|_| AtomicU8::new(parts::SEVERAL)).collect(),
             sources,
             retry: options.retry.clone(),
             good: AtomicUsize::new(0),
             seen: Mutex::new(None),
             podman: options.podman.clone(),
             local,
-            ranges: AtomicU8::new(parts::SEVERAL),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -323,10 +323,10 @@ impl Registry {
         self.inner.sources.iter().any(|source| source.serves_parts())
     }
 
-    /// Whether parts of blobs may be had; false once the registry has shown that it serves none.
+    /// Whether parts of blobs may be had; false once all places that are left have shown that they serve none.
     pub fn serves_parts(&self) -> bool {
-        let source = self.inner.good.load(Ordering::Relaxed);
-        self.inner.sources[source].serves_parts() && self.inner.ranges.load(Ordering::Relaxed) != parts::NONE
+        let good = self.inner.good.load(Ordering::Relaxed);
+        self.inner.serving_parts(good).is_some()
     }
 
     /// Some ranges of a blob, one after the other in one reader. They are in order, do not overlap and are not empty.

@@ -6,23 +6,23 @@
 //!
 //! Several ranges go into one request. A registry that answers such a request with one range, with the whole blob or
 //! with a refusal is asked for one range at a time, then with wider gaps read along; one that answers that with the
-//! whole blob serves no parts at all, which is remembered for all layers of the image. Requests are made ahead of the
-//! reader.
+//! whole blob serves no parts at all, which is remembered for all layers of the image. Where another place may have the
+//! parts, it is asked for what is left. Requests are made ahead of the reader.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Read};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::blob::failure_of;
 use super::multipart::Multipart;
-use super::retry::{PROGRESS, Rounds, read_filled};
-use super::{Again, Failure, Registry};
+use super::retry::{Course, read_filled};
+use super::{Again, Failure, Inner, Registry};
 use crate::error::{Error, Result};
 use crate::ids::BlobDigest;
 use crate::manifest::Descriptor;
-use crate::monitor::{Monitor, Quiet};
+use crate::monitor::{Event, Monitor, Quiet};
 
 /// Ranges in one request: the header stays below the 4 KiB that proxies take without being told.
 const RANGES: usize = 120;
@@ -33,7 +33,7 @@ const AHEAD: usize = 3;
 /// Where each range is a request, so much is read along rather than asked for apart.
 const GAP: u64 = 48 << 10;
 
-/// A registry's way with ranges, as far as known: several in a request, one, or none at all.
+/// A source's way with ranges, as far as known: several in a request, one, or none at all.
 pub(super) const SEVERAL: u8 = 0;
 pub(super) const SINGLE: u8 = 1;
 pub(super) const NONE: u8 = 2;
@@ -61,9 +61,7 @@ pub struct Parts<'m> {
     current: Option<Current>,
     /// Bytes handed out.
     done: u64,
-    failed: u32,
-    /// `done` at the last failure.
-    failed_at: u64,
+    course: Course,
     given_up: Option<String>,
 }
 
@@ -100,6 +98,14 @@ impl Body {
     }
 }
 
+impl Inner {
+    /// The first source, from this one on, that may be asked for parts.
+    pub(super) fn serving_parts(&self, from: usize) -> Option<usize> {
+        let serves = |at: &usize| self.sources[*at].serves_parts() && self.ranges[*at].load(Ordering::Relaxed) != NONE;
+        (from..self.sources.len()).find(serves)
+    }
+}
+
 impl<'m> Parts<'m> {
     /// `ranges` are in order, do not overlap and are not empty.
     pub(super) fn new(
@@ -108,8 +114,9 @@ impl<'m> Parts<'m> {
         ranges: Vec<Range<u64>>,
         monitor: &'m dyn Monitor,
     ) -> Self {
+        let good = registry.inner.good.load(Ordering::Relaxed);
         Self {
-            source: registry.inner.good.load(Ordering::Relaxed),
+            source: registry.inner.serving_parts(good).unwrap_or(good),
             registry,
             monitor,
             digest: blob.digest,
@@ -117,10 +124,14 @@ impl<'m> Parts<'m> {
             flights: VecDeque::new(),
             current: None,
             done: 0,
-            failed: 0,
-            failed_at: 0,
+            course: Course::default(),
             given_up: None,
         }
+    }
+
+    /// The way with ranges of the source that is asked.
+    fn way(&self) -> &AtomicU8 {
+        &self.registry.inner.ranges[self.source]
     }
 
     fn name(&self) -> String {
@@ -227,7 +238,7 @@ impl<'m> Parts<'m> {
     /// The answer was not what was asked for: another way from now on, or none.
     fn other_way(&mut self, several: bool) -> Failure {
         let way = if several { SINGLE } else { NONE };
-        self.registry.inner.ranges.fetch_max(way, Ordering::Relaxed);
+        self.way().fetch_max(way, Ordering::Relaxed);
         self.current = None;
         self.flights.clear();
         Failure {
@@ -273,7 +284,7 @@ impl<'m> Parts<'m> {
             Answered::Several(reader, boundary) => (Body::Several(Multipart::new(reader, &boundary)), 0..0),
             Answered::One(reader, segment) if segment.start == want => {
                 if flight.several && segment.end < flight.end {
-                    self.registry.inner.ranges.fetch_max(SINGLE, Ordering::Relaxed);
+                    self.way().fetch_max(SINGLE, Ordering::Relaxed);
                 }
                 (Body::One(reader), segment)
             }
@@ -291,7 +302,7 @@ impl<'m> Parts<'m> {
     /// Makes a request for what is wanted from `from` on, but before `limit`; the answer is waited for elsewhere.
     fn request(&self, from: u64, limit: u64) -> Option<Flight> {
         let first = self.wanted.partition_point(|range| range.end <= from);
-        let several = self.registry.inner.ranges.load(Ordering::Relaxed) == SEVERAL;
+        let several = self.way().load(Ordering::Relaxed) == SEVERAL;
         let mut ranges = Vec::<Range<u64>>::new();
         let mut bytes = 0;
         for range in self.wanted.range(first..) {
@@ -322,26 +333,28 @@ impl<'m> Parts<'m> {
         })
     }
 
-    /// Waits for another try, or gives up.
+    /// Waits for another try, or goes on to the next source, or gives up.
     fn recover(&mut self, failure: Failure) -> Result<()> {
         self.current = None;
         if failure.again == Again::OtherWay {
             return Ok(());
         }
         let registry = self.registry.clone();
-        let mut rounds: Rounds<'_> = registry.inner.retry.rounds(true);
-        if self.done - self.failed_at < PROGRESS {
-            rounds.failed(self.failed);
-        }
-        self.failed_at = self.done;
+        let last = self.source + 1 == registry.inner.sources.len();
+        let course = (&registry.inner.retry, last);
         let url = self.name();
-        match rounds.wait(failure, &url, self.monitor) {
-            Ok(()) => self.failed = rounds.failures(),
-            Err(error) => {
-                self.given_up = Some(format!("was given up: {error}"));
-                return Err(error);
-            }
-        }
+        let Err(error) = self.course.wait(course, self.done, failure, &url, self.monitor) else {
+            return Ok(());
+        };
+        let Some(next) = registry.inner.serving_parts(self.source + 1) else {
+            self.given_up = Some(format!("was given up: {error}"));
+            return Err(error);
+        };
+        self.monitor
+            .event(Event::Warning(format!("going on with the next source: {error}")));
+        self.source = next;
+        self.flights.clear();
+        self.course.anew();
         Ok(())
     }
 

@@ -96,15 +96,44 @@ impl Rounds<'_> {
         std::thread::sleep(wait);
         Ok(())
     }
+}
 
-    /// Failures in a row so far.
-    pub(super) fn failures(&self) -> u32 {
-        self.failed
+/// The tries of a reader that goes on where it broke.
+#[derive(Debug, Default)]
+pub(super) struct Course {
+    /// Failures in a row.
+    failed: u32,
+    /// Bytes that had come at the last of them.
+    failed_at: u64,
+}
+
+impl Course {
+    /// After a failure when `done` bytes had come: waits, if it is worth trying again here; else gives the failure
+    /// back. `last`: no other source can be asked instead. One that can be replaced has one try, but for the rest of
+    /// what it had begun to send.
+    pub(super) fn wait(
+        &mut self,
+        (retry, last): (&Retry, bool),
+        done: u64,
+        failure: Failure,
+        url: &str,
+        monitor: &dyn Monitor,
+    ) -> Result<()> {
+        let worked = done - self.failed_at >= PROGRESS;
+        if worked {
+            self.failed = 0;
+        }
+        self.failed_at = done;
+        let mut rounds = retry.rounds(last || worked);
+        rounds.failed = self.failed;
+        let waited = rounds.wait(failure, url, monitor);
+        self.failed = rounds.failed;
+        waited
     }
 
-    /// Goes on counting after `failed` failures in a row.
-    pub(super) fn failed(&mut self, failed: u32) {
-        self.failed = failed;
+    /// Another source, or another question: what failed before counts no more.
+    pub(super) fn anew(&mut self) {
+        self.failed = 0;
     }
 }
 

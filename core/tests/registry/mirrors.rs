@@ -56,6 +56,32 @@ fn mirrors_come_first_and_the_next_takes_over_when_one_fails() {
 }
 
 #[test]
+fn a_mirror_has_one_try_for_each_blob_and_goes_on_where_it_was_cut_after_it_sent_some() {
+    let served = Served::new(4 * MIB);
+    let busy = faulty(&served, |seen, _| {
+        let blob = seen.path.contains("/blobs/");
+        blob.then(|| Reply::new(503).with("Retry-After", "1"))
+    });
+    let (whole, digest) = (served.clone(), served.layer_digest());
+    let cut = faulty(&served, move |seen, before| {
+        let layer = seen.path.ends_with(&digest) && before == 0;
+        layer.then(|| Reply {
+            cut_after: Some(2 * MIB),
+            ..whole.reply(seen)
+        })
+    });
+    let good = faulty(&served, |_, _| None);
+    let dir = tempfile::tempdir().unwrap();
+    let options = behind_mirrors(dir.path(), &good, [&busy, &cut]);
+    let start = Instant::now();
+    assert_eq!(layer(&open_with("h.example", &options)).unwrap(), served.layer);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert_eq!(busy.count("/blobs/"), 2, "{:?}", busy.story());
+    assert_eq!(cut.count(&served.layer_digest()), 2, "{:?}", cut.story());
+    assert!(good.story().is_empty(), "{:?}", good.story());
+}
+
+#[test]
 fn a_mirror_with_a_page_instead_of_a_manifest_or_with_another_config_is_passed_over() {
     let served = Served::new(MIB);
     let page = faulty(&served, |_, _| {
