@@ -8,7 +8,10 @@ use crate::error::{Error, Result};
 use crate::monitor::{Event, Monitor};
 
 /// After this many bytes a connection counts as one that works: earlier failures are forgotten.
-pub(super) const PROGRESS: u64 = 256 << 10;
+const PROGRESS: u64 = 256 << 10;
+/// So often a connection that brought fewer, but some, counts as one that works: a blob of middling size comes where all
+/// connections are cut early, and none is asked for byte by byte without end.
+const SMALL_STEPS: u32 = 300;
 
 /// Tries and waits. A wait doubles with every failure in a row, with up to a quarter of it taken off at random so that
 /// many hosts do not come back at the same moment.
@@ -105,6 +108,8 @@ pub(super) struct Course {
     failed: u32,
     /// Bytes that had come at the last of them.
     failed_at: u64,
+    /// Failures so far after which fewer than [`PROGRESS`] bytes, but some, had come.
+    small_steps: u32,
 }
 
 impl Course {
@@ -119,8 +124,11 @@ impl Course {
         url: &str,
         monitor: &dyn Monitor,
     ) -> Result<()> {
-        let worked = done - self.failed_at >= PROGRESS;
-        if worked {
+        let came = done - self.failed_at;
+        let worked = came >= PROGRESS;
+        let crept = came > 0 && !worked && self.small_steps < SMALL_STEPS;
+        self.small_steps += u32::from(crept);
+        if worked || crept {
             self.failed = 0;
         }
         self.failed_at = done;

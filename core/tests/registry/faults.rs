@@ -122,6 +122,29 @@ fn a_blob_cut_again_and_again_still_comes_when_each_time_some_of_it_does() {
 }
 
 #[test]
+fn a_blob_cut_after_every_few_bytes_still_comes_but_not_byte_by_byte() {
+    let cut = |size: usize, cut_after: usize| {
+        let served = Served::new(size);
+        let (whole, digest) = (served.clone(), served.layer_digest());
+        let server = faulty(&served, move |seen, _| {
+            let cut = seen.path.ends_with(&digest);
+            cut.then(|| Reply {
+                cut_after: Some(cut_after),
+                ..whole.reply(seen)
+            })
+        });
+        let got = layer(&open(&server)).map(|got| got == served.layer);
+        (got, server.count(&served.layer_digest()))
+    };
+    let (got, requests) = cut(3 * MIB, 100_000);
+    assert!(got.unwrap(), "{requests}");
+    assert_eq!(requests, (3 * MIB).div_ceil(100_000));
+    let (got, requests) = cut(MIB, 1000);
+    assert!(got.unwrap_err().to_string().contains("4 attempts"));
+    assert!((200..500).contains(&requests), "{requests}");
+}
+
+#[test]
 fn a_cut_blob_is_started_over_where_the_registry_knows_no_ranges() {
     let mut served = Served::new(4 * MIB);
     served.ranges = false;

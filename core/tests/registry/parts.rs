@@ -122,3 +122,19 @@ fn parts_that_no_place_gives_are_worth_no_more_questions() {
     assert!(parts(&registry, &TWO, &Quiet).is_err());
     assert!(!registry.serves_parts());
 }
+
+#[test]
+fn parts_cut_after_every_few_bytes_still_come() {
+    let served = Served::new(MIB);
+    let whole = served.clone();
+    let server = faulty(&served, move |seen, _| {
+        let part = part(seen, &whole)?;
+        Some(Reply {
+            cut_after: Some(20_000),
+            ..part
+        })
+    });
+    let ranges = [10..300_000, 500_000..900_000];
+    let got = parts(&open(&server), &ranges, &Quiet).unwrap();
+    assert!(got == [&served.layer[10..300_000], &served.layer[500_000..900_000]].concat());
+}
