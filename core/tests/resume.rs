@@ -555,7 +555,7 @@ fn with_large_table() -> (Layer, Layer) {
     let same = noise(MIB, 60);
     let make = |last: &str, padding: &str| {
         let recipe = Recipe {
-            table: &|table| table["padding"] = padding.into(),
+            table: &|table| table["padding"] = padding.as_bytes().chunks(1000).map(String::from_utf8_lossy).collect(),
             ..FAIR
         };
         recipe.make(&[("usr/same", &same), ("usr/version", last.as_bytes())])
