@@ -1,6 +1,7 @@
 //! HTTP clients, one for each host: TLS, certificates, proxies.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Mutex, Once, PoisonError};
@@ -65,7 +66,7 @@ impl Clients {
         PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
         let fail = |e: reqwest::Error| Error::Network {
             url: host.into(),
-            why: format!("no client can be made: {e}"),
+            why: format!("no client can be made: {}", causes(&e)),
         };
         let mut builder = Client::builder()
             .http1_only()
@@ -142,14 +143,16 @@ fn certificates(mut builder: ClientBuilder, folder: &Path, ours: bool) -> Result
             path: path.clone(),
             why,
         };
+        let broken = |what: &str, e: reqwest::Error| fail(format!("{what}: {}", causes(&e)));
         let read = |path: &Path| fs::read(path, FILE_LIMIT).map(Option::unwrap_or_default);
         match extension {
             Some("crt") => {
                 let pem = read(&path)?;
-                let found = Certificate::from_pem_bundle(&pem).map_err(|e| fail(format!("no certificate: {e}")))?;
+                let found = Certificate::from_pem_bundle(&pem).map_err(|e| broken("no certificate", e))?;
                 if found.is_empty() {
                     return Err(fail("there is no certificate in it; PEM is expected".into()));
                 }
+                usable(|alone| alone.tls_certs_only(found.clone())).map_err(|e| broken("no certificate", e))?;
                 builder = builder.tls_certs_merge(found);
             }
             Some("cert") if ours => {
@@ -159,13 +162,31 @@ fn certificates(mut builder: ClientBuilder, folder: &Path, ours: bool) -> Result
                     return Err(fail("has no key: there should be a file of this name with .key".into()));
                 }
                 pem.extend(key);
-                let identity = Identity::from_pem(&pem).map_err(|e| fail(format!("no certificate with key: {e}")))?;
+                let identity = Identity::from_pem(&pem).map_err(|e| broken("no certificate with key", e))?;
+                usable(|alone| alone.identity(identity.clone()))
+                    .map_err(|e| broken("cannot be used with its key", e))?;
                 builder = builder.identity(identity);
             }
             _ => {}
         }
     }
     Ok(builder)
+}
+
+/// Whether a client can be made with this file alone: of one with all of them, nobody could say which it was.
+fn usable(with: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Result<(), reqwest::Error> {
+    with(Client::builder().tls_certs_only([])).build().map(drop)
+}
+
+/// An error with what it comes from.
+fn causes(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 /// `host[:port]` as in a reference: without the port that goes without saying.
@@ -244,6 +265,44 @@ mod tests {
         }
         let plain = "http://quay.io:5000/v2/".parse().unwrap();
         assert!(clients.get(&plain, false, &plain).is_ok());
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn what_is_wrong_with_a_certificate_is_said_with_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("quay.io");
+        std::fs::create_dir(&folder).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
+        let made = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let (ours, other) = (made("a"), made("b"));
+        let clients = || {
+            Clients::new(&Options {
+                certs_d: vec![dir.path().into()],
+                ..Options::default()
+            })
+        };
+        let url = "https://quay.io/v2/".parse().unwrap();
+        let error = || clients().get(&url, false, &url).unwrap_err().to_string();
+
+        write("us.cert", &ours.cert.pem());
+        write("us.key", &other.signing_key.serialize_pem());
+        let text = error();
+        assert!(text.contains("us.cert") && text.contains("KeyMismatch"), "{text}");
+        write("us.key", "no key");
+        let text = error();
+        assert!(
+            text.contains("us.cert") && text.contains("private key or certificate not found"),
+            "{text}"
+        );
+        write("us.key", &ours.signing_key.serialize_pem());
+        assert!(clients().get(&url, false, &url).is_ok());
+        write(
+            "ca.crt",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        );
+        let text = error();
+        assert!(text.contains("ca.crt") && text.contains("BadEncoding"), "{text}");
     }
 
     #[test]
