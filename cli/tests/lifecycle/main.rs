@@ -19,6 +19,7 @@ mod unwritable;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cfs_bootloader::counter::CountedName;
 use cfs_core::boot::host::Edit;
@@ -101,10 +102,17 @@ impl Machine {
             .layout(&self.images, "os")
     }
 
+    /// What another test starts (mount) has our lock from the fork until it is that program, so it is waited for.
     fn open(&self) -> Sysroot {
-        let options = options(&self.root, Arc::new(RealFs), self.booted);
         let started = self.started;
-        Sysroot::open(Options { started, ..options }, "test").unwrap()
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let options = options(&self.root, Arc::new(RealFs), self.booted);
+            match Sysroot::open(Options { started, ..options }, "test") {
+                Err(Error::Busy { .. }) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+                opened => return opened.unwrap(),
+            }
+        }
     }
 
     fn upgrade(&self, wishes: Wishes) -> Outcome {
