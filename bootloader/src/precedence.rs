@@ -5,7 +5,7 @@
 //! preferred is passed over when it has no tries left, the others are not. All of it is the administrator's, and is only
 //! told of.
 
-use cfs_core::boot::{BootEntry, Entries, Tries};
+use cfs_core::boot::Entries;
 
 use crate::counter::CountedName;
 use crate::loader_conf;
@@ -128,7 +128,7 @@ pub fn order_warning(entries: &Entries, next: &str, explained: bool) -> Option<S
             "{next} boots by default but is broken: {problem}; make another deployment boot next, or deploy this one again"
         ));
     }
-    let newest = entries.ours.iter().filter(|entry| works(entry));
+    let newest = entries.ours.iter().filter(|entry| entry.works());
     let newest = newest.max_by_key(|entry| entry.generation).filter(|_| !explained)?;
     match found {
         None => Some(format!(
@@ -141,9 +141,4 @@ pub fn order_warning(entries: &Entries, next: &str, explained: bool) -> Option<S
             )
         }),
     }
-}
-
-/// Whether it boots and has not been found bad.
-fn works(entry: &BootEntry) -> bool {
-    entry.is_complete() && !matches!(entry.tries, Tries::Bad { .. })
 }

@@ -28,7 +28,11 @@ pub fn plan_removal(boot: &Path, ids: &[DeploymentId]) -> Result<Removal> {
         why: format!("{why}; switch or upgrade first"),
     };
     let stays = || entries.ours.iter().filter(|entry| !goes(entry));
-    if let Some(last) = gone.iter().find(|entry| works(entry)).filter(|_| !stays().any(works)) {
+    if let Some(last) = gone
+        .iter()
+        .find(|entry| entry.works())
+        .filter(|_| !stays().any(BootEntry::works))
+    {
         return Err(refuse(
             last,
             "without it nothing would be left that boots and has tries left",
@@ -55,7 +59,7 @@ pub fn plan_sweep(boot: &Path, known: &[DeploymentId]) -> Result<Removal> {
     let entries = listing::entries(boot)?;
     let mut files = leftovers(boot, &entries)?;
     let is_known = |entry: &&BootEntry| known.iter().any(|id| entry.belongs_to(id));
-    if entries.ours.iter().filter(is_known).any(works) {
+    if entries.ours.iter().filter(is_known).any(BootEntry::works) {
         let roots: Vec<_> = entries.ours.iter().filter(is_known).map(root).collect();
         let orphans = entries
             .ours
@@ -77,11 +81,6 @@ fn leftovers(boot: &Path, entries: &Entries) -> Result<Vec<String>> {
         );
     }
     Ok(files)
-}
-
-/// Whether it boots and has not been found bad.
-fn works(entry: &BootEntry) -> bool {
-    entry.is_complete() && !matches!(entry.tries, Tries::Bad { .. })
 }
 
 /// What tells the systems on one `$BOOT` apart.

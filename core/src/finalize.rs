@@ -88,7 +88,7 @@ pub fn finalize(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<Finalized> {
 /// the one that runs or, on a machine that runs none, the one that it has its /etc from.
 fn waiting<'k>(sysroot: &Sysroot, known: &'k [Known]) -> Option<(&'k Known, DeploymentId)> {
     let generation = |k: &Known| k.standing.generation;
-    let tries_left = |k: &Known| k.entry.as_ref().is_some_and(|e| !matches!(e.tries, Tries::Bad { .. }));
+    let tries_left = |k: &Known| k.entry.as_ref().is_some_and(|e| !e.is_bad());
     let counts = |k: &&Known| k.standing.starts || tries_left(k);
     // Whatever is broken about it: the boot loader does not know, and the merge says what it is.
     let next = known.iter().filter(counts).max_by_key(|k| generation(k))?;

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::activate::{self, Line};
-use crate::boot::{BootEntry, KernelDigest, KernelFiles, NewEntry, Tries, cmdline};
+use crate::boot::{BootEntry, KernelDigest, KernelFiles, NewEntry, cmdline};
 use crate::bootable;
 use crate::deployment::{Deployment, Origin};
 use crate::error::{Error, Result};
@@ -44,17 +44,13 @@ pub(crate) fn standing(sysroot: &Sysroot, known: &[Known]) -> Vec<Standing> {
 pub(crate) fn not_of_their_image<'k>(sysroot: &Sysroot, known: &'k [Known]) -> Vec<&'k BootEntry> {
     let entries = known.iter().filter_map(|found| Some((found, found.entry.as_ref()?)));
     let wrong = entries.filter(|(found, entry)| {
-        let digest = entry.kernel.filter(|_| entry.is_complete() && !is_bad(entry));
+        let digest = entry.kernel.filter(|_| entry.works());
         let kernels = digest.and_then(|_| Kernels::of(sysroot, found).ok());
         digest
             .zip(kernels)
             .is_some_and(|(digest, kernels)| matches!(kernels.find(digest), Ok(None)))
     });
     wrong.map(|(_, entry)| entry).collect()
-}
-
-fn is_bad(entry: &BootEntry) -> bool {
-    matches!(entry.tries, Tries::Bad { .. })
 }
 
 /// The kernels that an image holds, the one that is booted first.
@@ -143,7 +139,7 @@ fn mend_one(sysroot: &Sysroot, known: &[Known], found: &Known, entry: &BootEntry
     match right {
         Some(kernel) => write_anew(sysroot, known, deployment, entry, kernel)?,
         // It is not booted any more, and is not to have further tries.
-        None if is_bad(entry) => return Ok(false),
+        None if entry.is_bad() => return Ok(false),
         None => enter_anew(sysroot, known, deployment, entry, &kernels.0[0])?,
     }
     Ok(true)

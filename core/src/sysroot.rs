@@ -296,13 +296,12 @@ impl Sysroot {
         entries: &Entries,
     ) -> Known {
         let best = entries.of(&id);
-        let tries_left = best.is_some_and(|e| !matches!(e.tries, Tries::Bad { .. }));
-        let whole = best.is_some_and(BootEntry::is_complete);
+        let works = best.is_some_and(BootEntry::works);
         let standing = Standing {
             id,
             generation: best.map(|e| e.generation),
-            bootable: verified.is_ok() && problem.is_none() && whole && tries_left,
-            starts: whole && tries_left,
+            bootable: verified.is_ok() && problem.is_none() && works,
+            starts: works,
             booted: self.options.booted == Some(id),
             pinned: record.as_ref().is_ok_and(|r| r.origin().pinned),
             proven: best.is_some_and(|e| e.tries == Tries::Good),

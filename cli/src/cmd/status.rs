@@ -1,7 +1,7 @@
 //! `status`.
 
 use anyhow::Result;
-use cfs_core::boot::{Tries, cmdline};
+use cfs_core::boot::{BootEntry, Tries, cmdline};
 use cfs_core::deployment::{BootType, Downloaded, FailedDigests, Layout, Origin, Staged};
 use cfs_core::health::HealthReport;
 use cfs_core::ids::DeploymentId;
@@ -203,7 +203,7 @@ fn entry(sysroot: &Sysroot, known: &Known, index: usize) -> Entry {
         boot.and_then(|e| e.problem.as_ref())
             .map(|why| format!("boot entry: {why}")),
     );
-    let bad = boot.is_some_and(|e| matches!(e.tries, Tries::Bad { .. }));
+    let bad = boot.is_some_and(BootEntry::is_bad);
     let digest = boot.and_then(|e| cmdline::digests(&e.options).into_iter().next());
     Entry {
         image: origin.map(image),

@@ -346,6 +346,16 @@ impl BootEntry {
     pub fn is_complete(&self) -> bool {
         self.problem.is_none()
     }
+
+    /// Whether its tries are used up.
+    pub fn is_bad(&self) -> bool {
+        matches!(self.tries, Tries::Bad { .. })
+    }
+
+    /// Whether it boots and has not been found bad.
+    pub fn works(&self) -> bool {
+        self.is_complete() && !self.is_bad()
+    }
 }
 
 /// An entry of somebody else; never changed, never removed.

@@ -160,7 +160,7 @@ pub fn condemn(
     };
     let entry = found.entry.as_ref().ok_or_else(|| no_entry(id))?;
     let entries = sysroot.bootloader().entries()?.ours;
-    let older = |other: &&BootEntry| other.belongs_to(&id) && other.file != entry.file && works(other);
+    let older = |other: &&BootEntry| other.belongs_to(&id) && other.file != entry.file && other.works();
     lost.extend(blame(sysroot, found, why).err());
     // What the boot loader takes then, though its kernel or seal may be broken.
     let taken = plan::next_to_boot(&others).map(|d| d.id);
@@ -195,10 +195,6 @@ fn without(sysroot: &Sysroot, known: &[Known], change: &Found, why: &str, lost: 
         to: id,
         why: why.into(),
     })
-}
-
-fn works(entry: &BootEntry) -> bool {
-    entry.is_complete() && !matches!(entry.tries, Tries::Bad { .. })
 }
 
 /// Remembers its image as one that failed.
