@@ -139,7 +139,7 @@ fn a_power_cut_before_the_last_merge_is_told_with_the_files_it_is_about() {
     );
     let late = machine.etc(one).join("late");
     std::fs::write(&late, "late").unwrap();
-    let hour = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+    let hour = std::time::SystemTime::now() + Duration::from_secs(3600);
     std::fs::File::options()
         .write(true)
         .open(&late)
@@ -193,7 +193,7 @@ fn whatever_kind_of_change_a_power_cut_keeps_from_an_update_is_told_and_nothing_
     std::fs::remove_file(etc.join("gone")).unwrap();
     std::fs::rename(etc.join("moved"), etc.join("moved2")).unwrap();
     std::fs::write(etc.join("copied"), "with its times").unwrap();
-    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1);
+    let old = std::time::UNIX_EPOCH + Duration::from_secs(1);
     for name in ["copied", "settled"] {
         let file = std::fs::File::options().write(true).open(etc.join(name)).unwrap();
         file.set_modified(old).unwrap();

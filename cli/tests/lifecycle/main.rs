@@ -465,7 +465,7 @@ fn fsck_does_not_take_for_damage_what_another_run_is_about_to_finish() {
             let sysroot = Sysroot::look(options(&machine.root, Arc::new(RealFs), machine.booted)).unwrap();
             upkeep::fsck(&sysroot, &mut |_| {}).unwrap().damaged
         });
-        std::thread::sleep(std::time::Duration::from_secs(2));
+        std::thread::sleep(Duration::from_secs(2));
         std::fs::rename(machine.root.join("entry"), &entry).unwrap();
         drop(other);
         fsck.join().unwrap()
