@@ -6,19 +6,18 @@
 mod tars;
 
 use std::fs;
-use std::io::{BufRead, Cursor};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use cfs_core::Result;
 use cfs_core::ids::Algorithm;
 use cfs_core::monitor::Quiet;
-use cfs_core::store::import::{self, Compression, LayerSource};
+use cfs_core::store::import::{self, Compression};
 use cfs_core::store::{Store, fsck, gc};
 use cfs_core::sys::fs::RealFs;
 use cfs_core::sys::verity;
 
-use tars::{Tar, diff_id};
+use tars::{Tar, diff_id, source};
 
 fn open(folder: &Path) -> Store {
     Store::open_or_create(&folder.join("composefs"), Algorithm::Sha256).unwrap()
@@ -26,14 +25,7 @@ fn open(folder: &Path) -> Store {
 
 fn import(store: &Store) -> Result<()> {
     let tar = Tar::new().file("file", &[7; 1000]).finish();
-    let source = LayerSource {
-        partial: None,
-        remote: None,
-        diff_id: diff_id(&tar),
-        size: tar.len() as u64,
-        compression: Compression::None,
-        open: Box::new(move || Ok(Box::new(Cursor::new(tar)) as Box<dyn BufRead + Send>)),
-    };
+    let source = source(diff_id(&tar), Compression::None, tar);
     import::layers(store, vec![source], 0, &Quiet).map(drop)
 }
 

@@ -14,14 +14,14 @@ use cfs_core::ids::Algorithm;
 use cfs_core::image::{self, Versions, writer};
 use cfs_core::monitor::Quiet;
 use cfs_core::store::Store;
-use cfs_core::store::import::{self, Compression, LayerSource};
+use cfs_core::store::import::{self, Compression};
 use cfs_core::tree::{Merge, Tree};
 use composefs::erofs::format::FormatVersion;
 use composefs::fsverity::{FsVerityHashValue, Sha256HashValue, Sha512HashValue};
 use composefs::repository::{Repository, RepositoryConfig};
 use composefs_boot::BootOps;
 
-use tars::{Header, Tar, diff_id, pax_record};
+use tars::{Header, Tar, diff_id, pax_record, source};
 
 /// What goes into an entry besides its name and type.
 #[derive(Clone, Debug)]
@@ -121,15 +121,7 @@ fn our_tree(store: &Store, layers: &[Vec<u8>], boot: bool) -> cfs_core::Result<T
     for layer in layers {
         let id = diff_id(layer);
         if !store.has_layer(&id) {
-            let blob = layer.clone();
-            let source = LayerSource {
-                partial: None,
-                remote: None,
-                diff_id: id,
-                size: blob.len() as u64,
-                compression: Compression::None,
-                open: Box::new(move || Ok(Box::new(std::io::Cursor::new(blob)) as Box<dyn std::io::BufRead + Send>)),
-            };
+            let source = source(id, Compression::None, layer.clone());
             import::layers(store, vec![source], 1, &Quiet)?;
         }
         merge.layer(store.entries(&id)?)?;

@@ -9,7 +9,7 @@ mod shared;
 #[path = "../tars/mod.rs"]
 mod tars;
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -21,18 +21,7 @@ use cfs_core::store::{Store, fsck, gc};
 use cfs_core::sys::verity;
 use cfs_core::{Kind, Result};
 
-use tars::{Tar, diff_id, gzip, zstd};
-
-fn source(diff_id: DiffId, compression: Compression, blob: Vec<u8>) -> LayerSource<'static> {
-    LayerSource {
-        partial: None,
-        remote: None,
-        diff_id,
-        size: blob.len() as u64,
-        compression,
-        open: Box::new(move || Ok(Box::new(io::Cursor::new(blob)) as Box<dyn BufRead + Send>)),
-    }
-}
+use tars::{Tar, diff_id, gzip, source, zstd};
 
 fn findings(store: &Store) -> Vec<fsck::Finding> {
     let mut findings = Vec::new();

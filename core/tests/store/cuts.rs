@@ -10,18 +10,9 @@ use super::*;
 fn pull(fs: Arc<dyn Fs>, path: &Path) -> Result<()> {
     let store = Store::open_or_create_with(fs, path, Algorithm::Sha256)?;
     let tar = layer(1);
-    let (diff_id, blob) = (diff_id(&tar), gzip(&tar));
+    let diff_id = diff_id(&tar);
     if !store.has_layer(&diff_id) {
-        let size = blob.len() as u64;
-        let open = Box::new(move || Ok(Box::new(std::io::Cursor::new(blob)) as Box<dyn BufRead + Send>));
-        let source = LayerSource {
-            partial: None,
-            remote: None,
-            diff_id,
-            size,
-            compression: Compression::Gzip,
-            open,
-        };
+        let source = source(diff_id, Compression::Gzip, gzip(&tar));
         import::layers(&store, vec![source], 1, &Quiet)?;
     }
     let image = store.put_image(&erofs::<Sha256HashValue>())?;

@@ -11,14 +11,13 @@ mod garbage;
 mod tars;
 
 use std::collections::BTreeMap;
-use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cfs_core::ids::{Algorithm, DiffId, ManifestDigest, ObjectId};
 use cfs_core::layers::{Content, Item};
 use cfs_core::monitor::Quiet;
-use cfs_core::store::import::{self, Compression, LayerSource};
+use cfs_core::store::import::{self, Compression};
 use cfs_core::store::{IMAGE_V1, Store, WHOLE_IMAGE_V1, fsck, gc};
 use cfs_core::{Error, Result};
 use composefs::fsverity::{FsVerityHashValue, Sha256HashValue, Sha512HashValue};
@@ -26,18 +25,11 @@ use composefs::repository::Repository;
 use rustix::fs::CWD;
 use sha2::{Digest, Sha256};
 
-use tars::{Tar, diff_id, gzip};
+use tars::{Tar, diff_id, gzip, source};
 
 fn import(store: &Store, tar: &[u8]) -> DiffId {
-    let (diff_id, blob) = (diff_id(tar), gzip(tar));
-    let source = LayerSource {
-        partial: None,
-        remote: None,
-        diff_id,
-        size: blob.len() as u64,
-        compression: Compression::Gzip,
-        open: Box::new(move || Ok(Box::new(std::io::Cursor::new(blob)) as Box<dyn BufRead + Send>)),
-    };
+    let diff_id = diff_id(tar);
+    let source = source(diff_id, Compression::Gzip, gzip(tar));
     import::layers(store, vec![source], 0, &Quiet).unwrap();
     diff_id
 }

@@ -2,9 +2,10 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
-use std::io::Write;
+use std::io::{BufRead, Cursor, Write};
 
 use cfs_core::ids::DiffId;
+use cfs_core::store::import::{Compression, LayerSource};
 use sha2::{Digest, Sha256};
 
 /// A tar that grows entry by entry.
@@ -123,4 +124,16 @@ pub fn gzip(data: &[u8]) -> Vec<u8> {
 
 pub fn zstd(data: &[u8]) -> Vec<u8> {
     zstd::bulk::compress(data, 3).unwrap()
+}
+
+/// A layer to import: a blob, and the digest that its tar is said to have.
+pub fn source(diff_id: DiffId, compression: Compression, blob: Vec<u8>) -> LayerSource<'static> {
+    LayerSource {
+        partial: None,
+        remote: None,
+        diff_id,
+        size: blob.len() as u64,
+        compression,
+        open: Box::new(move || Ok(Box::new(Cursor::new(blob)) as Box<dyn BufRead + Send>)),
+    }
 }
