@@ -10,12 +10,11 @@ mod store;
 mod sysroot;
 
 use std::fs;
-use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
 use crate::common::layout::{self, How, Layer, small};
-use crate::common::{Cfs, list, name, scratch, tool};
+use crate::common::{Cfs, list, name, objects, scratch, tool};
 
 /// Version `version` under the tag `stable` of a layout in `dir`.
 pub fn publish(dir: &std::path::Path, version: u32) -> String {
@@ -31,11 +30,4 @@ pub fn updated(dir: &std::path::Path) -> Cfs {
     publish(dir, 2);
     cfs.run(["upgrade"]).expect(0);
     cfs
-}
-
-fn objects(cfs: &Cfs) -> Vec<PathBuf> {
-    list(&cfs.sysroot().join("composefs/objects"))
-        .iter()
-        .flat_map(|folder| list(folder))
-        .collect()
 }

@@ -261,6 +261,14 @@ pub fn list(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
+/// The objects of a sysroot's repository, sorted.
+pub fn objects(cfs: &Cfs) -> Vec<PathBuf> {
+    list(&cfs.sysroot().join("composefs/objects"))
+        .iter()
+        .flat_map(|folder| list(folder))
+        .collect()
+}
+
 pub fn name(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::common::objects;
 
 #[test]
 fn a_run_killed_while_it_made_the_repository_left_none() {
@@ -126,7 +127,7 @@ fn what_a_killed_run_left_behind_is_collected() {
     let layout = dir.path().join("oci");
     let reference = small(1, "a", 3, 3000).finish().layout(&layout, "os");
     cfs.run(["switch", &reference]).expect(0);
-    let before = list_objects(&cfs);
+    let before = objects(&cfs);
     let silent = Silent::start();
     let mut child = cfs.spawn(["switch", &silent.reference("os:1")]);
     let _held = silent.asked();
@@ -135,13 +136,6 @@ fn what_a_killed_run_left_behind_is_collected() {
     let dry = cfs.run(["gc", "--dry-run"]).expect(0);
     assert!(!dry.stderr.contains("panicked"));
     cfs.run(["gc"]).expect(0);
-    assert_eq!(list_objects(&cfs), before, "gc removes nothing that a deployment needs");
+    assert_eq!(objects(&cfs), before, "gc removes nothing that a deployment needs");
     cfs.fsck();
-}
-
-fn list_objects(cfs: &Cfs) -> Vec<PathBuf> {
-    list(&cfs.sysroot().join("composefs/objects"))
-        .iter()
-        .flat_map(|d| list(d))
-        .collect()
 }
