@@ -4,9 +4,10 @@
 //! podman's file (reflink: btrfs, XFS); it is podman's file under a second name (hard link); it is copied.
 //!
 //! Invariant: what was hashed is what is kept. A reflink is hashed after it was made, when nobody else can write to
-//! it. A file under two names has fs-verity, enabled before its digest is asked for once more, so that neither podman
-//! nor a program in a container can change it any more; it belongs to root, and so does the other name. The tar as a
-//! whole is checked against its diff_id before anything refers to the layer, as with any import.
+//! it, and has to be as long as what was hashed. A file under two names has fs-verity, enabled before its digest is
+//! asked for once more, so that neither podman nor a program in a container can change it any more; it belongs to
+//! root, and so does the other name. The tar as a whole is checked against its diff_id before anything refers to the
+//! layer, as with any import.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -50,25 +51,7 @@ pub fn layer(store: &Store, layer: &Layer, diff_id: &DiffId, monitor: &dyn Monit
     let diff_id = *diff_id;
     // Nothing is fetched of it.
     monitor.event(Event::LayerStarted { diff_id, size: 0 });
-    let stream = Writer::new(store.objects.temporary()?, store.algorithm, ContentType::LAYER);
-    let mut adopter = Adopter {
-        store,
-        diff_id,
-        name: layer.name(),
-        parser: Parser::new(),
-        ended: false,
-        wanted: None,
-        stream: stream.map_err(|e| write_error(store, e))?,
-        hasher: Hasher::new(store.algorithm),
-        tar: sha256::Stream::default(),
-        buffer: vec![0; BUFFER],
-        may_clone: true,
-        may_link: store.has_verity() && rustix::process::geteuid().is_root(),
-        device: rustix::fs::fstat(&store.objects)
-            .map_err(|e| Error::io("look at", store.objects(), e))?
-            .st_dev,
-        adopted: Adopted::default(),
-    };
+    let mut adopter = Adopter::new(store, layer.name(), diff_id)?;
     let mut parts = layer.parts()?;
     while let Some(part) = parts.part()? {
         match part {
@@ -115,7 +98,29 @@ struct Adopter<'a> {
     adopted: Adopted,
 }
 
-impl Adopter<'_> {
+impl<'a> Adopter<'a> {
+    fn new(store: &'a Store, name: String, diff_id: DiffId) -> Result<Self> {
+        let stream = Writer::new(store.objects.temporary()?, store.algorithm, ContentType::LAYER);
+        Ok(Self {
+            store,
+            diff_id,
+            name,
+            parser: Parser::new(),
+            ended: false,
+            wanted: None,
+            stream: stream.map_err(|e| write_error(store, e))?,
+            hasher: Hasher::new(store.algorithm),
+            tar: sha256::Stream::default(),
+            buffer: vec![0; BUFFER],
+            may_clone: true,
+            may_link: store.has_verity() && rustix::process::geteuid().is_root(),
+            device: rustix::fs::fstat(&store.objects)
+                .map_err(|e| Error::io("look at", store.objects(), e))?
+                .st_dev,
+            adopted: Adopted::default(),
+        })
+    }
+
     /// Headers, padding, the end.
     fn raw(&mut self, bytes: &[u8]) -> Result<()> {
         let mut at = 0;
@@ -167,6 +172,10 @@ impl Adopter<'_> {
             let mut temporary = objects.temporary()?;
             self.may_clone = temporary.clone_from(file).map_err(fail)?;
             if self.may_clone {
+                // All that podman's file had by then, which may be more than what was to be hashed.
+                if temporary.size().map_err(fail)? > size {
+                    return Err(self.fault(name, "became longer while it was read"));
+                }
                 let id = self.hash(&mut temporary, None, size, name)?;
                 let new = !objects.has(&id, size)? && objects.store(temporary, &id)?;
                 self.count(new, |adopted| &mut adopted.reflinked);
@@ -289,5 +298,106 @@ impl Adopter<'_> {
 
     fn unread(&self, entry: &str, error: std::io::Error) -> Error {
         self.fault(entry, &format!("cannot be read: {error}"))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    use super::*;
+    use crate::ids::Algorithm;
+
+    /// A file system with reflinks, mounted for a test.
+    struct Btrfs(tempfile::TempDir);
+
+    impl Btrfs {
+        /// `None`, and said, where it cannot be had.
+        fn mount() -> Option<Self> {
+            let dir = tempfile::tempdir().unwrap();
+            let (disk, place) = (dir.path().join("disk"), dir.path().join("mnt"));
+            fs::create_dir(&place).unwrap();
+            File::create(&disk).unwrap().set_len(128 << 20).unwrap();
+            let ran = |command: &mut Command| command.status().is_ok_and(|status| status.success());
+            let made = rustix::process::geteuid().is_root()
+                && ran(Command::new("mkfs.btrfs").arg("-q").arg(&disk))
+                && ran(Command::new("mount").args(["-o", "loop"]).arg(&disk).arg(&place));
+            if !made {
+                eprintln!("NOT RUN: a btrfs needs root, mkfs.btrfs and a kernel that mounts it");
+                return None;
+            }
+            Some(Self(dir))
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().join("mnt")
+        }
+    }
+
+    impl Drop for Btrfs {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg(self.path()).status();
+        }
+    }
+
+    fn objects(store: &Store) -> Vec<(ObjectId, PathBuf)> {
+        let mut found = Vec::new();
+        for folder in 0..=255 {
+            let mut each = |name: &str, id: Option<ObjectId>| {
+                found.push((id.unwrap(), store.objects().join(name)));
+                Ok(())
+            };
+            store.objects.list(folder, &mut each).unwrap();
+        }
+        found
+    }
+
+    /// Adopts a file of 9000 bytes to which something is done after it was opened and found to be right.
+    fn adopt_while(store: &Store, dir: &Path, act: impl FnOnce(&Path)) -> Result<Adopted> {
+        let path = dir.join("podman's");
+        fs::write(&path, vec![b'a'; 9000]).unwrap();
+        let file = File::open(&path).unwrap();
+        act(&path);
+        let mut adopter = Adopter::new(store, "podman's layer".into(), DiffId::from_hash([0; 32])).unwrap();
+        adopter.wanted = Some(9000);
+        adopter.file(file, 9000, "usr/large")?;
+        Ok(adopter.adopted)
+    }
+
+    #[test]
+    fn a_reflink_has_what_its_name_says_whatever_happens_to_podmans_file_meanwhile() {
+        let Some(btrfs) = Btrfs::mount() else { return };
+        type Act = fn(&Path);
+        let grows: Act = |path| {
+            let mut file = File::options().append(true).open(path).unwrap();
+            file.write_all(b"more").unwrap();
+        };
+        let shrinks: Act = |path| File::options().write(true).open(path).unwrap().set_len(8000).unwrap();
+        let changes: Act = |path| fs::write(path, vec![b'b'; 9000]).unwrap();
+        let goes: Act = |path| fs::remove_file(path).unwrap();
+        for (name, act, why) in [
+            ("grows", grows, Some("became longer while it was read")),
+            ("shrinks", shrinks, Some("became shorter while it was read")),
+            ("changes", changes, None),
+            ("goes", goes, None),
+        ] {
+            let dir = btrfs.path().join(name);
+            fs::create_dir(&dir).unwrap();
+            let store = Store::open_or_create(&dir.join("composefs"), Algorithm::Sha256).unwrap();
+            match (adopt_while(&store, &dir, act), why) {
+                (Err(error), Some(why)) => assert!(error.to_string().contains(why), "{name}: {error}"),
+                (Ok(adopted), None) => assert_eq!(adopted.reflinked, 1, "{name}"),
+                (adopted, _) => panic!("{name}: {adopted:?}"),
+            }
+            let kept = objects(&store);
+            assert_eq!(kept.len(), usize::from(why.is_none()), "{name}");
+            for (id, path) in kept {
+                let (found, size) = verity::hash_reader(store.algorithm, &mut File::open(path).unwrap()).unwrap();
+                assert_eq!((found, size), (id, 9000), "{name}");
+            }
+        }
     }
 }

@@ -161,6 +161,14 @@ impl Temporary<'_> {
         }
     }
 
+    /// The size in bytes.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn size(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
     /// Sets the size; what was not written reads as zeros and takes no room.
     ///
     /// # Errors
