@@ -110,10 +110,10 @@ fn what_is_wrong_with_an_archive_is_said_and_leaves_no_deployment() {
         (format!("docker-archive:{}", path("flipped.tar")), 1, "expected sha256:"),
         (
             format!("oci-archive:{}", path("docker.tar")),
-            5,
+            1,
             "is not an OCI image layout",
         ),
-        (format!("docker-archive:{}", path("oci.tar")), 5, "no manifest.json"),
+        (format!("docker-archive:{}", path("oci.tar")), 1, "no manifest.json"),
         (
             format!("docker-archive:{}:other:2", path("docker.tar")),
             5,
@@ -123,7 +123,7 @@ fn what_is_wrong_with_an_archive_is_said_and_leaves_no_deployment() {
         (
             format!("oci-archive:{}@sha256:{}", path("oci.tar"), "0".repeat(64)),
             5,
-            "is missing",
+            "has no image sha256:",
         ),
     ] {
         let told = cfs.run(["switch", &image]).expect(code);
@@ -154,7 +154,7 @@ fn names_in_an_archive_lead_nowhere_else() {
             ["-C", folder.to_str().unwrap(), "-cf", tar.to_str().unwrap(), "."],
         );
         let image = format!("docker-archive:{}", tar.display());
-        let told = Cfs::new(dir.path()).run(["switch", &image]).expect(5);
+        let told = Cfs::new(dir.path()).run(["switch", &image]).expect(1);
         assert!(
             told.stderr.contains("is missing: the image is incomplete"),
             "{layer}: {}",

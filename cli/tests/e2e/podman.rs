@@ -265,7 +265,7 @@ fn what_podman_has_broken_is_fetched_and_said_and_never_believed() {
                 fs::write(s.layers(), text).unwrap();
             },
             "podman cannot rebuild the layer",
-            5,
+            1,
         ),
     ];
     for (name, damage, why, code) in breaks {

@@ -35,12 +35,15 @@ impl Storage {
     /// `NAME@sha256:…`.
     ///
     /// # Errors
-    /// [`Error::Network`] where there is none, or more than one, or its manifest is missing; [`Error::Mismatch`] where
-    /// that is not what it was.
+    /// [`Error::Network`] where there is none, or more than one; [`Error::File`] where its manifest is missing;
+    /// [`Error::Mismatch`] where that is not what it was.
     pub fn image(&self, name: &str) -> Result<Image> {
         let asked = Asked::of(name);
         let record = self.find(&asked, name)?;
-        let missing = || self.error(format!("image {name} has no manifest; pull it again"));
+        let missing = || Error::File {
+            path: self.reference().into(),
+            why: format!("image {name} has no manifest; pull it again"),
+        };
         let manifest = match asked {
             Asked::Digest(digest) => match self.manifest_of(record, digest)? {
                 Some(manifest) => manifest,
@@ -120,7 +123,7 @@ impl Storage {
             for passed in &self.passed_over {
                 why.push_str(&format!(" (not looked into: {passed})"));
             }
-            self.error(why)
+            self.lacks(why)
         })
     }
 
@@ -151,7 +154,7 @@ impl Storage {
             found,
             ending.find(|other| found.is_some_and(|found| other.id != found.id)),
         ) {
-            (_, Some(_)) => Err(self.error(format!(
+            (_, Some(_)) => Err(self.lacks(format!(
                 "has several images whose names end with {end}; give all of one"
             ))),
             (found, None) => Ok(found),
@@ -168,7 +171,7 @@ impl Storage {
             .filter(|image| is_id(&image.id) && image.id.starts_with(name));
         let only = found.next();
         match found.find(|other| only.is_some_and(|only| other.id != only.id)) {
-            Some(_) => Err(self.error(format!("has several images whose id begins with {name}"))),
+            Some(_) => Err(self.lacks(format!("has several images whose id begins with {name}"))),
             None => Ok(only),
         }
     }
@@ -197,11 +200,17 @@ impl Storage {
         fs::read(&folder.join(&image.id).join(name), DATA_LIMIT)
     }
 
-    fn error(&self, why: String) -> Error {
+    /// For messages.
+    fn reference(&self) -> String {
         let place = self.stores.first();
         let place = place.map(|store| format!("[{}@{}]", store.driver, store.root.display()));
+        format!("containers-storage:{}", place.unwrap_or_default())
+    }
+
+    /// It has not the image that is meant, as a registry may not have it.
+    fn lacks(&self, why: String) -> Error {
         Error::Network {
-            url: format!("containers-storage:{}", place.unwrap_or_default()),
+            url: self.reference(),
             why,
         }
     }

@@ -13,7 +13,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::archive::{Archive, Packing};
-use super::oci_dir::{missing, wrong_size};
+use super::oci_dir::{broken, missing, wrong_size};
 use super::{Body, Failure, Fetched, Transport, Wanted};
 use crate::error::{Error, Result};
 use crate::ids::{BlobDigest, ManifestDigest};
@@ -59,26 +59,32 @@ struct RootFs {
 impl DockerArchive {
     pub(super) fn open(layout: &Layout, archive: Archive) -> Result<Self> {
         let reference = format!("docker-archive:{layout}");
-        let refuse = |why: String| Error::Network {
+        let refuse = |member: &str, why: String| broken(archive.name(member), why);
+        let list = archive.read("manifest.json", MANIFEST_LIMIT)?;
+        let list = list.ok_or_else(|| Error::File {
+            path: layout.path().into(),
+            why: "is not what `docker save` writes: it has no manifest.json".into(),
+        })?;
+        let images: Vec<Saved> =
+            serde_json::from_slice(&list).map_err(|e| refuse("manifest.json", format!("is malformed: {e}")))?;
+        // As a registry may not have what is asked for.
+        let lacks = |why| Error::Network {
             url: reference.clone(),
             why,
         };
-        let list = archive.read("manifest.json", MANIFEST_LIMIT)?;
-        let list = list.ok_or_else(|| refuse("is not what `docker save` writes: it has no manifest.json".into()))?;
-        let images: Vec<Saved> =
-            serde_json::from_slice(&list).map_err(|e| refuse(format!("its manifest.json is malformed: {e}")))?;
-        let image = pick(&images, layout.choice()).map_err(refuse)?;
+        let image = pick(&images, layout.choice()).map_err(lacks)?;
         let config = archive.read(&image.config, CONFIG_LIMIT)?;
         let config = config.ok_or_else(|| missing(archive.name(&image.config)))?;
         let diff_ids = serde_json::from_slice::<Config>(&config)
-            .map_err(|e| refuse(format!("the config {} is malformed: {e}", image.config)))?
+            .map_err(|e| refuse(&image.config, format!("is malformed: {e}")))?
             .rootfs
             .diff_ids
             .unwrap_or_default();
         let members = image.layers.as_deref().unwrap_or_default();
         if diff_ids.len() != members.len() {
             let (layers, ids) = (members.len(), diff_ids.len());
-            return Err(refuse(format!("it lists {layers} layers, its config {ids}")));
+            let why = format!("lists {layers} layers, the config {} lists {ids}", image.config);
+            return Err(refuse("manifest.json", why));
         }
         let config_digest = BlobDigest::from_hash(Sha256::digest(&config).into());
         let mut blobs = HashMap::from([(config_digest, image.config.clone())]);
@@ -91,7 +97,7 @@ impl DockerArchive {
                 Some(Packing::Zstd) => (packed(&archive, member)?, "+zstd"),
                 Some(Packing::Xz | Packing::Bzip2) => {
                     let why = "is in a compression that layers do not have (there are none, gzip and zstd)";
-                    return Err(refuse(format!("the layer {member} {why}")));
+                    return Err(refuse(member, why.into()));
                 }
             };
             let media_type = format!("{LAYER_TYPE}{suffix}");

@@ -49,18 +49,24 @@ impl OciDir {
                 }
                 _ => "",
             };
-            return Err(dir.error(format!(
-                "is not an OCI image layout: there is no file oci-layout in it{colon}"
-            )));
+            return Err(Error::File {
+                path: layout.path().into(),
+                why: format!("is not an OCI image layout: there is no file oci-layout in it{colon}"),
+            });
         };
-        let marker: Marker = serde_json::from_slice(&text).map_err(|e| dir.error(format!("oci-layout: {e}")))?;
+        let broken = |why| broken(dir.files.name("oci-layout"), why);
+        let marker: Marker = serde_json::from_slice(&text).map_err(|e| broken(format!("is malformed: {e}")))?;
         match marker.version.starts_with("1.") {
             true => Ok(dir),
-            false => Err(dir.error(format!("is of layout version {}; only 1 is known", marker.version))),
+            false => Err(broken(format!(
+                "is of layout version {}; only 1 is known",
+                marker.version
+            ))),
         }
     }
 
-    fn error(&self, why: String) -> Error {
+    /// It has not the image that is meant, as a registry may not have it.
+    fn lacks(&self, why: String) -> Error {
         Error::Network {
             url: format!("{}{}", self.transport(), self.layout.path().display()),
             why,
@@ -77,16 +83,19 @@ impl OciDir {
     fn index(&self) -> Result<Index> {
         let path = self.files.name("index.json");
         let bytes = self.files.read("index.json", MANIFEST_LIMIT)?;
-        let bytes = bytes.ok_or_else(|| self.error("has no index.json".into()))?;
+        let bytes = bytes.ok_or_else(|| missing(path.clone()))?;
         match Document::parse(bytes, None, &path)? {
             Document::Index(index) => Ok(index),
-            Document::Manifest(_) => Err(self.error("its index.json is a manifest, not an index".into())),
+            Document::Manifest(_) => Err(broken(path, "is a manifest, not an index".into())),
         }
     }
 
     fn top(&self) -> Result<ManifestDigest> {
         if let Some(pinned) = self.layout.digest() {
-            return Ok(pinned);
+            return match self.has(&pinned)? {
+                true => Ok(pinned),
+                false => Err(self.lacks(format!("has no image {pinned}"))),
+            };
         }
         let index = self.index()?;
         let entry = self.pick(&index.entries)?;
@@ -118,26 +127,26 @@ impl OciDir {
         match self.layout.choice() {
             Choice::Only => match entries {
                 [only] => Ok(only),
-                [] => Err(self.error("has no image in it".into())),
+                [] => Err(self.lacks("has no image in it".into())),
                 _ => {
                     let same = entries.iter().all(|entry| entry.digest == entries[0].digest);
                     match same {
                         true => Ok(&entries[0]),
-                        false => Err(self.error(format!("has {} images; say which, {}", entries.len(), all()))),
+                        false => Err(self.lacks(format!("has {} images; say which, {}", entries.len(), all()))),
                     }
                 }
             },
             Choice::At(place) => (entries.get(*place))
-                .ok_or_else(|| self.error(format!("has {} images; there is no @{place}", entries.len()))),
+                .ok_or_else(|| self.lacks(format!("has {} images; there is no @{place}", entries.len()))),
             Choice::Named(name) => {
                 let mut named = entries
                     .iter()
                     .filter(|entry| entry.annotations.get(REF_NAME) == Some(name));
                 let first = named
                     .next()
-                    .ok_or_else(|| self.error(format!("has no image {name:?}; {}", all())))?;
+                    .ok_or_else(|| self.lacks(format!("has no image {name:?}; {}", all())))?;
                 match named.find(|entry| entry.digest != first.digest) {
-                    Some(_) => Err(self.error(format!("has several images {name:?}; choose by digest (@sha256:…)"))),
+                    Some(_) => Err(self.lacks(format!("has several images {name:?}; choose by digest (@sha256:…)"))),
                     None => Ok(first),
                 }
             }
@@ -213,9 +222,11 @@ pub(super) fn wrong_size(what: String, size: u64, found: u64) -> Failure {
     }
 }
 
-pub(super) fn missing(url: String) -> Error {
-    Error::Network {
-        url,
-        why: "is missing: the image is incomplete; copy it again".into(),
-    }
+/// A file of an image on this machine that is not what it should be: no network would help.
+pub(super) fn broken(name: String, why: String) -> Error {
+    Error::File { path: name.into(), why }
+}
+
+pub(super) fn missing(name: String) -> Error {
+    broken(name, "is missing: the image is incomplete; copy it again".into())
 }

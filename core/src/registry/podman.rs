@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Body, Failure, Fetched, Transport, Wanted, oci_dir::missing, oci_dir::wrong_size};
+use super::oci_dir::{broken, missing, wrong_size};
+use super::{Body, Failure, Fetched, Transport, Wanted};
 use crate::error::{Error, Result};
 use crate::ids::{BlobDigest, DiffId, ManifestDigest};
 use crate::manifest::Descriptor;
@@ -86,13 +87,14 @@ impl Transport for Podman {
     }
 
     fn plain(&self, _: &Descriptor, diff_id: &DiffId) -> Result<Option<Descriptor>> {
-        let layer = self.storage.layer(diff_id).ok_or_else(|| Error::Network {
-            url: self.reference.clone(),
-            why: format!(
+        let none = || {
+            let why = format!(
                 "podman cannot rebuild the layer {diff_id} (it was pulled in part, or is not there): copy the image out \
                  with `podman save --format oci-archive -o FILE`, or follow it in its registry"
-            ),
-        })?;
+            );
+            broken(self.reference.clone(), why)
+        };
+        let layer = self.storage.layer(diff_id).ok_or_else(none)?;
         let size = match layer.size() {
             Some(size) => size,
             None => std::io::copy(&mut Tar::new(layer.parts()?, 0), &mut std::io::sink())
