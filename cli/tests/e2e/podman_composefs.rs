@@ -9,7 +9,11 @@ use crate::common::registry::Registry;
 use crate::common::{Cfs, is_root, list, scratch, sha256_file};
 use crate::podman::{Stored, blobs_fetched, image};
 
-/// Makes of it what podman writes with `use_composefs`: each layer's names in an image, contents by their sums.
+/// What `mkcomposefs` keeps in the image itself where it reads a folder.
+const INLINED: u64 = 64;
+
+/// Makes of it what podman writes with `use_composefs`: each layer's names in an image, contents by their sums; but
+/// small contents in the image, as others who make such images have them.
 fn with_composefs(stored: &Stored, cfs: &Cfs) {
     for layer in list(&stored.root.join("overlay")) {
         let (diff, contents) = (layer.join("diff"), layer.join("contents"));
@@ -50,6 +54,14 @@ fn moved(at: &Path, name: &str, contents: &Path, dump: &mut String) {
         writeln!(dump, "{name} {size} {mode:o} 1 0 0 0 0.0 {target} - -").unwrap();
     } else if found.len() == 0 {
         writeln!(dump, "{name} 0 {mode:o} 1 0 0 0 0.0 - - -").unwrap();
+    } else if found.len() <= INLINED {
+        let content: String = fs::read(at)
+            .unwrap()
+            .iter()
+            .map(|byte| format!("\\x{byte:02x}"))
+            .collect();
+        let size = found.len();
+        writeln!(dump, "{name} {size} {mode:o} 1 0 0 0 0.0 - {content} -").unwrap();
     } else {
         let sum = sha256_file(at);
         let content = format!("{}/{}", &sum[..2], &sum[2..]);

@@ -2,12 +2,13 @@
 //!
 //! They lie in a folder under these names. With `use_composefs` of containers-storage's overlay driver they do not:
 //! `composefs-data/composefs.blob` beside the folder is a composefs image that has the names, and the folder has the
-//! contents, as `xx/yyyy…`, where the image says.
+//! contents, as `xx/yyyy…`, where the image says. Small ones may be in the image itself, as `mkcomposefs` has them.
 //!
 //! Invariant: neither names nor what such an image says lead out of the folder, and no more of images is read than
 //! `IMAGES_LIMIT`.
 
 use std::fs::File;
+use std::io::{self, Cursor, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -45,9 +46,19 @@ struct Opened {
     names: Option<Result<Box<Tree>, String>>,
 }
 
+/// The content of a regular file.
+#[derive(Debug)]
+pub enum Content {
+    /// Of its size when it was opened.
+    File(File),
+    /// What an image has in itself.
+    Inlined(Cursor<Vec<u8>>),
+}
+
 /// What there is under a name.
 enum Met {
     File(File),
+    Inlined(Vec<u8>),
     Nothing,
     Other(String),
 }
@@ -64,7 +75,7 @@ impl Folders {
     ///
     /// # Errors
     /// Why there is none, for a message.
-    pub fn open(&mut self, name: &[u8], size: u64) -> Result<File, String> {
+    pub fn open(&mut self, name: &[u8], size: u64) -> Result<Content, String> {
         let mut why = "is missing there".to_owned();
         for (place, opened) in &mut self.places {
             let opened = match opened {
@@ -76,14 +87,25 @@ impl Folders {
             };
             match opened.file(name) {
                 Met::File(file) => match file.metadata() {
-                    Ok(found) if found.is_file() && found.len() == size => return Ok(file),
+                    Ok(found) if found.is_file() && found.len() == size => return Ok(Content::File(file)),
                     _ => why = "is another file there".into(),
                 },
+                Met::Inlined(bytes) if bytes.len() as u64 == size => return Ok(Content::Inlined(Cursor::new(bytes))),
+                Met::Inlined(_) => why = "is another file there".into(),
                 Met::Nothing => {}
                 Met::Other(other) => why = other,
             }
         }
         Err(why)
+    }
+}
+
+impl Read for Content {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.read(buffer),
+            Self::Inlined(bytes) => bytes.read(buffer),
+        }
     }
 }
 
@@ -128,6 +150,7 @@ impl Opened {
                 payload: Some(ObjectPath::OfDigest),
                 ..
             })) => content(folder, id.object_path().as_bytes()),
+            Some(Kind::Regular(Regular::Inline(bytes))) => Met::Inlined(bytes.to_vec()),
             Some(_) => Met::Other("has no content there".into()),
         }
     }
@@ -166,6 +189,7 @@ mod tests {
         let mut text = String::from("/ 0 40755 2 0 0 0 0.0 - - -\n");
         text += "/usr 0 40755 2 0 0 0 0.0 - - -\n/usr/link 1 120777 1 0 0 0 0.0 a - -\n";
         text += "/usr/inline 5 100644 1 0 0 0 0.0 - inner -\n/usr/pipe 0 10644 1 0 0 0 0.0 - - -\n";
+        text += &format!("/usr/page 100 100644 1 0 0 0 0.0 - {} -\n", "p".repeat(100));
         for (name, size, content) in files {
             text += &format!("/usr/{name} {size} 100644 1 0 0 0 0.0 {content} - -\n");
         }
@@ -204,6 +228,8 @@ mod tests {
             assert_eq!(read(&mut folders, name, 5).unwrap(), "hello", "{name}");
         }
         assert_eq!(read(&mut folders, "usr/plain", 5).unwrap(), "below");
+        assert_eq!(read(&mut folders, "usr/inline", 5).unwrap(), "inner");
+        assert_eq!(read(&mut folders, "usr/page", 100).unwrap(), "p".repeat(100));
         for (name, size, why) in [
             // A name among the contents is none of the layer's.
             ("aa/bb", 5, "is missing there"),
@@ -212,7 +238,7 @@ mod tests {
             ("usr/a", 4, "is another file there"),
             ("usr/large", 6, "is another file there"),
             ("usr/link", 5, "has no content there"),
-            ("usr/inline", 5, "has no content there"),
+            ("usr/inline", 4, "is another file there"),
             ("usr/pipe", 5, "has no content there"),
             ("usr", 5, "is another file there"),
             ("../diff/aa/bb", 5, "is missing there"),

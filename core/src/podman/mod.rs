@@ -38,7 +38,7 @@ mod tar_split;
 
 pub(crate) use config::split;
 pub use config::{Place, Places};
-pub use folders::Folders;
+pub use folders::{Content, Folders};
 pub use tar_split::{Part, Parts, Tar};
 
 /// Drivers whose layers are plain files in a folder each.

@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
-use super::folders::{Folders, Place};
+use super::folders::{Content, Folders, Place};
 use crate::error::{Error, Result};
 use crate::sys::fs;
 
@@ -26,8 +26,8 @@ pub enum Part {
     Raw(Vec<u8>),
     /// All of this file.
     File {
-        /// Open for reading, a regular file; of this size when it was opened.
-        file: File,
+        /// What it has in it; of this size when it was opened.
+        content: Content,
         /// Its size in bytes.
         size: u64,
         /// For messages.
@@ -122,9 +122,9 @@ impl Parts {
         let name = self.name(line)?;
         let shown = String::from_utf8_lossy(&name).into_owned();
         let opened = self.folders.open(&name, line.size);
-        let file = opened.map_err(|why| self.fault(&shown, why))?;
+        let content = opened.map_err(|why| self.fault(&shown, why))?;
         Ok(Part::File {
-            file,
+            content,
             size: line.size,
             name: shown,
         })
@@ -147,7 +147,7 @@ impl Parts {
 pub struct Tar {
     parts: Parts,
     raw: VecDeque<u8>,
-    file: Option<(File, u64, String)>,
+    file: Option<(Content, u64, String)>,
     /// Bytes to pass over first.
     skip: u64,
 }
@@ -183,7 +183,7 @@ impl Tar {
             self.file = None;
             match self.parts.part().map_err(io::Error::other)? {
                 Some(Part::Raw(bytes)) => self.raw = bytes.into(),
-                Some(Part::File { file, size, name }) => self.file = Some((file, size, name)),
+                Some(Part::File { content, size, name }) => self.file = Some((content, size, name)),
                 None => return Ok(0),
             }
         }

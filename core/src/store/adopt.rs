@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::ids::{DiffId, ObjectId};
 use crate::layers::{INLINE_MAX, Kind, Parser, Step};
 use crate::monitor::{Event, Monitor};
-use crate::podman::{Layer, Part};
+use crate::podman::{Content, Layer, Part};
 use crate::splitstream::{ContentType, Writer};
 use crate::store::Store;
 use crate::store::entries::{layer_error, write_error};
@@ -56,7 +56,7 @@ pub fn layer(store: &Store, layer: &Layer, diff_id: &DiffId, monitor: &dyn Monit
     while let Some(part) = parts.part()? {
         match part {
             Part::Raw(bytes) => adopter.raw(&bytes)?,
-            Part::File { file, size, name } => adopter.file(file, size, &name)?,
+            Part::File { content, size, name } => adopter.file(content, size, &name)?,
         }
     }
     let (adopted, stream) = adopter.finish()?;
@@ -152,16 +152,19 @@ impl<'a> Adopter<'a> {
         self.stream.literal(bytes).map_err(|e| write_error(self.store, e))
     }
 
-    fn file(&mut self, mut file: File, size: u64, name: &str) -> Result<()> {
+    fn file(&mut self, mut found: Content, size: u64, name: &str) -> Result<()> {
         if self.wanted.take() != Some(size) {
             return Err(self.fault(name, "is of another size than its entry says"));
         }
         if size <= INLINE_MAX {
             let mut content = vec![0; usize::try_from(size).unwrap_or(0)];
-            file.read_exact(&mut content).map_err(|e| self.unread(name, e))?;
+            found.read_exact(&mut content).map_err(|e| self.unread(name, e))?;
             return self.literal(&content);
         }
-        let id = self.object(&mut file, size, name)?;
+        let id = match &mut found {
+            Content::File(file) => self.object(file, size, name)?,
+            inlined @ Content::Inlined(_) => self.copy(inlined, size, name)?,
+        };
         self.stream.object(&id, size).map_err(|e| write_error(self.store, e))
     }
 
@@ -193,8 +196,13 @@ impl<'a> Adopter<'a> {
             }
             return self.copy_known(file, id, size, name);
         }
+        self.copy(file, size, name)
+    }
+
+    fn copy(&mut self, from: &mut dyn Read, size: u64, name: &str) -> Result<ObjectId> {
+        let objects = &self.store.objects;
         let mut temporary = objects.temporary()?;
-        let id = self.hash(file, Some(&mut temporary), size, name)?;
+        let id = self.hash(from, Some(&mut temporary), size, name)?;
         let new = !objects.has(&id, size)? && objects.store(temporary, &id)?;
         self.count(new, |adopted| &mut adopted.copied);
         Ok(id)
@@ -363,7 +371,7 @@ mod tests {
         act(&path);
         let mut adopter = Adopter::new(store, "podman's layer".into(), DiffId::from_hash([0; 32])).unwrap();
         adopter.wanted = Some(9000);
-        adopter.file(file, 9000, "usr/large")?;
+        adopter.file(Content::File(file), 9000, "usr/large")?;
         Ok(adopter.adopted)
     }
 
