@@ -88,6 +88,8 @@ pub struct Parser {
     offset: u64,
     /// The entry that was read last, for messages.
     last: String,
+    /// Entries of unknown types are passed over.
+    any: bool,
 }
 
 impl Default for Parser {
@@ -107,6 +109,15 @@ impl Parser {
             pending: Pending::default(),
             offset: 0,
             last: String::new(),
+            any: false,
+        }
+    }
+
+    /// At the start of a stream that is no layer: entries of unknown types, such as a volume's label, are passed over.
+    pub fn of_any_archive() -> Self {
+        Self {
+            any: true,
+            ..Self::new()
         }
     }
 
@@ -240,15 +251,23 @@ impl Parser {
             b'x' => self.start_extended(Extended::Pax, size)?,
             b'L' => self.start_extended(Extended::LongName, size)?,
             b'K' => self.start_extended(Extended::LongLink, size)?,
-            b'g' => {
-                let left = size
-                    .checked_next_multiple_of(512)
-                    .ok_or_else(|| self.fault("the size is too large"))?;
-                self.state = State::Skip { left, padding: false };
+            b'g' => self.pass_over(size)?,
+            kind if self.any && !is_known(kind) => {
+                let pax = std::mem::take(&mut self.pending).pax;
+                self.pass_over(pax.and_then(|pax| pax.size).unwrap_or(size))?;
             }
             _ => return self.entry(header, size),
         }
         Ok(None)
+    }
+
+    fn pass_over(&mut self, size: u64) -> Result<(), Fault> {
+        let left = size.checked_next_multiple_of(BLOCK as u64);
+        self.state = State::Skip {
+            left: left.ok_or_else(|| self.fault("the size is too large"))?,
+            padding: false,
+        };
+        Ok(())
     }
 
     fn start_extended(&mut self, what: Extended, size: u64) -> Result<(), Fault> {
@@ -439,6 +458,11 @@ impl Parser {
         };
         Step::Entry(Box::new(head))
     }
+}
+
+/// Whether it is the type of an entry that [`Parser`] gives.
+fn is_known(kind: u8) -> bool {
+    matches!(kind, 0 | b'0'..=b'7' | b'S')
 }
 
 impl Pending {

@@ -3,7 +3,7 @@
 //!
 //! A compressed archive, or one that comes through a pipe, is copied into an unnamed file first; it vanishes with the
 //! process. Nothing of the archive is trusted: members are looked up by exact names, nothing is written anywhere under
-//! a name of theirs.
+//! a name of theirs. What is in it is found out in `members.rs`.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,11 +17,13 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::sys::fs;
 
+mod members;
+
+use members::{Content, Member};
+
 const BUFFER: usize = 256 << 10;
 /// The most memory that unpacking xz may take, in KiB: `xz -9` needs 65 MiB.
 const XZ_MEMORY: u32 = 256 << 10;
-/// An archive of more members is none that an image tool writes.
-const MAX_MEMBERS: usize = 1 << 16;
 
 /// An archive, open.
 #[derive(Debug)]
@@ -50,16 +52,6 @@ impl Packing {
             _ => None,
         }
     }
-}
-
-#[derive(Clone, Debug)]
-enum Member {
-    Content {
-        at: u64,
-        size: u64,
-    },
-    /// To the name of another one.
-    Link(String),
 }
 
 impl Archive {
@@ -92,7 +84,7 @@ impl Archive {
                 file = unpack(path, bzip2::bufread::MultiBzDecoder::new(buffered(file)), temporary)?
             }
         }
-        let members = list(&file).map_err(|why| Error::File {
+        let members = members::list(&file).map_err(|why| Error::File {
             path: path.to_path_buf(),
             why,
         })?;
@@ -110,12 +102,12 @@ impl Archive {
 
     /// The size of a member; `None` where there is none.
     pub(super) fn size(&self, name: &str) -> Option<u64> {
-        self.find(name).map(|(_, size)| size)
+        self.find(name).map(Content::size)
     }
 
     /// A whole small member; `None` where there is none.
     pub(super) fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-        let Some((at, size)) = self.find(name) else {
+        let Some((size, mut reader)) = self.size(name).zip(self.reader(name, 0)) else {
             return Ok(None);
         };
         let fail = |e| Error::io("read", self.name(name), e);
@@ -123,7 +115,7 @@ impl Archive {
             return Err(fail(io::Error::other(format!("larger than {limit} bytes"))));
         }
         let mut content = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
-        self.file.read_exact_at(&mut content, at).map_err(fail)?;
+        reader.read_exact(&mut content).map_err(fail)?;
         Ok(Some(content))
     }
 
@@ -159,21 +151,16 @@ impl Archive {
 
     /// A member from byte `from` on; `None` where there is none.
     pub(super) fn reader(&self, name: &str, from: u64) -> Option<BufReader<impl Read + Send + use<>>> {
-        let (at, size) = self.find(name)?;
-        let piece = Piece {
-            file: self.file.clone(),
-            at: at + from.min(size),
-            end: at + size,
-        };
-        Some(BufReader::with_capacity(BUFFER, piece))
+        let reader = self.find(name)?.reader(self.file.clone(), from);
+        Some(BufReader::with_capacity(BUFFER, reader))
     }
 
     /// Where a member's content is, links followed: `docker save` writes layers that occur twice as links.
-    fn find(&self, name: &str) -> Option<(u64, u64)> {
+    fn find(&self, name: &str) -> Option<&Content> {
         let mut name = name;
         for _ in 0..8 {
             match self.members.get(name)? {
-                Member::Content { at, size } => return Some((*at, *size)),
+                Member::Content(content) => return Some(content),
                 Member::Link(target) => name = target,
             }
         }
@@ -244,84 +231,4 @@ fn read_some(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(read)
-}
-
-/// What is in it; or what is wrong with it.
-fn list(file: &File) -> Result<HashMap<String, Member>, String> {
-    let length = file.metadata().map_err(|e| e.to_string())?.len();
-    let mut members = HashMap::new();
-    let mut last = String::new();
-    // What the reader says of a bad header is its bytes.
-    let damaged = |last: &str| match last {
-        "" => "is no tar archive, nor one in gzip, zstd, xz or bzip2".to_owned(),
-        last => format!("is damaged or incomplete behind {last:?}; copy it again"),
-    };
-    let mut archive = tar::Archive::new(BufReader::new(file));
-    for entry in archive.entries_with_seek().map_err(|_| damaged(""))? {
-        let entry = entry.map_err(|_| damaged(&last))?;
-        let end = entry.raw_file_position().checked_add(entry.size());
-        last = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        if end.is_none_or(|end| end > length) {
-            return Err(format!(
-                "ends in the middle of {last:?}: it is incomplete; copy it again"
-            ));
-        }
-        let Ok(name) = String::from_utf8(entry.path_bytes().into_owned()) else {
-            continue;
-        };
-        let name = normal(&name);
-        let kind = entry.header().entry_type();
-        let member = if kind.is_file() {
-            Member::Content {
-                at: entry.raw_file_position(),
-                size: entry.size(),
-            }
-        } else if let (true, Some(target)) = (kind.is_symlink() || kind.is_hard_link(), entry.link_name_bytes()) {
-            let target = String::from_utf8_lossy(&target).into_owned();
-            let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
-            match kind.is_symlink() {
-                true => Member::Link(normal(&format!("{folder}/{target}"))),
-                false => Member::Link(normal(&target)),
-            }
-        } else {
-            continue;
-        };
-        members.insert(name, member);
-        if members.len() > MAX_MEMBERS {
-            return Err(format!("has more than {MAX_MEMBERS} members; refused"));
-        }
-    }
-    Ok(members)
-}
-
-/// Without `.`, `..` and empty parts.
-fn normal(name: &str) -> String {
-    let mut parts = Vec::new();
-    for part in name.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    parts.join("/")
-}
-
-/// A part of a file that is shared by several readers.
-struct Piece {
-    file: Arc<File>,
-    at: u64,
-    end: u64,
-}
-
-impl Read for Piece {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
-        let wanted = buffer.len().min(left);
-        let read = self.file.read_at(&mut buffer[..wanted], self.at)?;
-        self.at += read as u64;
-        Ok(read)
-    }
 }
