@@ -12,7 +12,7 @@ use crate::ids::ManifestDigest;
 use crate::monitor::Monitor;
 use crate::pull::{Imported, Variant};
 use crate::registry;
-use crate::store::StoredImage;
+use crate::store::{BOOT_IMAGE_V1, StoredImage};
 use crate::sysroot::Sysroot;
 use crate::tree::Tree;
 
@@ -68,7 +68,14 @@ fn whole(sysroot: &Sysroot, noted: &Downloaded) -> Result<(registry::Image, Boun
             noted.manifest
         ),
     };
-    let StoredImage { manifest, config, .. } = store.stored_image(&noted.manifest)?;
+    let StoredImage {
+        manifest,
+        config,
+        images,
+    } = store.stored_image(&noted.manifest)?;
+    if images.get(BOOT_IMAGE_V1).is_some_and(|image| *image != noted.id) {
+        return Err(gone("the image that was made"));
+    }
     if let Some(layer) = config.diff_ids.iter().find(|layer| !store.has_layer(layer)) {
         return Err(gone(&format!("layer {layer}")));
     }

@@ -3,7 +3,7 @@
 //! Invariant: nothing is written.
 
 use crate::changes::{self, Changes};
-use crate::deployment::Failed;
+use crate::deployment::{Failed, Origin};
 use crate::error::Result;
 use crate::expected;
 use crate::forecast::{Forecast, Way};
@@ -22,7 +22,7 @@ pub struct News {
     pub reference: String,
     /// What it leads to now.
     pub top: ManifestDigest,
-    /// Whether that differs from what boots next.
+    /// Whether that differs from what boots next, or that does not boot or holds other files.
     pub newer: bool,
     /// It failed here before, so that an update refuses it.
     pub failed: Option<Failed>,
@@ -45,7 +45,8 @@ pub fn check(sysroot: &Sysroot, monitor: &dyn Monitor) -> Result<News> {
     let (followed, reference) = followed(&known)?;
     let registry = Registry::open(&reference, &sysroot.options.registry)?;
     let top = registry.resolve(monitor)?;
-    let newer = followed.origin().is_none_or(|o| o.top.unwrap_or(o.manifest) != top);
+    let is_it = |o: &Origin| o.top.unwrap_or(o.manifest) == top && sysroot.is_sound(followed);
+    let newer = !followed.origin().is_some_and(is_it);
     Ok(News {
         reference: reference.to_string(),
         failed: failed(sysroot, &known, &top)?.filter(|_| newer),
@@ -75,7 +76,7 @@ pub fn forecast(
     };
     let registry = Registry::open(&reference, &sysroot.options.registry)?;
     let image = registry.image(&sysroot.options.platform, monitor)?;
-    if Sysroot::next(&known).is_some_and(|k| k.standing.bootable && k.is_of(&reference, &image.digest)) {
+    if Sysroot::next(&known).is_some_and(|k| sysroot.is_sound(k) && k.is_of(&reference, &image.digest)) {
         return Ok(None);
     }
     let bound = expected::bound(sysroot, &known, monitor)?;

@@ -5,8 +5,9 @@
 //! place of one, and nothing can use such a one: with fs-verity reading it is an error; and the stream of a layer that
 //! leads to another file than the layer's, though its image may be mounted: the objects stay. What comes in its place is
 //! checked as in every import and made durable by one `syncfs`, and a deployment's image is made of it anew, which must
-//! give the digest that is its name. A power cut leaves objects that are missing; the same command again, or any import
-//! that needs them, fetches those.
+//! give the digest that is its name: where it does not, the deployment was made of a wrong layer and is left as it is,
+//! since it may run, and its manifest's config leads to the right image, which is to be deployed. A power cut leaves
+//! objects that are missing; the same command again, or any import that needs them, fetches those.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +19,7 @@ use crate::pull::{self, Imported, Variant};
 use crate::registry::Registry;
 use crate::store::Store;
 use crate::store::fsck::Mend;
-use crate::sysroot::Sysroot;
+use crate::sysroot::{Remade, Sysroot};
 use crate::wanted::{self, Wanted};
 
 /// What was done.
@@ -58,6 +59,10 @@ pub fn repair(sysroot: &Sysroot, needed: &[Mend], monitor: &dyn Monitor) -> Resu
     let (tags, images) = (store.tags()?, store.image_names()?);
     for wanted in wanted::all(sysroot)? {
         let name = wanted.name();
+        if let Some(remade) = wanted.remade(store) {
+            done.failed.push((name, remade));
+            continue;
+        }
         let mended = match wanted.is_whole(store) {
             true if wanted.is_named(store, &tags, &images) => continue,
             true => wanted.give_name(store),
@@ -110,9 +115,11 @@ impl Wanted {
             if let (Variant::Boot, Some(id)) = (variant, self.deployment)
                 && built.id() != id
             {
+                // From now on its config says so, and whoever deploys it again gets what is right.
+                store.publish()?;
                 return Err(Error::Deployment {
                     id: id.short(),
-                    why: format!("its layers give image {} now; deploy it again", built.id()),
+                    why: Remade(built.id()).to_string(),
                 });
             }
             last = Some(built);

@@ -4,6 +4,7 @@
 //! [`Sysroot::look`] changes nothing. What [`Sysroot::known`] says is read afresh from disk each time: after a
 //! power cut there is no other state that could disagree with it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,6 +91,21 @@ pub struct Known {
     pub problem: Option<String>,
     /// As the decisions see it.
     pub standing: Standing,
+}
+
+/// The image that the manifest of a deployment gives, which is another one than the deployment's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remade(pub DeploymentId);
+
+impl fmt::Display for Remade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "holds other files than its image, whose layers give {} now: `cfs-update upgrade`, or `switch` to its \
+             image, deploys that",
+            self.0.short()
+        )
+    }
 }
 
 impl Sysroot {
@@ -367,6 +383,19 @@ impl Sysroot {
     pub(crate) fn next(known: &[Known]) -> Option<&Known> {
         let starts = known.iter().filter(|k| k.standing.starts);
         starts.max_by_key(|k| k.standing.generation)
+    }
+
+    /// Whether there is nothing to do for a deployment while its image is what is followed: it boots, and is what its
+    /// manifest gives.
+    pub(crate) fn is_sound(&self, known: &Known) -> bool {
+        known.standing.bootable && self.remade(known).is_none()
+    }
+
+    /// What its manifest gives now, where that is another image than the deployment: it was made of a layer that was
+    /// not what it should be, and is now (`fsck --repair`). Reads manifest and config, and no layer.
+    pub fn remade(&self, known: &Known) -> Option<Remade> {
+        let config = self.store.config_of(&known.manifest()?).ok().flatten()?;
+        config.remade(&known.id).map(Remade)
     }
 
     /// The deployment whose /etc the administrator changed: the current one, or, where that is broken, the newest that

@@ -91,7 +91,7 @@ pub fn switch(sysroot: &Sysroot, reference: &Reference, wishes: Wishes, monitor:
     let registry = Registry::open(reference, &sysroot.options.registry)?;
     monitor.event(Event::Stage(Stage::Resolve));
     let image = registry.image(&sysroot.options.platform, monitor)?;
-    let is_it = |k: &&Known| k.standing.bootable && k.is_of(reference, &image.digest);
+    let is_it = |k: &&Known| sysroot.is_sound(k) && k.is_of(reference, &image.digest);
     if let Some(next) = Sysroot::next(&known).filter(is_it) {
         return Ok(unchanged(next, image.digest));
     }
@@ -114,7 +114,7 @@ pub fn upgrade(sysroot: &Sysroot, wishes: Wishes, monitor: &dyn Monitor) -> Resu
     let origin = followed.origin();
     if origin.is_some_and(|o| o.top == Some(top) || o.top.is_none() && o.manifest == top)
         && let Some(manifest) = followed.manifest()
-        && followed.standing.bootable
+        && sysroot.is_sound(followed)
     {
         return Ok(unchanged(followed, manifest));
     }
@@ -130,7 +130,7 @@ pub fn upgrade(sysroot: &Sysroot, wishes: Wishes, monitor: &dyn Monitor) -> Resu
     if let Some(failed) = failed(&image.digest) {
         return Ok(Outcome::FailedBefore(failed));
     }
-    if followed.manifest() == Some(image.digest) && followed.standing.bootable {
+    if followed.manifest() == Some(image.digest) && sysroot.is_sound(followed) {
         let top = image.top;
         sysroot
             .deployments

@@ -336,7 +336,6 @@ impl Records {
         findings.extend(known.iter().flat_map(|k| of_deployment(k, is_lost)));
         findings.extend(notes(sysroot));
         for (name, why) in wanted::lacking(sysroot)? {
-            let why = format!("{why}; `cfs-update fsck --repair` mends it");
             findings.push(Finding::damage("image", name, why));
         }
         let entries = sysroot.bootloader().entries()?;

@@ -9,13 +9,13 @@ use crate::activate;
 use crate::bound;
 use crate::deployment::Downloaded;
 use crate::download;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{DeploymentId, ManifestDigest, ObjectId};
 use crate::image::reader;
 use crate::pull::{IMAGE_LIMIT, Variant};
 use crate::reference::Reference;
 use crate::store::{Store, StoredConfig};
-use crate::sysroot::{Known, Sysroot};
+use crate::sysroot::{Known, Remade, Sysroot};
 
 /// An image that has to be whole.
 pub(crate) struct Wanted {
@@ -29,21 +29,25 @@ pub(crate) struct Wanted {
     pub image_name: Option<String>,
 }
 
-/// Deployments and images that are not whole, by name, each with what it lacks: what [`crate::repair`] would mend.
+/// Deployments and images that are not whole, by name, each with what it lacks and what to do.
 ///
 /// # Errors
 /// What listing gives.
 pub(crate) fn lacking(sysroot: &Sysroot) -> Result<Vec<(String, String)>> {
     let store = sysroot.store();
     let (tags, images) = (store.tags()?, store.image_names()?);
-    let why = |wanted: &Wanted| match wanted.is_whole(store) {
-        false => Some("its manifest, config, layers or image are not all here, or a file of the image is another one"),
-        true if wanted.is_named(store, &tags, &images) => None,
-        true => Some("the name that keeps it in the repository is missing or leads elsewhere"),
+    let mends = |why: &str| Some(format!("{why}; `cfs-update fsck --repair` mends it"));
+    let why = |wanted: &Wanted| match (wanted.remade(store), wanted.is_whole(store)) {
+        (Some(remade), _) => Some(remade.to_string()),
+        (None, false) => {
+            mends("its manifest, config, layers or image are not all here, or a file of the image is another one")
+        }
+        (None, true) if wanted.is_named(store, &tags, &images) => None,
+        (None, true) => mends("the name that keeps it in the repository is missing or leads elsewhere"),
     };
     let found = all(sysroot)?.into_iter();
     Ok(found
-        .filter_map(|wanted| Some((wanted.name(), why(&wanted)?.to_owned())))
+        .filter_map(|wanted| Some((wanted.name(), why(&wanted)?)))
         .collect())
 }
 
@@ -130,6 +134,16 @@ impl Wanted {
             && made
                 .into_iter()
                 .all(|id| id.is_some_and(|id| image_is_whole(store, id)))
+    }
+
+    /// What is to be said where it is another image than its manifest gives. No repair makes it that.
+    pub fn remade(&self, store: &Store) -> Option<Error> {
+        let id = self.deployment?;
+        let made = self.config(store)?.remade(&id)?;
+        Some(Error::Deployment {
+            id: id.short(),
+            why: Remade(made).to_string(),
+        })
     }
 
     pub fn config(&self, store: &Store) -> Option<StoredConfig> {

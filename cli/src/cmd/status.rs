@@ -199,6 +199,7 @@ fn entry(sysroot: &Sysroot, known: &Known, index: usize) -> Entry {
         problems.extend(verified.err().map(ToString::to_string));
     }
     problems.extend(known.problem.clone());
+    problems.extend(sysroot.remade(known).map(|remade| remade.to_string()));
     problems.extend(
         boot.and_then(|e| e.problem.as_ref())
             .map(|why| format!("boot entry: {why}")),

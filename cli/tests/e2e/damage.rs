@@ -269,3 +269,74 @@ fn a_file_that_is_another_larger_object_is_named_and_fsck_repair_fetches_its_lay
     assert_eq!(dump(), right);
     cfs.fsck();
 }
+
+/// A deployment that was made of a wrong layer, which is right again: with its image's reference, the id that it
+/// should have, and its own.
+fn deployed_wrong(dir: &Path) -> (Cfs, String, String, String) {
+    let cfs = Cfs::new(dir);
+    let reference = publish(dir, 1);
+    let right = cfs.run(["image", "digest", "--boot", &reference]).expect(0).stdout;
+    let right = right.trim().to_owned();
+    cfs.run(["image", "pull", &reference]).expect(0);
+    lead_to_a_larger_file(&cfs, &reference);
+    cfs.run(["switch", &reference]).expect(0);
+    cfs.run(["image", "rm", &reference]).expect(0);
+    let wrong = cfs.deployments().remove(0);
+    assert_ne!(wrong, right);
+    let said = cfs.run(["fsck", "--repair"]).expect(1);
+    for said in [said.stdout, said.stderr] {
+        assert!(
+            said.contains(&wrong[..12]) && said.contains(&right[..12]) && said.contains("`cfs-update upgrade`"),
+            "{said}"
+        );
+    }
+    (cfs, reference, right, wrong)
+}
+
+#[test]
+fn a_deployment_that_holds_other_files_than_its_image_is_deployed_anew_by_upgrade_once_its_layer_is_right() {
+    let dir = scratch();
+    let (cfs, _, right, wrong) = deployed_wrong(dir.path());
+    cfs.run(["gc"]).expect(0);
+    let problems = cfs.status()["status"]["staged"]["cfsUpdate"]["problems"].clone();
+    let problems = problems.as_array().unwrap();
+    assert!(problems.len() == 1 && problems[0].as_str().unwrap().contains(&right[..12]), "{problems:?}");
+    cfs.run(["upgrade", "--check"]).expect(0);
+    let planned = cfs.run(["upgrade", "--dry-run", "--json"]).expect(0).json();
+    assert_eq!(planned["changes"]["deployment"], right);
+    let upgraded = cfs.run(["upgrade", "--json"]).expect(0).json();
+    assert_eq!(upgraded["deployment"], right);
+    assert_eq!(cfs.entries()[0].digest(), right);
+    for nothing in [&["upgrade"][..], &["upgrade", "--check"], &["upgrade", "--dry-run"]] {
+        cfs.run(nothing).expect(77);
+    }
+
+    assert!(cfs.run(["fsck"]).expect(1).stdout.contains(&wrong[..12]));
+    cfs.run(["delete", &wrong]).expect(0);
+    cfs.fsck();
+}
+
+#[test]
+fn a_deployment_that_holds_other_files_than_its_image_is_deployed_anew_by_switch_to_the_same_image() {
+    let dir = scratch();
+    let (cfs, reference, right, _) = deployed_wrong(dir.path());
+    cfs.run(["switch", &reference]).expect(0);
+    assert_eq!(cfs.entries()[0].digest(), right);
+}
+
+#[test]
+fn what_was_downloaded_with_other_files_than_its_image_is_downloaded_anew_once_its_layer_is_right() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let reference = publish(dir.path(), 3);
+    let right = cfs.run(["image", "digest", "--boot", &reference]).expect(0).stdout;
+    cfs.run(["image", "pull", &reference]).expect(0);
+    lead_to_a_larger_file(&cfs, &reference);
+    cfs.run(["upgrade", "--download-only"]).expect(0);
+    let said = cfs.run(["fsck", "--repair"]).expect(1).stderr;
+    assert!(said.contains("`cfs-update upgrade`"), "{said}");
+    cfs.run(["upgrade", "--download-only"]).expect(0);
+    cfs.fsck();
+    let taken = cfs.run(["upgrade", "--from-downloaded", "--json"]).expect(0).json();
+    assert_eq!(taken["deployment"], right.trim());
+}

@@ -53,6 +53,15 @@ pub struct StoredConfig {
     pub images: BTreeMap<String, ObjectId>,
 }
 
+impl StoredConfig {
+    /// The boot image that was made of it last, where `id` is none of its images: that was made of other layers, which
+    /// were not what they should be.
+    pub fn remade(&self, id: &ObjectId) -> Option<ObjectId> {
+        let made = self.images.get(crate::store::BOOT_IMAGE_V1)?;
+        (!self.images.values().any(|image| image == id)).then_some(*made)
+    }
+}
+
 /// The objects that layers are, as configs and manifests name them.
 pub(super) type NamedLayers = HashMap<DiffId, BTreeSet<ObjectId>>;
 
