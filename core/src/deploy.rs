@@ -53,6 +53,7 @@ pub(crate) fn origin(image: &Synced<Image>, bootable: &Bootable, generation: u64
     let source = &image.source;
     let mut origin = Origin::new(&source.reference.with_transport(), source.digest);
     origin.boot_digest = Some(bootable.kernel.digest()?.to_string());
+    origin.kernel_sizes = Some(bootable.kernel.sizes()?);
     origin.top = Some(source.top);
     origin.version = version(source, bootable);
     origin.created = source.config.created;

@@ -191,8 +191,11 @@ fn enter_anew(
         .into_iter()
         .flat_map(|(of, generation)| activate::note_entry(sysroot, of, generation, "repair"));
     let lost: Vec<_> = noted.collect();
-    let digest = kernel.digest()?.to_string();
-    let noted = |origin: &mut Origin| origin.boot_digest = Some(digest);
+    let (digest, sizes) = (kernel.digest()?.to_string(), kernel.sizes()?);
+    let noted = |origin: &mut Origin| {
+        origin.boot_digest = Some(digest);
+        origin.kernel_sizes = Some(sizes);
+    };
     sysroot.deployments.update(sysroot.fs(), &id, noted)?;
     lost.into_iter().next().map_or(Ok(()), Err)
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::boot::{BootEntry, Bootloader, Entries, Tries};
+use crate::boot::{BootEntry, Bootloader, Entries, KernelFiles, Tries};
 use crate::deployment::{
     Choice, Deployment, Deployments, Event, History, Layout, Origin, Record, Roles, Running, Staged, select,
 };
@@ -313,10 +313,12 @@ impl Sysroot {
     ) -> Known {
         let best = entries.of(&id);
         let works = best.is_some_and(BootEntry::works);
+        let cut = |entry: &BootEntry| self.cut_kernel(entry, record.as_ref().ok()?.origin());
+        let is_cut = best.and_then(cut).is_some();
         let standing = Standing {
             id,
             generation: best.map(|e| e.generation),
-            bootable: verified.is_ok() && problem.is_none() && works,
+            bootable: verified.is_ok() && problem.is_none() && works && !is_cut,
             starts: works,
             booted: self.options.booted == Some(id),
             pinned: record.as_ref().is_ok_and(|r| r.origin().pinned),
@@ -325,7 +327,10 @@ impl Sysroot {
         };
         let started = self.started(&id, entries);
         let newer = started.filter(|started| best.is_none_or(|best| best.generation < started.generation));
-        let entry = newer.or(best).cloned();
+        let mut entry = newer.or(best).cloned();
+        if let Some(entry) = entry.as_mut().filter(|entry| entry.is_complete()) {
+            entry.problem = cut(entry);
+        }
         Known {
             id,
             record,
@@ -334,6 +339,27 @@ impl Sysroot {
             problem,
             standing,
         }
+    }
+
+    /// What is wrong with kernel and initrd of an entry where their sizes show it, which the record has as they were
+    /// written. Of another kernel than the record's, and in one of an earlier version, nobody knows.
+    fn cut_kernel(&self, entry: &BootEntry, origin: &Origin) -> Option<String> {
+        let written = origin.kernel_sizes?;
+        let digest = entry.kernel?.to_string();
+        let files = KernelFiles::on_boot(entry, self.bootloader().boot_dir());
+        let found = files
+            .sizes()
+            .ok()
+            .filter(|_| origin.boot_digest.as_ref() == Some(&digest))?;
+        let differ = [
+            ("linux", &entry.linux, found.linux, written.linux),
+            ("initrd", &entry.initrd, found.initrd, written.initrd),
+        ];
+        let (key, path, found, written) = differ.into_iter().find(|(.., found, written)| found != written)?;
+        Some(format!(
+            "its {key}, {path}, has {found} bytes and not {written}, as it was written; `cfs-update fsck --repair` \
+             writes it anew"
+        ))
     }
 
     /// The entry that the running system was started with, if it is one of this deployment.

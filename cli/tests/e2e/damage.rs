@@ -11,7 +11,7 @@ use cfs_core::store::{IMAGE_V1, Store};
 
 use crate::commands::{publish, updated};
 use crate::common::layout::small;
-use crate::common::{Cfs, list, name, scratch};
+use crate::common::{Cfs, kernels, list, name, scratch};
 
 /// Found by `fsck`, mended by `fsck --repair`, and then sound.
 fn found_and_mended(cfs: &Cfs, what: &str) {
@@ -300,7 +300,10 @@ fn a_deployment_that_holds_other_files_than_its_image_is_deployed_anew_by_upgrad
     cfs.run(["gc"]).expect(0);
     let problems = cfs.status()["status"]["staged"]["cfsUpdate"]["problems"].clone();
     let problems = problems.as_array().unwrap();
-    assert!(problems.len() == 1 && problems[0].as_str().unwrap().contains(&right[..12]), "{problems:?}");
+    assert!(
+        problems.len() == 1 && problems[0].as_str().unwrap().contains(&right[..12]),
+        "{problems:?}"
+    );
     cfs.run(["upgrade", "--check"]).expect(0);
     let planned = cfs.run(["upgrade", "--dry-run", "--json"]).expect(0).json();
     assert_eq!(planned["changes"]["deployment"], right);
@@ -339,4 +342,41 @@ fn what_was_downloaded_with_other_files_than_its_image_is_downloaded_anew_once_i
     cfs.fsck();
     let taken = cfs.run(["upgrade", "--from-downloaded", "--json"]).expect(0).json();
     assert_eq!(taken["deployment"], right.trim());
+}
+
+#[test]
+fn a_kernel_that_was_cut_short_is_shown_without_reading_it_and_upgrade_writes_it_anew() {
+    let dir = scratch();
+    let cfs = updated(dir.path());
+    let next = cfs.entries()[0].digest().to_owned();
+    let [linux, initrd] = kernels::files_of(cfs.sysroot(), &next);
+    let problems = || cfs.status()["status"]["staged"]["cfsUpdate"]["problems"].to_string();
+    let cut = |file: &Path| {
+        let size = fs::metadata(file).unwrap().len();
+        let file = fs::File::options().write(true).open(file).unwrap();
+        file.set_len(size - 1).unwrap();
+        format!("has {} bytes and not {size}", size - 1)
+    };
+    for file in [&linux, &initrd] {
+        cfs.run(["upgrade"]).expect(77);
+        assert_eq!(problems(), "[]");
+        let (told, said) = (cut(file), problems());
+        assert!(said.contains(&told) && said.contains("fsck --repair"), "{said}");
+        cfs.run(["upgrade", "--check"]).expect(0);
+        cfs.run(["upgrade"]).expect(0);
+        assert_eq!(cfs.entries()[0].digest(), next);
+        cfs.fsck();
+    }
+
+    // A record of an earlier version says no sizes.
+    let origin = cfs.sysroot().join(format!("state/deploy/{next}/{next}.origin"));
+    let text = fs::read_to_string(&origin).unwrap();
+    let lines: Vec<_> = text.lines().filter(|line| !line.starts_with("kernel_sizes")).collect();
+    assert_eq!(lines.len() + 1, text.lines().count());
+    fs::write(&origin, lines.join("\n") + "\n").unwrap();
+    cut(&linux);
+    assert_eq!(problems(), "[]");
+    assert!(cfs.run(["fsck"]).expect(1).stdout.contains("not what it was"));
+    cfs.run(["fsck", "--repair"]).expect(0);
+    cfs.fsck();
 }

@@ -14,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 use sha2::{Digest, Sha256};
 
 use crate::boot::{BootEntry, version};
+use crate::deployment::KernelSizes;
 use crate::error::{Error, Result};
 use crate::ids::ObjectId;
 use crate::sys::checked::Checked;
@@ -339,6 +340,17 @@ impl KernelFiles {
             expected: entry.kernel,
             ..Self::new(format!("of {}", entry.file), below(&entry.linux), below(&entry.initrd))
         }
+    }
+
+    /// Bytes of both.
+    ///
+    /// # Errors
+    /// Where one is not there.
+    pub fn sizes(&self) -> Result<KernelSizes> {
+        Ok(KernelSizes {
+            linux: self.linux.size()?,
+            initrd: self.initrd.size()?,
+        })
     }
 
     /// Reads both files, the first time; who copies them compares again.

@@ -30,7 +30,7 @@ pub use downloaded::Downloaded;
 pub use history::{Event, Failed, FailedDigests, History};
 pub use layout::Layout;
 pub use list::{Deployment, Deployments, Found, Record};
-pub use origin::{BootType, Origin};
+pub use origin::{BootType, KernelSizes, Origin};
 pub use running::Running;
 pub use select::{Choice, Roles, select};
 pub use staged::Staged;

@@ -33,6 +33,33 @@ impl BootType {
     }
 }
 
+/// Bytes of a kernel and of its initrd, `123 456` in the file: by them what was cut short is known without being read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelSizes {
+    /// The kernel's.
+    pub linux: u64,
+    /// The initrd's.
+    pub initrd: u64,
+}
+
+impl fmt::Display for KernelSizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.linux, self.initrd)
+    }
+}
+
+impl FromStr for KernelSizes {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let size = |text: &str| text.parse().map_err(|_| "expected two sizes in bytes");
+        let (linux, initrd) = text.split_once(' ').unwrap_or((text, ""));
+        Ok(Self {
+            linux: size(linux)?,
+            initrd: size(initrd)?,
+        })
+    }
+}
+
 /// An origin file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
@@ -44,6 +71,8 @@ pub struct Origin {
     pub boot_type: BootType,
     /// SHA-256 of the kernel's and then the initrd's bytes, 64 hex digits; names their folder on $BOOT.
     pub boot_digest: Option<String>,
+    /// Of the files that `boot_digest` is over; missing in records of earlier versions.
+    pub kernel_sizes: Option<KernelSizes>,
     /// What the tag led to: the index's digest, or the manifest's where there is no index. Compared by the unchanged
     /// check.
     pub top: Option<ManifestDigest>,
@@ -76,6 +105,7 @@ impl Origin {
             manifest,
             boot_type: BootType::Bls,
             boot_digest: None,
+            kernel_sizes: None,
             top: None,
             version: None,
             created: None,
@@ -119,6 +149,7 @@ impl Origin {
             manifest,
             boot_type,
             boot_digest,
+            kernel_sizes: optional("kernel_sizes", own("kernel_sizes"))?,
             top: optional("top_digest", own("top_digest"))?,
             version: own("version").map(str::to_owned),
             created: optional("created", own("created"))?,
@@ -142,6 +173,12 @@ impl Origin {
         ini.set("boot", "boot_type", self.boot_type.name());
         put(&mut ini, "boot", "digest", self.boot_digest.clone());
         ini.set("image", "manifest_digest", &self.manifest.to_string());
+        put(
+            &mut ini,
+            OWN,
+            "kernel_sizes",
+            self.kernel_sizes.map(|sizes| sizes.to_string()),
+        );
         put(&mut ini, OWN, "top_digest", self.top.map(|d| d.to_string()));
         put(&mut ini, OWN, "version", self.version.clone());
         put(&mut ini, OWN, "created", self.created.map(|t| t.to_string()));
@@ -268,6 +305,7 @@ mod tests {
                 "is not understood",
             ),
             ("[image]", "[cfs-update]\npinned = maybe\n[image]", "pinned"),
+            ("[image]", "[cfs-update]\nkernel_sizes = 12\n[image]", "kernel_sizes"),
         ] {
             let text = good.replacen(from, to, 1);
             assert_ne!(text, good);
@@ -289,6 +327,7 @@ mod tests {
             let mut origin = Origin::new(&format!("docker://{name}:1"), manifest(bytes.0));
             origin.top = Some(manifest(bytes.1));
             origin.version = version;
+            origin.kernel_sizes = generation.map(|linux| KernelSizes { linux, initrd: u64::from(bytes.0) });
             origin.created = seconds.map(|s| Timestamp::from_second(s).unwrap());
             origin.deployed = origin.created;
             origin.generation = generation;
