@@ -3,15 +3,18 @@
 //!
 //! Invariant: what the boot loader takes next stays what it is. A kernel is written anew beside the damaged one and then
 //! renamed over it; an entry with the wrong one is not changed, but gets a newer one beside it, as an update would, and
-//! what boots next another one above that. A power cut leaves what was there, or a whole kernel or entry more.
+//! what boots next another one above that; only the one to go back to from changed kernel arguments
+//! ([`crate::trial`]) gets none. A power cut leaves what was there, or a whole kernel or entry more.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::activate::{self, Line};
 use crate::boot::{BootEntry, KernelDigest, KernelFiles, NewEntry, cmdline};
 use crate::bootable;
 use crate::deployment::{Deployment, Origin};
 use crate::error::{Error, Result};
+use crate::ids::DeploymentId;
 use crate::plan::{self, Standing};
 use crate::pull;
 use crate::sysroot::{Known, Sysroot};
@@ -40,17 +43,59 @@ pub(crate) fn standing(sysroot: &Sysroot, known: &[Known]) -> Vec<Standing> {
 }
 
 /// Entries whose kernel or initrd is none of their image's, though it is what was written: as versions before this one
-/// may have copied it from a damaged object. What cannot be compared is not among them.
-pub(crate) fn not_of_their_image<'k>(sysroot: &Sysroot, known: &'k [Known]) -> Vec<&'k BootEntry> {
-    let entries = known.iter().filter_map(|found| Some((found, found.entry.as_ref()?)));
-    let wrong = entries.filter(|(found, entry)| {
-        let digest = entry.kernel.filter(|_| entry.works());
-        let kernels = digest.and_then(|_| Kernels::of(sysroot, found).ok());
-        digest
-            .zip(kernels)
-            .is_some_and(|(digest, kernels)| matches!(kernels.find(digest), Ok(None)))
-    });
-    wrong.map(|(_, entry)| entry).collect()
+/// may have copied it from a damaged object; with each what to do. What cannot be compared is not among them.
+///
+/// # Errors
+/// What listing gives.
+pub(crate) fn not_of_their_image(sysroot: &Sysroot, known: &[Known]) -> Result<Vec<(BootEntry, &'static str)>> {
+    let mut wrong = Vec::new();
+    for found in known {
+        let Some(best) = found.entry.as_ref() else {
+            continue;
+        };
+        let others = beside(sysroot, best, found.id)?;
+        let mut entries: Vec<_> = std::iter::once(best.clone()).chain(others).collect();
+        entries.retain(|entry| entry.works() && entry.kernel.is_some());
+        if entries.is_empty() {
+            continue;
+        }
+        let Ok(kernels) = Kernels::of(sysroot, found) else {
+            continue;
+        };
+        let is_wrong = |entry: &BootEntry| {
+            let digest = entry.kernel;
+            digest.is_some_and(|digest| matches!(kernels.find(digest), Ok(None)))
+        };
+        for entry in entries.into_iter().filter(is_wrong) {
+            let remedy = match entry.file == best.file {
+                true => "`cfs-update fsck --repair` makes an entry with the right ones",
+                false => FORMER,
+            };
+            wrong.push((entry, remedy));
+        }
+    }
+    Ok(wrong)
+}
+
+/// What becomes of an entry that stays beside the best one of its deployment.
+const FORMER: &str = "it stays to go back to until the machine has come up with the new kernel arguments, and goes \
+                      with the `cfs-update gc` after that";
+
+/// The entries of a deployment that stay beside its best one: the one that booted well before its kernel arguments
+/// were changed. What the next cleanup removes is not among them.
+fn beside(sysroot: &Sysroot, best: &BootEntry, id: DeploymentId) -> Result<Vec<BootEntry>> {
+    let bootloader = sysroot.bootloader();
+    let mut others = bootloader.entries()?.ours;
+    others.retain(|entry| entry.belongs_to(&id) && entry.file != best.file);
+    if !others.is_empty() {
+        let gone = bootloader.plan_cleanup()?.files;
+        let goes = |entry: &BootEntry| {
+            gone.iter()
+                .any(|path| Path::new(path).file_name() == Some(entry.file.as_ref()))
+        };
+        others.retain(|entry| !goes(entry));
+    }
+    Ok(others)
 }
 
 /// The kernels that an image holds, the one that is booted first.
@@ -105,20 +150,35 @@ pub(crate) struct Mended {
 pub(crate) fn mend(sysroot: &Sysroot) -> Result<Mended> {
     let mut mended = Mended::default();
     let ids: Vec<_> = sysroot.known()?.iter().map(|found| found.id).collect();
+    let mut tell = |entry: &BootEntry, done: Result<bool>| match done {
+        Ok(false) => {}
+        Ok(true) => mended.done.push(format!("kernel of {}", entry.file)),
+        Err(error) => mended.failed.push((format!("kernel of {}", entry.file), error)),
+    };
     for id in ids {
         // What was mended before has other entries now.
         let known = sysroot.known()?;
-        let found = known.iter().find(|found| found.id == id);
-        let Some((found, entry)) = found.and_then(|found| Some((found, found.entry.as_ref()?))) else {
+        let Some((found, best)) = with_entry(&known, id) else {
             continue;
         };
-        match mend_one(sysroot, &known, found, entry) {
-            Ok(false) => {}
-            Ok(true) => mended.done.push(format!("kernel of {}", entry.file)),
-            Err(error) => mended.failed.push((format!("kernel of {}", entry.file), error)),
+        tell(best, mend_one(sysroot, &known, found, best));
+        let known = sysroot.known()?;
+        let Some((found, best)) = with_entry(&known, id) else {
+            continue;
+        };
+        for entry in beside(sysroot, best, id)? {
+            if entry.kernel != best.kernel {
+                tell(&entry, mend_one(sysroot, &known, found, &entry));
+            }
         }
     }
     Ok(mended)
+}
+
+/// A deployment with its best entry.
+fn with_entry(known: &[Known], id: DeploymentId) -> Option<(&Known, &BootEntry)> {
+    let found = known.iter().find(|found| found.id == id)?;
+    Some((found, found.entry.as_ref()?))
 }
 
 /// Whether there was something to mend.
@@ -140,6 +200,13 @@ fn mend_one(sysroot: &Sysroot, known: &[Known], found: &Known, entry: &BootEntry
         Some(kernel) => write_anew(sysroot, known, deployment, entry, kernel)?,
         // It is not booted any more, and is not to have further tries.
         None if entry.is_bad() => return Ok(false),
+        // A new one would have to prove itself, and would be no way back.
+        None if found.entry.as_ref().is_some_and(|best| best.file != entry.file) => {
+            return Err(Error::BootEntry {
+                entry: entry.file.clone(),
+                why: format!("its kernel and initrd are none of its image; {FORMER}"),
+            });
+        }
         None => enter_anew(sysroot, known, deployment, entry, &kernels.0[0])?,
     }
     Ok(true)

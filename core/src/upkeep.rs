@@ -345,10 +345,12 @@ impl Records {
                 findings.push(Finding::damage("boot entry", entry.file.clone(), why.into()));
             }
         }
-        for entry in kernels::not_of_their_image(sysroot, &known) {
-            let why = "its kernel and initrd on $BOOT are none of its image: they were damaged when they were copied; \
-                       `cfs-update fsck --repair` makes an entry with the right ones";
-            findings.push(Finding::damage("boot entry", entry.file.clone(), why.into()));
+        for (entry, remedy) in kernels::not_of_their_image(sysroot, &known)? {
+            let why = format!(
+                "its kernel and initrd on $BOOT are none of its image: they were damaged when they were copied; \
+                 {remedy}"
+            );
+            findings.push(Finding::damage("boot entry", entry.file, why));
         }
         let of_boot = |finding: crate::boot::Finding| Finding {
             damage: finding.damage,

@@ -70,3 +70,39 @@ fn the_kernel_of_what_runs_is_written_anew_and_the_update_still_boots_next() {
     }
     assert_eq!(machine.boot(), update);
 }
+
+/// Entries with a kernel that is none of their image's, as `fsck` finds them.
+fn not_of_their_image(machine: &Machine) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let sink = &mut |finding: upkeep::Finding| {
+        if finding.damage {
+            assert!(finding.why.contains("none of its image"), "{finding:?}");
+            wrong.push(finding.name);
+        }
+    };
+    upkeep::fsck(&machine.open(), sink).unwrap();
+    wrong
+}
+
+#[test]
+fn a_wrong_kernel_of_the_entry_to_go_back_to_from_new_arguments_is_found_beside_that_of_the_entry_that_has_them() {
+    let (mut machine, ids) = running(2);
+    assert!(matches!(machine.check(None), Verdict::Good { .. }));
+    common::kernels::copied_damaged(&machine.root, &ids[1].to_hex());
+    let former = not_of_their_image(&machine);
+    assert_eq!(former.len(), 1);
+    machine.arguments("debug", "").unwrap();
+    let both = not_of_their_image(&machine);
+    assert!(both.len() == 2 && both.contains(&former[0]), "{both:?}");
+
+    let mended = repair::repair(&machine.open(), &[], &Quiet).unwrap();
+    assert_eq!((mended.mended.len(), mended.failed.len()), (1, 1), "{mended:?}");
+    let why = mended.failed[0].1.to_string();
+    assert!(why.contains("come up with the new kernel arguments"), "{why}");
+    assert_eq!(not_of_their_image(&machine), former);
+    assert_eq!(machine.boot(), ids[1]);
+    assert!(machine.line(ids[1]).ends_with(" debug"));
+    assert!(matches!(machine.check(None), Verdict::Good { .. }));
+    upkeep::gc(&machine.open(), false).unwrap();
+    machine.fsck();
+}
