@@ -12,9 +12,6 @@ use crate::signature::{self, KeyId, PublicKey, REVOKED_DIR, SigningKey, TRUSTED_
 use crate::sys::fs::{self, Fs};
 use crate::sysroot::{Known, Sysroot};
 
-/// Files larger than this many bytes are no lists of keys.
-const FILE_LIMIT: u64 = 1 << 20;
-
 /// A key that is known here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
@@ -168,8 +165,12 @@ impl Keys<'_> {
 /// The keys of a file, named as it is, or one in base64.
 fn read(text: &str) -> Result<Vec<PublicKey>> {
     let path = Path::new(text);
-    if let Some(content) = fs::read_text(path, FILE_LIMIT).ok().flatten() {
-        let keys = signature::parse_keys(&content, path)?;
+    let in_file = match signature::read_keys(path) {
+        // A key may be too long for the name of a file.
+        Err(_) if !fs::exists(path) => None,
+        read => read?,
+    };
+    if let Some(keys) = in_file {
         return match keys.is_empty() {
             true => Err(Error::Usage(format!(
                 "{text} has no key; it holds one in base64 in each line"

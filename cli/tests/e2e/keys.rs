@@ -125,3 +125,18 @@ fn a_revocation_of_the_machines_key_that_was_interrupted_is_finished_by_the_same
     assert!(!std::path::Path::new(folder).join("host.key").exists());
     cfs.run(["key", "revoke", id]).expect(77);
 }
+
+#[test]
+fn a_file_of_keys_that_cannot_be_read_is_not_taken_for_a_key() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    let (large, text) = (dir.path().join("large.pub"), dir.path().join("text.pub"));
+    fs::write(&large, "#\n".repeat(600_000)).unwrap();
+    fs::write(&text, [b'#', 0xff, b'\n']).unwrap();
+    for (file, why) in [(&large, "larger than"), (&text, "not UTF-8")] {
+        for command in ["trust", "revoke"] {
+            let said = cfs.run(["key", command, file.to_str().unwrap()]).expect(1).stderr;
+            assert!(said.contains(file.to_str().unwrap()) && said.contains(why), "{said}");
+        }
+    }
+}

@@ -20,7 +20,7 @@ pub(crate) use envelope::claimed;
 pub use envelope::{Envelope, PAYLOAD_TYPE, SEAL_LIMIT, Verified, pre_authentication_encoding, verify};
 pub use key::{HOST_KEY, HOST_PUBLIC_KEY, KEYS_DIR, KeyId, PublicKey, SigningKey};
 pub use statement::{STATEMENT_TYPE, STATEMENT_VERSION, Statement};
-pub use trust::{REVOKED_DIR, TRUSTED_DIR, TrustStore, add as add_key, parse as parse_keys};
+pub use trust::{REVOKED_DIR, TRUSTED_DIR, TrustStore, add as add_key, read as read_keys};
 
 use jiff::Timestamp;
 

@@ -134,8 +134,8 @@ pub fn add(fs: &dyn Fs, keys: &Path, which: &str, key: &PublicKey, name: &str) -
     }
     let folder = keys.join(which);
     let path = folder.join(format!("{name}.pub"));
-    if let Some(there) = fs::read_text(&path, FILE_LIMIT)? {
-        if parse(&there, &path)?.iter().any(|k| k.id() == key.id()) {
+    if let Some(there) = read(&path)? {
+        if there.iter().any(|k| k.id() == key.id()) {
             return Ok(path);
         }
         return Err(Error::Usage(format!(
@@ -162,12 +162,12 @@ fn read_folder(folder: &Path) -> Result<Vec<Listed>> {
         }
         let path = folder.join(&name);
         // A link without a target is not "no key": who wanted one revoked must hear of it.
-        let text = fs::read_text(&path, FILE_LIMIT)?.ok_or_else(|| Error::Trust {
+        let found = read(&path)?.ok_or_else(|| Error::Trust {
             what: format!("key file {}", path.display()),
             why: "its link leads nowhere; repair or remove it".into(),
         })?;
         secret::guarded(&path)?;
-        keys.extend(parse(&text, &path)?.into_iter().map(|key| Listed {
+        keys.extend(found.into_iter().map(|key| Listed {
             key,
             path: path.clone(),
         }));
@@ -175,11 +175,16 @@ fn read_folder(folder: &Path) -> Result<Vec<Listed>> {
     Ok(keys)
 }
 
-/// The keys of a file's text, named as the file is.
+/// The keys of a file, named as it is; `None` where there is none.
 ///
 /// # Errors
-/// [`Error::Trust`] with the line that is none.
-pub fn parse(text: &str, path: &Path) -> Result<Vec<PublicKey>> {
+/// [`Error::Trust`] with the line that is none; what reading gives.
+pub fn read(path: &Path) -> Result<Option<Vec<PublicKey>>> {
+    let text = fs::read_text(path, FILE_LIMIT)?;
+    text.map(|text| parse(&text, path)).transpose()
+}
+
+fn parse(text: &str, path: &Path) -> Result<Vec<PublicKey>> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let lines = text.lines().map(str::trim).enumerate();
     let keys = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
