@@ -103,10 +103,10 @@ impl Run {
             return Err(Error::Nothing("automatic updates are off: `enabled = false` in [auto]".into()).into());
         }
         context.check_apply(auto.applies())?;
+        // Before the lock is taken: who does not answer keeps no other run from working.
+        let waits = waits(auto.metered, metered::connection());
         let sysroot = context.open(&self.boot, "auto run")?;
-        if waits(auto.metered, metered::connection())
-            && let Some(why) = news(&sysroot, context)?
-        {
+        if waits && let Some(why) = news(&sysroot, context)? {
             if auto.applies() && has_staged(&sysroot)? {
                 context.ui.event(Event::Note(why));
                 return Apply::Reboot.run(sysroot, &context.ui);

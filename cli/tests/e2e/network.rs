@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::common::disk::Tmpfs;
 use crate::common::layout::{Finished, How, Image, Layer, base, digest, noise};
 use crate::common::registry::Registry;
-use crate::common::{Cfs, Ran, is_root, list, scratch};
+use crate::common::{Cfs, Ran, is_root, list, scratch, tool};
 
 const MIB: usize = 1 << 20;
 
@@ -395,6 +395,34 @@ fn automatic_updates_wait_on_a_metered_connection_and_nobody_else_does() {
         let ran = bus.run(&cfs, &["auto", "run"]).expect(0);
         assert!(!ran.stderr.contains("metered"), "{}", ran.stderr);
     }
+}
+
+#[test]
+fn automatic_updates_ask_whether_the_connection_is_metered_before_they_have_the_lock() {
+    let dir = scratch();
+    let cfs = Cfs::new(dir.path());
+    cfs.run(["switch", &image(1, 3000).0.layout(&dir.path().join("oci"), "os")])
+        .expect(0);
+    let (lock, said) = (cfs.sysroot().join("state/cfs-update/lock"), dir.path().join("said"));
+    let (script, bin) = (dir.path().join("script"), dir.path().join("bin"));
+    let (lock, log) = (lock.display(), said.display());
+    let look = format!("flock --nonblock {lock} echo free >> {log} || echo held >> {log}");
+    fs::write(&script, format!("#!/bin/sh\n{look}\necho v u 4\n")).unwrap();
+    // Not by ourselves: a child that another test starts meanwhile would hold it open for writing.
+    tool(
+        "install",
+        [
+            "-D",
+            "-m",
+            "755",
+            script.to_str().unwrap(),
+            bin.join("busctl").to_str().unwrap(),
+        ],
+    );
+    let path = format!("{}:/usr/bin:/bin", bin.display());
+    let ran = Ran::from(cfs.command(["auto", "run"]).env("PATH", path).output().unwrap());
+    ran.expect(77);
+    assert_eq!(fs::read_to_string(&said).unwrap(), "free\n");
 }
 
 #[test]
