@@ -5,7 +5,8 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::boot::kernel::{self, FileSource, KernelFiles, Node};
+use crate::boot::kernel::{self, Node};
+use crate::boot::{FileSource, KernelFiles};
 use crate::boot::{HostArguments, cmdline, kargs};
 use crate::error::{Error, Result};
 use crate::ids::DeploymentId;

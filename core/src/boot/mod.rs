@@ -12,6 +12,7 @@ pub mod cmdline;
 pub mod host;
 pub mod kargs;
 pub mod kernel;
+pub mod kernel_files;
 pub mod version;
 
 use std::fmt::Debug;
@@ -22,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::ids::DeploymentId;
 
 pub use host::HostArguments;
-pub use kernel::{FileSource, KernelDigest, KernelFiles};
+pub use kernel_files::{FileSource, KernelDigest, KernelFiles};
 
 /// What a boot loader can do. There is no default: each one says so itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
