@@ -19,9 +19,10 @@ use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Result};
 use crate::ids::{DiffId, ObjectId};
+use crate::store::names::encode;
 use crate::store::part;
 use crate::store::pending::{LAYERS, MARK, OWN, Pending};
-use crate::store::streams::{encode, layer_name, manifest_name, object_of_link};
+use crate::store::streams::{layer_name, manifest_name, object_of_link};
 use crate::store::{Store, lock_shared, wait_for_lock};
 use crate::sys::fs;
 

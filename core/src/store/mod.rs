@@ -27,6 +27,7 @@ mod layer;
 mod local;
 mod making;
 mod meta;
+mod names;
 mod found;
 mod on_the_way;
 mod records;

@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 use crate::ids::{DiffId, ManifestDigest, ObjectId};
 use crate::store::Store;
 use crate::store::index::INDEX;
+use crate::store::names::{encode, name_problem};
 use crate::store::part::PARTS;
-use crate::store::streams::{encode, layer_name, manifest_name, name_problem};
+use crate::store::streams::{layer_name, manifest_name};
 use crate::sys::fs;
 
 /// Our own folder in the repository.

@@ -1,4 +1,4 @@
-//! Layers, configs and manifests as split streams, and the names of manifests and images.
+//! Layers, configs and manifests as split streams.
 //!
 //! Names, content types and references are those of composefs-oci 0.9, so that it lists, mounts and keeps what we
 //! store, and we what it stores.
@@ -77,36 +77,7 @@ pub(crate) fn manifest_name(digest: &ManifestDigest) -> String {
     format!("oci-manifest-{digest}")
 }
 
-/// A name as a file name: `%` and `/` escaped, as composefs-oci does.
-pub(super) fn encode(name: &str) -> String {
-    name.replace('%', "%25").replace('/', "%2F")
-}
-
-fn decode(file: &str) -> String {
-    file.replace("%2F", "/").replace("%25", "%")
-}
-
-/// Refuses what cannot be a name.
-pub(super) fn name_problem(name: &str) -> Result<()> {
-    let why = match name {
-        "" | "." | ".." => "is no name",
-        _ if name.starts_with('@') => "starts with @, which marks a digest",
-        _ if name.contains(['\0', '\n']) => "has a control character",
-        _ if encode(name).len() > 255 => "is too long: 255 bytes at most, / as three; give a shorter one",
-        _ => return Ok(()),
-    };
-    Err(Error::Usage(format!("the image name {name:?} {why}")))
-}
-
 impl Store {
-    /// Whether a manifest can be named so.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] for a name that cannot be one.
-    pub fn check_name(name: &str) -> Result<()> {
-        name_problem(name)
-    }
-
     /// Stores an image; `publish` links it under `images/`, which allows mounting it.
     ///
     /// # Errors
@@ -318,40 +289,6 @@ impl Store {
         Ok(named)
     }
 
-    /// Removes a name of a manifest, durably; a missing one is success. Objects stay until garbage is collected.
-    ///
-    /// # Errors
-    /// What removing gives.
-    pub fn untag(&self, name: &str) -> Result<()> {
-        self.remove_name("streams/refs/oci", name)
-    }
-
-    /// Removes one of our names of an image, durably; a missing one is success.
-    ///
-    /// # Errors
-    /// What removing gives.
-    pub fn unname_image(&self, name: &str) -> Result<()> {
-        self.remove_name("images/refs/cfs-update", name)
-    }
-
-    /// All names of manifests.
-    ///
-    /// # Errors
-    /// What listing gives; names that lead to no manifest are left out.
-    pub fn tags(&self) -> Result<BTreeMap<String, ManifestDigest>> {
-        self.names("streams/refs/oci", |target| {
-            target.strip_prefix("oci-manifest-")?.parse().ok()
-        })
-    }
-
-    /// Our names of images.
-    ///
-    /// # Errors
-    /// What listing gives; names that lead to no image are left out.
-    pub fn image_names(&self) -> Result<BTreeMap<String, ObjectId>> {
-        self.names("images/refs/cfs-update", |target| target.parse().ok())
-    }
-
     /// All images that may be mounted.
     ///
     /// # Errors
@@ -480,33 +417,6 @@ impl Store {
             });
         }
         Ok(Some((bytes, reader.names().clone())))
-    }
-
-    fn names<T>(&self, folder: &str, parse: impl Fn(&str) -> Option<T>) -> Result<BTreeMap<String, T>> {
-        let folder = self.path.join(folder);
-        let mut names = BTreeMap::new();
-        for file in fs::names(&folder)? {
-            let target = fs::read_link(&folder.join(&file)).ok().flatten();
-            let last = target
-                .as_deref()
-                .and_then(Path::file_name)
-                .and_then(|name| name.to_str());
-            if let (Some(file), Some(value)) = (file.to_str(), last.and_then(&parse)) {
-                names.insert(decode(file), value);
-            }
-        }
-        Ok(names)
-    }
-
-    fn remove_name(&self, folder: &str, name: &str) -> Result<()> {
-        name_problem(name)?;
-        let folder = self.path.join(folder);
-        let path = folder.join(encode(name));
-        if !fs::exists(&path) {
-            return Ok(());
-        }
-        self.fs.remove_file(&path)?;
-        self.fs.sync_dir(&folder)
     }
 }
 
