@@ -221,6 +221,7 @@ fn partial<'a>(
     Some(import::Partial {
         place,
         parts: Box::new(parts),
+        gap: Box::new(|| registry.gap()),
         podman,
         origin: origin(registry),
     })

@@ -329,6 +329,12 @@ impl Registry {
         self.inner.serving_parts(good).is_some()
     }
 
+    /// So many bytes between two parts of a blob are better read along than asked for apart. It grows where a request
+    /// for several showed that each has to be a request of its own.
+    pub fn gap(&self) -> u64 {
+        self.inner.gap()
+    }
+
     /// Some ranges of a blob, one after the other in one reader. They are in order, do not overlap and are not empty.
     /// **Nothing of it is checked**: the caller has digests for what is in the ranges.
     pub fn parts<'m>(&self, blob: &Descriptor, ranges: Vec<Range<u64>>, monitor: &'m dyn Monitor) -> Parts<'m> {

@@ -28,8 +28,6 @@ use crate::store::{Origin, Store, local};
 
 /// Layers of less are not worth asking for parts.
 const SMALL: u64 = 32 << 10;
-/// So much is read along rather than asked for apart.
-const GAP: u64 = 1 << 10;
 /// Where at least so many bytes are missing, the objects of layers that have no index are hashed.
 const WORTH_HASHING: u64 = 1 << 20;
 
@@ -42,6 +40,8 @@ pub struct Partial<'a> {
     pub place: Place,
     /// Opens parts of its blob.
     pub parts: Parts<'a>,
+    /// So many bytes between two parts are better read along than asked for apart, as far as that is known by now.
+    pub gap: Box<dyn Fn() -> u64 + Send + Sync + 'a>,
     /// podman's layers on this machine, which may have files of it.
     pub podman: Option<Arc<Storage>>,
     /// Where it comes over a network, so that what arrives of a large file can be kept for another run.
@@ -113,8 +113,10 @@ pub(super) fn decide(
     let Some((table, tar_split)) = fetch_table(store, layer, partial, remember)? else {
         return Ok(Decision::Whole);
     };
-    let (found, sure) = look_up(store, &table, local, remember, monitor)?;
-    let ranges = missing(&table, &found);
+    // Asking for the table has shown what the registry makes of ranges, so all figures are of what will come.
+    let gap = (partial.gap)();
+    let (found, sure) = look_up(store, &table, (local, gap), remember, monitor)?;
+    let ranges = missing(&table, &found, gap);
     let overhead = place.table.range.end - place.table.range.start + tar_split.len() as u64;
     let bytes = total(&ranges) + overhead;
     let missing = Missing {
@@ -137,10 +139,11 @@ pub(super) fn decide(
 }
 
 /// What of a table is in the store or in podman's storage; and whether everything that is here was looked through.
+/// What is not found would be fetched with gaps of up to so many bytes.
 fn look_up(
     store: &Store,
     table: &Table,
-    local: Option<&Arc<Storage>>,
+    (local, gap): (Option<&Arc<Storage>>, u64),
     remember: bool,
     monitor: &dyn Monitor,
 ) -> Result<(Found, bool)> {
@@ -152,13 +155,13 @@ fn look_up(
         search.wanted.insert(chunk.digest);
     }
     store.search_index(&mut search, remember)?;
-    let fill = total(&missing(table, &search.found)) >= WORTH_HASHING;
+    let fill = total(&missing(table, &search.found, gap)) >= WORTH_HASHING;
     if fill {
         store.fill_index(&mut search, remember, monitor)?;
     }
     let sure = !store.is_suspect() && (fill || store.index_is_complete());
     let mut found = search.found;
-    let bytes = total(&missing(table, &found));
+    let bytes = total(&missing(table, &found, gap));
     if let Some(podman) = local.filter(|_| bytes >= WORTH_HASHING) {
         let files = table.files.iter();
         let files = files.filter(|file| !found.has(&file.digest, file.size));
@@ -188,7 +191,8 @@ fn new_files(table: &Table, found: &Found) -> Missing {
     }
 }
 
-/// The table and the tar-split, packed, both checked. What was kept of them and is wrong is fetched anew.
+/// The table and the tar-split, packed, both checked. What was kept of them and is wrong is fetched anew. They lie side
+/// by side and are two ranges all the same: so the first answer of a registry shows whether it serves several.
 fn fetch_table(
     store: &Store,
     layer: &DiffId,
@@ -198,7 +202,6 @@ fn fetch_table(
     let place = &partial.place;
     let mut ranges = vec![place.table.range.clone(), place.tar_split.range.clone()];
     ranges.sort_by_key(|range| range.start);
-    let ranges = coalesce(ranges, GAP);
     let (mut part, kept) = TablePart::find(store, partial.origin, &place.checksum, total(&ranges), remember);
     let went_on = !kept.is_empty();
     match read_table(layer, partial, &ranges, kept, &mut part) {
@@ -257,12 +260,12 @@ fn behind(ranges: &[Range<u64>], mut count: u64) -> Vec<Range<u64>> {
     rest
 }
 
-/// The ranges of the blob that hold what was not found.
-fn missing(table: &Table, found: &Found) -> Vec<Range<u64>> {
+/// The ranges of the blob that hold what was not found, and gaps of up to so many bytes between that.
+fn missing(table: &Table, found: &Found, gap: u64) -> Vec<Range<u64>> {
     let files = table.files.iter().filter(|file| !found.has(&file.digest, file.size));
     let chunks = files.flat_map(|file| table.chunks(file));
     let needed = chunks.filter(|chunk| !chunk.zeros && !found.has(&chunk.digest, chunk.size));
-    coalesce(needed.map(|chunk| chunk.packed.clone()), GAP)
+    coalesce(needed.map(|chunk| chunk.packed.clone()), gap)
 }
 
 pub(super) fn fault(layer: &DiffId, error: io::Error) -> Error {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cfs-update/parts/<the table's SHA-256, 64 digits>-table-<origin, 16 digits>
-//! the bytes of the blob that hold both, from the first one on
+//! both as they are in the blob, that which is first there from its first byte on
 //! ```
 //! It stays when both are here, so that a run that is interrupted later does not fetch them again, and goes with the
 //! other parts of its origin.

@@ -5,6 +5,7 @@
 
 #[path = "../chunks/mod.rs"]
 mod chunks;
+mod figures;
 mod index;
 mod objects;
 mod registries;

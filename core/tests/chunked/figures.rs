@@ -1,0 +1,74 @@
+//! What is said beforehand to be fetched, beside what is fetched then.
+
+use cfs_core::forecast::{Forecast, Way};
+use cfs_core::monitor::Quiet;
+
+use super::*;
+
+fn forecast(store: &Store, registry: &Registry) -> Forecast {
+    let reference = format!("{}/org/os:1", registry.server.host()).parse().unwrap();
+    let open = registry::Registry::open(&reference, &options()).unwrap();
+    let image = open.image(&Platform::host(), &Quiet).unwrap();
+    Forecast::new(Some(store), store.path(), (&open, &image), &[], &Quiet).unwrap()
+}
+
+/// Small files, of which every tenth of the first `changed` is of version 2.
+fn small_files(changed: usize) -> Layer {
+    let seed = |n: usize| n + 1000 * usize::from(n < changed && n.is_multiple_of(10));
+    let content = |n: usize| noise(3 * KIB, seed(n) as u64);
+    let files: Vec<_> = (0..400).map(|n| (format!("usr/f{n}"), content(n))).collect();
+    layer_of(&FAIR, &files)
+}
+
+/// Bytes of a blob that a request for ranges got.
+fn came(ways: Ranges, header: &str) -> u64 {
+    let ranges = header.strip_prefix("bytes=").unwrap().split(',');
+    let bytes = ranges.map(|range| {
+        let (first, last) = range.split_once('-').unwrap();
+        last.parse::<u64>().unwrap() - first.parse::<u64>().unwrap() + 1
+    });
+    match ways {
+        Ranges::Several => bytes.sum(),
+        Ranges::First => bytes.take(1).sum(),
+        _ if header.contains(',') => 0,
+        _ => bytes.sum(),
+    }
+}
+
+#[test]
+fn what_a_registry_of_single_ranges_makes_us_read_along_is_said_before_anything_is_fetched() {
+    for ways in [Ranges::Several, Ranges::Single, Ranges::First, Ranges::FailsSeveral] {
+        let (folder, v1, v2) = (tempfile::tempdir().unwrap(), small_files(0), small_files(200));
+        let registry = Registry::start(&[&v1]);
+        let store = store(folder.path());
+        pull(&store, &registry).unwrap();
+        registry.serve(&[&v2], ways);
+        let said = forecast(&store, &registry);
+        assert_eq!(said.image.layers[0].way, Way::Parts, "{ways:?}");
+        let before = registry.ranges().len();
+        let told = pull(&store, &registry).unwrap();
+        assert!(!fell_back(&told) && rebuilt(&store, &v2), "{ways:?}: {told:?}");
+        let came: u64 = registry.ranges()[before..].iter().map(|asked| came(ways, asked)).sum();
+        // The head of a frame is between table and tar-split.
+        assert!(
+            (said.bytes()..=said.bytes() + 8).contains(&came),
+            "{ways:?}: {} said, {came} came",
+            said.bytes()
+        );
+        assert_eq!(bytes(&told, "Plan"), bytes(&told, "LayerBytes"), "{ways:?}");
+    }
+}
+
+#[test]
+fn a_layer_of_which_most_would_be_read_along_comes_as_a_whole() {
+    for (ways, way) in [(Ranges::Several, Way::Parts), (Ranges::Single, Way::Whole)] {
+        let (folder, v1, v2) = (tempfile::tempdir().unwrap(), small_files(0), small_files(400));
+        let registry = Registry::start(&[&v1]);
+        let store = store(folder.path());
+        pull(&store, &registry).unwrap();
+        registry.serve(&[&v2], ways);
+        assert_eq!(forecast(&store, &registry).image.layers[0].way, way, "{ways:?}");
+        let told = pull(&store, &registry).unwrap();
+        assert!(!fell_back(&told) && rebuilt(&store, &v2), "{ways:?}: {told:?}");
+    }
+}
