@@ -35,7 +35,7 @@ pub struct Layer {
     pub diff_id: DiffId,
     /// Its size in bytes, as it is in the registry.
     pub size: u64,
-    /// Bytes that would be fetched.
+    /// Bytes that would be fetched, its table of contents with them, although it may be of no use.
     pub fetch: u64,
     /// How it would come.
     pub way: Way,
@@ -124,18 +124,20 @@ impl Part {
 
 /// `seen`: layers that came with an image before.
 fn part(plan: &Plan<'_>, image: &registry::Image, seen: &mut HashSet<DiffId>) -> Part {
-    let fetched: HashMap<_, _> = plan.fetch.layers().map(|layer| (layer.diff_id, layer.parts)).collect();
+    let fetched = plan.fetch.layers().map(|layer| {
+        let way = if layer.parts { Way::Parts } else { Way::Whole };
+        (layer.diff_id, (way, layer.fetch))
+    });
+    let fetched: HashMap<_, _> = fetched.collect();
     let mut own = HashSet::new();
     let mut layers = Vec::new();
     for (diff_id, blob) in image.config.diff_ids.iter().zip(&image.blobs) {
         if !own.insert(*diff_id) {
             continue;
         }
-        let comes = fetched.get(diff_id);
-        let (way, fetch) = match comes {
+        let (way, fetch) = match fetched.get(diff_id) {
             _ if !seen.insert(*diff_id) => (Way::Here, 0),
-            Some(Some(bytes)) => (Way::Parts, *bytes),
-            Some(None) => (Way::Whole, blob.size),
+            Some(comes) => *comes,
             None if plan.podman.iter().any(|(id, _)| id == diff_id) => (Way::Podman, 0),
             None => (Way::Here, 0),
         };

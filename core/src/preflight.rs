@@ -281,8 +281,9 @@ pub fn of_new_store(path: &Path, image: &Image) -> Result<Figures> {
             diff_id: *diff_id,
             size: blob.size,
             compression: blob.compression(),
+            fetch: blob.size,
+            parts: false,
             reached: 0,
-            parts: None,
             missing: None,
         });
     }
@@ -319,8 +320,9 @@ mod tests {
             diff_id: DiffId::from_hash([n; 32]),
             size,
             compression,
+            fetch: size,
+            parts: false,
             reached: 0,
-            parts: None,
             missing,
         }
     }

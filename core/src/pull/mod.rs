@@ -122,7 +122,7 @@ pub(crate) fn import_all(
     monitor.event(Event::Plan {
         layers,
         cached: layers - from_podman - fetched().count(),
-        bytes: fetched().map(|layer| layer.parts.unwrap_or(layer.size)).sum(),
+        bytes: fetched().map(|layer| layer.fetch).sum(),
     });
     let plans = plans.into_iter().map(|plan| plan.adopt(store, threads));
     let plans = plans.collect::<Result<Vec<_>>>()?;

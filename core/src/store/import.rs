@@ -86,6 +86,8 @@ pub struct Plan<'a> {
 struct Job<'a> {
     source: LayerSource<'a>,
     reached: u64,
+    /// Bytes that were fetched of its table.
+    table: u64,
     decision: Decision,
 }
 
@@ -106,12 +108,35 @@ pub struct Planned<'p> {
     pub size: u64,
     /// How it is compressed.
     pub compression: Compression,
-    /// Bytes that will be fetched where only parts of it will be.
-    pub parts: Option<u64>,
+    /// Bytes that will be fetched, or were of its table, which may have been of no use.
+    pub fetch: u64,
+    /// Only parts of it will be.
+    pub parts: bool,
     /// How far of its blob an interrupted run had come, which wrote what is in there.
     pub reached: u64,
     /// What of it is not here, where that is known.
     pub missing: Option<&'p Missing>,
+}
+
+impl Job<'_> {
+    fn planned(&self) -> Planned<'_> {
+        let source = &self.source;
+        let whole = source.size.saturating_add(self.table);
+        let (fetch, missing) = match &self.decision {
+            Decision::Parts(plan, missing) => (plan.bytes, Some(missing)),
+            Decision::Known(_, missing) => (whole, Some(missing)),
+            Decision::Whole => (whole, None),
+        };
+        Planned {
+            diff_id: source.diff_id,
+            size: source.size,
+            compression: source.compression,
+            fetch,
+            parts: matches!(self.decision, Decision::Parts(..)),
+            reached: self.reached,
+            missing,
+        }
+    }
 }
 
 impl<'a> Plan<'a> {
@@ -128,12 +153,13 @@ impl<'a> Plan<'a> {
     ) -> Self {
         let store = store.filter(|store| store.keeps.is_none());
         let decide = |source: LayerSource<'a>| {
+            let (diff_id, mut table) = (&source.diff_id, 0);
             let decided = match (store, &source.partial) {
-                (Some(store), Some(partial)) => partial::decide(store, &source.diff_id, partial, remember, monitor),
+                (Some(store), Some(partial)) => partial::decide(store, diff_id, partial, remember, &mut table, monitor),
                 _ => Ok(Decision::Whole),
             };
             let decision = decided.unwrap_or_else(|error| {
-                warn_of_whole(&source.diff_id, &error, monitor);
+                warn_of_whole(diff_id, &error, monitor);
                 Decision::Whole
             });
             let reached = store.zip(source.remote.as_ref());
@@ -141,6 +167,7 @@ impl<'a> Plan<'a> {
             Job {
                 source,
                 reached,
+                table,
                 decision,
             }
         };
@@ -152,26 +179,7 @@ impl<'a> Plan<'a> {
 
     /// Its layers.
     pub fn layers(&self) -> impl Iterator<Item = Planned<'_>> {
-        self.jobs.iter().map(
-            |Job {
-                 source,
-                 reached,
-                 decision,
-             }| Planned {
-                reached: *reached,
-                diff_id: source.diff_id,
-                size: source.size,
-                compression: source.compression,
-                parts: match decision {
-                    Decision::Parts(plan, _) => Some(plan.bytes),
-                    Decision::Whole | Decision::Known(..) => None,
-                },
-                missing: match decision {
-                    Decision::Parts(_, missing) | Decision::Known(_, missing) => Some(missing),
-                    Decision::Whole => None,
-                },
-            },
-        )
+        self.jobs.iter().map(Job::planned)
     }
 
     /// Whether files of podman's are used.
@@ -271,7 +279,12 @@ fn warn_of_whole(diff_id: &DiffId, error: &Error, monitor: &dyn Monitor) {
 
 /// Imports one layer: from its missing parts where that pays, else as a whole.
 fn layer(store: &Store, job: Job<'_>, stop: &AtomicBool, monitor: &dyn Monitor) -> Result<()> {
-    let Job { source, decision, .. } = job;
+    let Job {
+        source,
+        decision,
+        table: fetched,
+        ..
+    } = job;
     let diff_id = source.diff_id;
     let table = match (decision, &source.partial) {
         (Decision::Known(table, _), _) => Some(table),
@@ -296,7 +309,7 @@ fn layer(store: &Store, job: Job<'_>, stop: &AtomicBool, monitor: &dyn Monitor) 
     };
     let place = source.partial.as_ref().map(|partial| partial.place.clone());
     let take = place.as_ref().filter(|_| table.is_none()).cloned();
-    let taken = whole(store, source, take, stop, monitor)?;
+    let taken = whole(store, source, (take, fetched), stop, monitor)?;
     // The index is a help for later, and what cannot be had of it is made when it is needed.
     let read = |packed: Vec<u8>| place.as_ref()?.read_table(&packed).ok();
     if let Some(table) = table.or_else(|| taken.and_then(read)) {
@@ -306,11 +319,12 @@ fn layer(store: &Store, job: Job<'_>, stop: &AtomicBool, monitor: &dyn Monitor) 
     Ok(())
 }
 
-/// Imports a layer from all of its blob; gives the bytes of its table, packed, where `take` says where it is.
+/// Imports a layer from all of its blob; gives the bytes of its table, packed, where `take` says where it is. So many
+/// bytes were `fetched` for it before.
 fn whole(
     store: &Store,
     source: LayerSource<'_>,
-    take: Option<Place>,
+    (take, fetched): (Option<Place>, u64),
     stop: &AtomicBool,
     monitor: &dyn Monitor,
 ) -> Result<Option<Vec<u8>>> {
@@ -323,7 +337,14 @@ fn whole(
         ..
     } = source;
     let try_it = |open: Open<'_>| {
-        monitor.event(Event::LayerStarted { diff_id, size });
+        monitor.event(Event::LayerStarted {
+            diff_id,
+            size: size.saturating_add(fetched),
+        });
+        if fetched > 0 {
+            let bytes = fetched;
+            monitor.event(Event::LayerBytes { diff_id, bytes });
+        }
         let take = take.clone();
         run(store, &diff_id, stop, monitor, None, move |out| {
             decode(diff_id, compression, open()?, take, out, monitor)

@@ -85,7 +85,7 @@ pub(super) struct Plan {
     pub(super) tar_split: Vec<u8>,
     pub(super) found: Found,
     pub(super) ranges: Vec<Range<u64>>,
-    /// Bytes to fetch, table and tar-split included.
+    /// Bytes to fetch, with what was fetched of table and tar-split.
     pub(super) bytes: u64,
 }
 
@@ -96,12 +96,14 @@ impl Plan {
     }
 }
 
-/// Fetches the table and decides. `remember`: the index and what arrives of the table may be written.
+/// Fetches the table and decides. `remember`: the index and what arrives of the table may be written. `came` grows by
+/// what arrives of it, whatever it is good for.
 pub(super) fn decide(
     store: &Store,
     layer: &DiffId,
     partial: &Partial<'_>,
     remember: bool,
+    came: &mut u64,
     monitor: &dyn Monitor,
 ) -> Result<Decision> {
     let place = &partial.place;
@@ -110,15 +112,14 @@ pub(super) fn decide(
     if place.blob < SMALL || !anything() {
         return Ok(Decision::Whole);
     }
-    let Some((table, tar_split)) = fetch_table(store, layer, partial, remember)? else {
+    let Some((table, tar_split)) = fetch_table(store, layer, partial, remember, came)? else {
         return Ok(Decision::Whole);
     };
     // Asking for the table has shown what the registry makes of ranges, so all figures are of what will come.
     let gap = (partial.gap)();
     let (found, sure) = look_up(store, &table, (local, gap), remember, monitor)?;
     let ranges = missing(&table, &found, gap);
-    let overhead = place.table.range.end - place.table.range.start + tar_split.len() as u64;
-    let bytes = total(&ranges) + overhead;
+    let bytes = total(&ranges) + *came;
     let missing = Missing {
         stream: tar_split.len() as u64,
         sure,
@@ -198,16 +199,17 @@ fn fetch_table(
     layer: &DiffId,
     partial: &Partial<'_>,
     remember: bool,
+    came: &mut u64,
 ) -> Result<Option<(Table, Vec<u8>)>> {
     let place = &partial.place;
     let mut ranges = vec![place.table.range.clone(), place.tar_split.range.clone()];
     ranges.sort_by_key(|range| range.start);
     let (mut part, kept) = TablePart::find(store, partial.origin, &place.checksum, total(&ranges), remember);
     let went_on = !kept.is_empty();
-    match read_table(layer, partial, &ranges, kept, &mut part) {
+    match read_table(layer, partial, &ranges, kept, &mut part, came) {
         Err(error) if went_on && error.kind() == Kind::Failed => {
             part.remove();
-            read_table(layer, partial, &ranges, Vec::new(), &mut part)
+            read_table(layer, partial, &ranges, Vec::new(), &mut part, came)
         }
         read => read,
     }
@@ -220,6 +222,7 @@ fn read_table(
     ranges: &[Range<u64>],
     mut bytes: Vec<u8>,
     part: &mut TablePart<'_>,
+    came: &mut u64,
 ) -> Result<Option<(Table, Vec<u8>)>> {
     let (place, broken) = (&partial.place, |e: io::Error| fault(layer, e));
     let rest = behind(ranges, bytes.len() as u64);
@@ -229,7 +232,10 @@ fn read_table(
         };
         let mut frames = Frames::new(reader, rest.clone());
         for range in &rest {
-            let each = |all: &[u8], new, waited| part.arrived(all, new, waited, place.blob);
+            let each = |all: &[u8], new, waited| {
+                *came += new as u64;
+                part.arrived(all, new, waited, place.blob);
+            };
             frames.read(range, &mut bytes, each).map_err(broken)?;
         }
     }

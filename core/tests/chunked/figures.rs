@@ -72,3 +72,37 @@ fn a_layer_of_which_most_would_be_read_along_comes_as_a_whole() {
         assert!(!fell_back(&told) && rebuilt(&store, &v2), "{ways:?}: {told:?}");
     }
 }
+
+#[test]
+fn a_table_that_was_fetched_for_nothing_is_in_the_figures() {
+    let wrong = |annotations: &mut std::collections::BTreeMap<String, String>| {
+        let key = "io.github.containers.zstd-chunked.manifest-checksum";
+        annotations.insert(key.into(), support::sha256(b"no"));
+    };
+    let damaged = Recipe {
+        annotations: &wrong,
+        ..FAIR
+    };
+    let all: Vec<usize> = (0..28).collect();
+    for (what, v2) in [
+        ("most is new", version(&all)),
+        ("the table is another", layer_of(&damaged, &files(&[7]))),
+    ] {
+        let (folder, v1) = (tempfile::tempdir().unwrap(), version(&[]));
+        let registry = Registry::start(&[&v1]);
+        let store = store(folder.path());
+        pull(&store, &registry).unwrap();
+        registry.serve(&[&v2], Ranges::Several);
+        let said = forecast(&store, &registry);
+        assert_eq!(said.image.layers[0].way, Way::Whole, "{what}");
+        let before = registry.ranges().len();
+        let told = pull(&store, &registry).unwrap();
+        assert!(rebuilt(&store, &v2), "{what}");
+        let [table] = &registry.ranges()[before..] else {
+            panic!("{what}: {:?}", registry.ranges());
+        };
+        let sum = v2.blob.len() as u64 + came(Ranges::Several, table);
+        assert_eq!(said.bytes(), sum, "{what}");
+        assert_eq!((bytes(&told, "Plan"), bytes(&told, "LayerBytes")), (sum, sum), "{what}");
+    }
+}

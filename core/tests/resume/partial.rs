@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use cfs_core::forecast::Forecast;
 
 use super::*;
 use crate::chunks::Recipe;
@@ -149,6 +150,30 @@ fn a_table_that_was_under_way_or_complete_is_not_fetched_again_and_a_damaged_one
     }
     // Damaged, the whole of it comes, after what was still missing.
     assert!(sent[0] + MIB < sent[1], "{sent:?}");
+}
+
+#[test]
+fn what_is_kept_of_a_table_is_not_said_to_be_fetched() {
+    let (folder, (old, new)) = (tempfile::tempdir().unwrap(), with_large_table());
+    let registry = Registry::start(&[&old]);
+    finish(folder.path(), &registry, &old);
+    registry.serve(&[&new], Ranges::Several);
+    let said = || {
+        let open = registry::Registry::open(&name(&registry), &options(1)).unwrap();
+        let image = open.image(&Platform::host(), &Quiet).unwrap();
+        let store = store(folder.path());
+        let told = Forecast::new(Some(&store), store.path(), (&open, &image), &[], &Quiet).unwrap();
+        usize::try_from(told.bytes()).unwrap()
+    };
+    let before = said();
+    *registry.pace.lock().unwrap() = SLOW;
+    kill_after(folder.path(), &registry, 2 * MIB);
+    let [part] = &parts(folder.path())[..] else {
+        panic!("{:?}", parts(folder.path()));
+    };
+    let kept = usize::try_from(fs::metadata(part).unwrap().len()).unwrap();
+    *registry.pace.lock().unwrap() = None;
+    assert_eq!(said(), before - kept);
 }
 
 #[test]
