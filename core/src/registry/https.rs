@@ -290,6 +290,8 @@ impl Transport for Https {
         let answer = match self.ask_blob(digest, Some(header), monitor) {
             Ok((answer, _)) => answer,
             Err((Some(status), _)) if refuses_ranges(status) => return Ok(Answered::Not),
+            // Firewalls forbid requests for many ranges, which were an attack once.
+            Err((Some(StatusCode::FORBIDDEN), _)) if ranges.len() > 1 => return Ok(Answered::Not),
             Err((_, failure)) => return Err(failure),
         };
         if answer.status != StatusCode::PARTIAL_CONTENT {

@@ -16,6 +16,8 @@ fn whatever_a_registry_makes_of_ranges_the_layer_comes() {
         (Ranges::Shifted, true),
         (Ranges::Broken, true),
         (Ranges::FailsSeveral, false),
+        (Ranges::Forbids(1), false),
+        (Ranges::Forbids(2), false),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let registry = Registry::start(&[&v1]);

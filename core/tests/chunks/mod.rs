@@ -171,6 +171,8 @@ pub enum Ranges {
     Broken,
     /// The same, but only where it is asked for several.
     FailsSeveral,
+    /// 403 where it is asked for more than so many.
+    Forbids(usize),
     /// Other bytes, for single ranges, too.
     Lies,
 }
@@ -306,6 +308,7 @@ fn answer(image: &Image, ways: Ranges, seen: &Seen) -> Reply {
         }
         Ranges::Single if ranges.len() > 1 => whole(),
         Ranges::FailsSeveral if ranges.len() > 1 => Reply::new(500),
+        Ranges::Forbids(most) if ranges.len() > most => Reply::new(403),
         Ranges::First => one(&ranges[0]),
         Ranges::Other if ranges.len() > 1 => {
             multipart(blob, &ranges, |range| part(range).iter().map(|b| b ^ 1).collect())

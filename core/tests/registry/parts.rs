@@ -69,7 +69,7 @@ fn behind(dir: &Path, good: &Server, mirror: &Server) -> Registry {
 fn a_mirror_that_does_not_give_parts_has_one_try_and_the_next_place_gives_them() {
     let served = Served::new(MIB);
     let wanted = [&served.layer[10..20], &served.layer[500_000..500_010]].concat();
-    for status in [404, 429, 500, 503] {
+    for status in [403, 404, 429, 500, 503] {
         let layer = served.layer_digest();
         let mirror = faulty(&served, move |seen, _| {
             seen.path.ends_with(&layer).then(|| Reply::new(status))
@@ -85,8 +85,8 @@ fn a_mirror_that_does_not_give_parts_has_one_try_and_the_next_place_gives_them()
             1,
             "{told:?}"
         );
-        // Some proxies fail on several ranges at once, and give them one by one.
-        let tries = if status == 500 { 3 } else { 1 };
+        // Some proxies fail on several ranges at once, or forbid them, and give them one by one.
+        let tries = if matches!(status, 403 | 500) { 3 } else { 1 };
         assert!(
             mirror.count(&served.layer_digest()) <= tries,
             "{status}: {:?}",
@@ -94,6 +94,33 @@ fn a_mirror_that_does_not_give_parts_has_one_try_and_the_next_place_gives_them()
         );
         assert_eq!(good.count(&served.layer_digest()), 3, "{:?}", good.story());
     }
+}
+
+#[test]
+fn parts_of_a_registry_that_refuses_several_at_once_come_one_by_one() {
+    let served = Served::new(MIB);
+    let wanted = [&served.layer[10..20], &served.layer[500_000..500_010]].concat();
+    for status in [400, 403, 405, 413, 414, 416, 431, 500, 501] {
+        let whole = served.clone();
+        let server = faulty(&served, move |seen, _| {
+            let several = seen.header("range").is_some_and(|ranges| ranges.contains(','));
+            if several {
+                Some(Reply::new(status))
+            } else {
+                part(seen, &whole)
+            }
+        });
+        assert_eq!(parts(&open(&server), &TWO, &Quiet).unwrap(), wanted, "{status}");
+        assert_eq!(server.count(&served.layer_digest()), 3, "{:?}", server.story());
+    }
+}
+
+#[test]
+fn parts_that_are_forbidden_one_by_one_as_well_are_given_up_with_what_the_registry_says() {
+    let served = Served::new(MIB);
+    let server = faulty(&served, |seen, _| seen.header("range").map(|_| Reply::new(403)));
+    let error = parts(&open(&server), &TWO, &Quiet).unwrap_err();
+    assert!(error.to_string().contains("403 Forbidden"), "{error}");
 }
 
 #[test]
