@@ -17,7 +17,7 @@ use crate::ids::DiffId;
 use crate::manifest::Compression;
 use crate::registry::Image;
 use crate::store::import::{Missing, Planned};
-use crate::store::{Held, Sample, Store};
+use crate::store::{Held, OBJECT_FOLDERS, Sample, Store};
 use crate::sys::space::Space;
 
 /// What Debian's packages are like, where the store has no layers yet: measured with the image of `docs/performance.md`
@@ -27,12 +27,20 @@ const DEBIAN: Sample = Sample {
     tars: 2_670_000,
     objects: 78,
 };
-/// Bytes that an image takes for each file, about.
+/// Bytes that an image takes for each name, about.
 const IN_IMAGE: u64 = 300;
+/// Bytes that the index takes for each file, about.
+const IN_INDEX: u64 = 80;
 /// Bytes that a layer's stream takes for each object at least: its digest.
 const IN_STREAM: u64 = 32;
+/// Each layer is a stream and a note of it, and then the link in place of the note.
+const OF_LAYER: u64 = 2;
+/// Until the note goes it is there beside the link, and there may be an index.
+const OF_LAYER_MOST: u64 = 2;
 /// Streams and objects of config and manifest, the image, the links to them.
 const BESIDE: u64 = 10;
+/// Folders and files that a new store begins with.
+const OF_STORE: u64 = 12;
 
 /// Bytes and inodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,7 +167,7 @@ impl<'s> Tally<'s> {
         if !self.layers.insert(layer.diff_id) {
             return;
         }
-        self.certain.add(0, 1);
+        self.has_stream();
         match layer.missing {
             Some(missing) => self.known(missing),
             None => self
@@ -171,17 +179,27 @@ impl<'s> Tally<'s> {
     /// A layer that podman has, of so many bytes: where its files can be shared or linked they take nothing.
     pub fn podman(&mut self, diff_id: DiffId, size: u64) {
         if self.layers.insert(diff_id) {
-            self.certain.add(0, 1);
+            self.has_stream();
             let (bytes, objects) = self.unpacked(Compression::None, size, None);
             self.likely.add(bytes, objects);
         }
+    }
+
+    fn has_stream(&mut self) {
+        self.certain.add(0, OF_LAYER);
+        self.likely
+            .add(self.space.blocks(1).saturating_mul(OF_LAYER_MOST), OF_LAYER_MOST);
     }
 
     fn known(&mut self, missing: &Missing) {
         let space = self.space;
         let stream = space.blocks(missing.stream.saturating_add(missing.entries.saturating_mul(IN_STREAM)));
         self.certain.add(if space.plain { stream } else { stream / 2 }, 0);
-        self.likely.add(missing.entries.saturating_mul(IN_IMAGE), 0);
+        let (image, index) = (
+            missing.names.saturating_mul(IN_IMAGE),
+            missing.entries.saturating_mul(IN_INDEX),
+        );
+        self.likely.add(image.saturating_add(index), 0);
         for (sum, size, packed) in &missing.files {
             if !self.files.insert(*sum) {
                 continue;
@@ -257,7 +275,11 @@ impl<'s> Tally<'s> {
         }
         least.add(floor.saturating_sub(held.most), 0);
         if !self.layers.is_empty() {
-            about.add(0, BESIDE);
+            // Objects are in folders by the first byte of their digests.
+            let folders = self.store.map_or(Ok(OBJECT_FOLDERS), Store::folders_to_come)?;
+            let of_store = if self.store.is_none() { OF_STORE } else { 0 };
+            let more = folders.min(about.inodes) + BESIDE + of_store;
+            about.add(self.space.blocks(1).saturating_mul(more), more);
         }
         about.bytes = about.bytes.max(least.bytes);
         Ok(Figures {
@@ -331,6 +353,7 @@ mod tests {
         Missing {
             files: files.iter().map(|(n, size)| ([*n; 32], *size, size / 3)).collect(),
             entries: files.len() as u64,
+            names: files.len() as u64,
             stream: 100,
             sure,
         }
@@ -345,12 +368,12 @@ mod tests {
         tally.layer(&layer(2, 9000, Compression::Zstd, Some(&two)));
         tally.layer(&layer(2, 9000, Compression::Zstd, Some(&two)));
         let figures = tally.figures().unwrap();
-        // Two, one and one block, a stream for each layer.
+        // Two, one and one block, a stream for each layer, which has a link.
         assert_eq!(
             figures.at_least,
             Amount {
                 bytes: (2 + 1 + 1 + 2) * 4096,
-                inodes: 3 + 2
+                inodes: 3 + 2 * 2
             }
         );
         assert!(figures.about.bytes > figures.at_least.bytes);
@@ -359,7 +382,7 @@ mod tests {
     #[test]
     fn a_byte_or_an_inode_too_few_is_refused_and_what_fits_exactly_is_not() {
         let mut tally = tally(true);
-        let files: Vec<(u8, u64)> = (0..99).map(|n| (n, 4096)).collect();
+        let files: Vec<(u8, u64)> = (0..98).map(|n| (n, 4096)).collect();
         let many = missing(true, &files);
         tally.layer(&layer(1, 9000, Compression::Zstd, Some(&many)));
         let exact = tally.figures().unwrap();
@@ -411,7 +434,8 @@ mod tests {
         tally.layer(&layer(2, 100_000, Compression::None, None));
         let figures = tally.figures().unwrap();
         assert_eq!(figures.at_least.bytes, 550_000);
-        assert!((1_400_000..1_600_000).contains(&figures.about.bytes), "{figures:?}");
+        // Some 40 objects, each with a folder of its own in a store that is yet to be made.
+        assert!((1_700_000..1_900_000).contains(&figures.about.bytes), "{figures:?}");
         assert!(figures.check().is_ok());
         let doubt = figures.doubt().unwrap();
         assert!(
@@ -421,11 +445,29 @@ mod tests {
     }
 
     #[test]
+    fn folders_of_objects_and_names_without_content_are_expected_to_take_room() {
+        let about = |names| {
+            let mut tally = tally(true);
+            let files: Vec<(u8, u64)> = (0..50).map(|n| (n, 100)).collect();
+            let missing = Missing {
+                names,
+                ..missing(true, &files)
+            };
+            tally.layer(&layer(1, 9000, Compression::Zstd, Some(&missing)));
+            tally.figures().unwrap().about
+        };
+        let (few, many) = (about(50), about(10_050));
+        // As many folders as objects, the stream's among them.
+        assert!((50 + 2 + 50 + 1..140).contains(&few.inodes), "{few:?}");
+        assert_eq!((many.bytes - few.bytes, many.inodes), (10_000 * IN_IMAGE, few.inodes));
+    }
+
+    #[test]
     fn podmans_files_may_be_shared() {
         let mut tally = tally(true);
         tally.podman(DiffId::from_hash([1; 32]), 3_000_000);
         let figures = tally.figures().unwrap();
-        assert_eq!(figures.at_least, Amount { bytes: 0, inodes: 1 });
+        assert_eq!(figures.at_least, Amount { bytes: 0, inodes: 2 });
         assert!(figures.doubt().is_some());
     }
 }

@@ -207,6 +207,35 @@ fn the_figures_of_a_table_are_what_an_import_writes() {
 }
 
 #[test]
+fn no_more_is_written_than_is_expected_with_the_folders_of_objects_and_a_tree_of_folders() {
+    let Some(disk) = Disk::mount("size=40m") else { return };
+    let names: Vec<String> = (0..300).map(|n| format!("usr/s{n}")).collect();
+    let files = (0_u64..).zip(&names).map(|(n, name)| (name.as_str(), 90, 100 + n));
+    let folders: Vec<String> = (0..5000).map(|n| format!("usr/package-{n}/")).collect();
+    let folders = folders.iter().map(|name| (name.as_str(), 0, 0));
+    let (v1, v2) = (layer(&[], &[]), layer(&[], &files.chain(folders).collect::<Vec<_>>()));
+    let registry = Registry::start(&[&v1]);
+    let store = disk.store();
+    pull(&store, &registry).unwrap();
+    registry.serve(&[&v2], Ranges::Several);
+    let told = forecast(&store, &registry);
+    assert_eq!(told.image.layers[0].way, Way::Parts);
+    let told = told.store;
+    let inodes = |disk: &Disk| Space::of(disk.0.path()).unwrap().inodes.unwrap();
+    let (bytes, before) = (disk.free(), inodes(&disk));
+    pull(&store, &registry).unwrap();
+    let (written, made) = (bytes - disk.free(), before - inodes(&disk));
+    assert!(
+        (told.at_least.inodes..=told.about.inodes).contains(&made),
+        "{told:?}, {made}"
+    );
+    assert!(
+        (told.at_least.bytes..=told.about.bytes).contains(&written),
+        "{told:?}, {written}"
+    );
+}
+
+#[test]
 fn a_layer_without_table_is_refused_only_where_all_that_is_here_could_not_make_up_for_it() {
     let Some(disk) = Disk::mount("size=8m") else { return };
     let v1 = plain(&layer(&[], &[]));

@@ -48,6 +48,8 @@ pub struct Table {
     pub files: Vec<File>,
     /// Their chunks.
     pub chunks: Vec<Chunk>,
+    /// How many names the layer has: folders, links and empty files as well.
+    pub names: u64,
     /// SHA-256 of the packed tar-split.
     pub tar_split: [u8; 32],
 }
@@ -130,6 +132,7 @@ impl Builder {
     }
 
     fn entry(&mut self, entry: &Entry) -> Result<(), String> {
+        self.table.names += u64::from(entry.kind != "chunk");
         match entry.kind.as_str() {
             "chunk" => self.chunk(entry),
             "reg" if entry.size > 0 => self.file(entry),
@@ -320,7 +323,7 @@ mod tests {
              {{'type':'symlink','linkName':'a'}}"
         ))
         .unwrap();
-        assert_eq!(table.files.len(), 2);
+        assert_eq!((table.files.len(), table.names), (2, 5));
         let chunks: Vec<_> = table
             .chunks(&table.files[1])
             .iter()

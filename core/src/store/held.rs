@@ -11,6 +11,8 @@ use crate::splitstream::Reader;
 use crate::store::Store;
 use crate::store::streams::layer_name;
 
+/// Objects are in so many folders.
+pub const OBJECT_FOLDERS: u64 = 256;
 /// So many images are looked at for the ratio, at most.
 const IMAGES: usize = 16;
 /// A ratio of less than so many compressed bytes says nothing.
@@ -62,6 +64,14 @@ impl Store {
             most,
             sample: (sample.packed >= TELLING).then_some(sample),
         })
+    }
+
+    /// How many folders new objects may yet make.
+    ///
+    /// # Errors
+    /// What listing gives.
+    pub fn folders_to_come(&self) -> Result<u64> {
+        Ok(OBJECT_FOLDERS.saturating_sub(self.objects.folders()?))
     }
 
     /// Bytes of all objects: an interrupted run left some that no layer leads to.

@@ -58,7 +58,7 @@ use crate::sys::objects::{Objects, Verity};
 use crate::sys::verity::{self, Hasher};
 
 pub use entries::Entries;
-pub use held::{Held, Sample};
+pub use held::{Held, OBJECT_FOLDERS, Sample};
 pub use part::Origin;
 pub(crate) use streams::manifest_name;
 pub use streams::{StoredConfig, StoredImage, StoredManifest};

@@ -71,8 +71,10 @@ pub(super) enum Decision {
 pub struct Missing {
     /// The files that become objects: SHA-256, size, and how much of the blob they are. Some may be there twice.
     pub files: Vec<([u8; 32], u64, u64)>,
-    /// How many files the layer has.
+    /// How many files with content the layer has.
     pub entries: u64,
+    /// How many names it has, those of folders, links and empty files as well.
+    pub names: u64,
     /// Bytes that the layer's stream has at least.
     pub stream: u64,
     /// Everything that is here was looked through, so none of the files is.
@@ -188,6 +190,7 @@ fn new_files(table: &Table, found: &Found) -> Missing {
     Missing {
         files: new.map(|file| (file.digest, file.size, packed(file))).collect(),
         entries: table.files.len() as u64,
+        names: table.names,
         ..Missing::default()
     }
 }

@@ -208,6 +208,17 @@ impl Objects {
         }
     }
 
+    /// How many of the 256 folders there are.
+    pub fn folders(&self) -> Result<u64> {
+        let fail = |e| Error::io("list", &self.path, e);
+        let mut count = 0;
+        for entry in Dir::read_from(&self.dir).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            count += u64::from(matches!(entry.file_name().to_bytes(), [a, b] if *a != b'.' && *b != b'.'));
+        }
+        Ok(count)
+    }
+
     /// Removes unfinished files that a killed run left where there is no O_TMPFILE.
     pub fn remove_leftovers(&self) -> Result<()> {
         let fail = |e| Error::io("list", &self.path, e);
