@@ -59,6 +59,11 @@ impl Table {
     pub fn chunks(&self, file: &File) -> &[Chunk] {
         &self.chunks[file.chunks.clone()]
     }
+
+    /// Bytes of memory that it takes.
+    pub fn weight(&self) -> usize {
+        self.files.capacity() * size_of::<File>() + self.chunks.capacity() * size_of::<Chunk>()
+    }
 }
 
 /// Reads a table of a blob whose files lie below the byte `end`.

@@ -128,6 +128,17 @@ impl Found {
         &self.objects
     }
 
+    /// Bytes of memory that it takes.
+    pub(super) fn weight(&self) -> usize {
+        let inline = |content: &Content| match content {
+            Content::Inline(bytes) => bytes.len(),
+            _ => 0,
+        };
+        self.by_sum.capacity() * size_of::<(Sum, Content)>()
+            + self.by_sum.values().map(inline).sum::<usize>()
+            + self.objects.capacity() * size_of::<ObjectId>()
+    }
+
     /// Nothing more is noted: gives back what is not needed for that.
     pub(super) fn shrink(&mut self) {
         self.by_sum.shrink_to_fit();

@@ -28,6 +28,7 @@ use crate::store::making;
 use crate::store::on_the_way::OnTheWay;
 use crate::store::partial::{self, Decision};
 pub use crate::store::partial::{Missing, Partial, Parts};
+use crate::store::room::{Room, TABLES};
 use crate::store::unpack::decode;
 use crate::store::{Origin, Store};
 
@@ -143,7 +144,7 @@ impl<'a> Plan<'a> {
     /// Reads the tables of contents, where there are any, and looks up what they list, `threads` at a time as
     /// [`layers`]. `remember`: the index of the store may be written, and what arrives of a table over a slow network,
     /// which is all that is. A table that cannot be had or used means that the layer is fetched as a whole. Without a
-    /// store nothing is asked.
+    /// store nothing is asked. Layers whose tables would be too many to hold come as a whole as well.
     pub fn new(
         store: Option<&Store>,
         sources: Vec<LayerSource<'a>>,
@@ -151,11 +152,26 @@ impl<'a> Plan<'a> {
         remember: bool,
         monitor: &dyn Monitor,
     ) -> Self {
+        Self::within(TABLES, store, sources, threads, remember, monitor)
+    }
+
+    /// With tables that take so much memory.
+    fn within(
+        limit: usize,
+        store: Option<&Store>,
+        sources: Vec<LayerSource<'a>>,
+        threads: usize,
+        remember: bool,
+        monitor: &dyn Monitor,
+    ) -> Self {
         let store = store.filter(|store| store.keeps.is_none());
+        let room = Room::new(limit);
         let decide = |source: LayerSource<'a>| {
             let (diff_id, mut table) = (&source.diff_id, 0);
             let decided = match (store, &source.partial) {
-                (Some(store), Some(partial)) => partial::decide(store, diff_id, partial, remember, &mut table, monitor),
+                (Some(store), Some(partial)) => room.take(diff_id, || {
+                    partial::decide(store, diff_id, partial, remember, &mut table, monitor)
+                }),
                 _ => Ok(Decision::Whole),
             };
             let decision = decided.unwrap_or_else(|error| {
@@ -452,3 +468,6 @@ fn run<T: Send>(
     store.add_layer(diff_id, stream)?;
     Ok(made)
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,6 +34,7 @@ mod records;
 mod part;
 mod partial;
 mod pending;
+mod room;
 mod streams;
 mod table_part;
 mod unpack;

@@ -66,6 +66,18 @@ pub(super) enum Decision {
     Parts(Box<Plan>, Missing),
 }
 
+impl Decision {
+    /// Bytes of memory that it takes until the layer is made.
+    pub(super) fn weight(&self) -> usize {
+        let listed = |missing: &Missing| missing.files.capacity() * size_of::<([u8; 32], u64, u64)>();
+        match self {
+            Self::Whole => 0,
+            Self::Known(table, missing) => table.weight() + listed(missing),
+            Self::Parts(plan, missing) => plan.weight() + listed(missing),
+        }
+    }
+}
+
 /// What of a layer is in no layer that is here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Missing {
@@ -92,6 +104,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    fn weight(&self) -> usize {
+        let ranges = self.ranges.capacity() * size_of::<Range<u64>>();
+        self.table.weight() + self.tar_split.capacity() + self.found.weight() + ranges
+    }
+
     /// Whether a file of podman's is used.
     pub(super) fn takes_from_podman(&self) -> bool {
         self.found.takes_from_podman()
@@ -286,6 +303,14 @@ pub(super) fn fault(layer: &DiffId, error: io::Error) -> Error {
             why: error.to_string(),
         },
     }
+}
+
+/// Why a layer's parts are not looked for.
+pub(super) fn too_many(layer: &DiffId) -> Error {
+    fault(
+        layer,
+        invalid("the layers' tables of contents list more files than are held at once"),
+    )
 }
 
 pub(super) fn invalid(why: &'static str) -> io::Error {
