@@ -213,7 +213,8 @@ fn new_files(table: &Table, found: &Found) -> Missing {
 }
 
 /// The table and the tar-split, packed, both checked. What was kept of them and is wrong is fetched anew. They lie side
-/// by side and are two ranges all the same: so the first answer of a registry shows whether it serves several.
+/// by side and are two ranges all the same: so the first answer of a registry shows whether it serves several. Where one
+/// of them is here, that is asked on its own.
 fn fetch_table(
     store: &Store,
     layer: &DiffId,
@@ -226,6 +227,9 @@ fn fetch_table(
     ranges.sort_by_key(|range| range.start);
     let (mut part, kept) = TablePart::find(store, partial.origin, &place.checksum, total(&ranges), remember);
     let went_on = !kept.is_empty();
+    if behind(&ranges, kept.len() as u64).len() < ranges.len() {
+        *came += ask_for_several(partial, &ranges);
+    }
     match read_table(layer, partial, &ranges, kept, &mut part, came) {
         Err(error) if went_on && error.kind() == Kind::Failed => {
             part.remove();
@@ -233,6 +237,14 @@ fn fetch_table(
         }
         read => read,
     }
+}
+
+/// Asks for the last byte of one range and the first one of the next, so that it is known what the registry makes of
+/// several. Gives how many came: whether any do is found out where they are needed.
+fn ask_for_several(partial: &Partial<'_>, ranges: &[Range<u64>]) -> u64 {
+    let [first, second] = ranges else { return 0 };
+    let reader = (partial.parts)(vec![first.end - 1..first.end, second.start..second.start + 1]);
+    reader.map_or(0, |mut reader| io::copy(&mut reader, &mut io::sink()).unwrap_or(0))
 }
 
 /// `bytes`: what is here of these ranges, from the first byte on.

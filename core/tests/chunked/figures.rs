@@ -106,3 +106,46 @@ fn a_table_that_was_fetched_for_nothing_is_in_the_figures() {
         assert_eq!((bytes(&told, "Plan"), bytes(&told, "LayerBytes")), (sum, sum), "{what}");
     }
 }
+
+/// Leaves table and tar-split of a layer in the store, as an interrupted run would have.
+fn keep_table(store: &Store, registry: &Registry, layer: &Layer) {
+    let note = |key: &str| &layer.annotations[&format!("io.github.containers.zstd-chunked.{key}")];
+    let of = |position: &str| {
+        let numbers: Vec<usize> = position.split(':').map(|number| number.parse().unwrap()).collect();
+        &layer.blob[numbers[0]..numbers[0] + numbers[1]]
+    };
+    let bytes = [of(note("manifest-position")), of(note("tarsplit-position"))].concat();
+    let origin = Origin::new(&format!("{}/org/os", registry.server.host()));
+    let name = format!("{}-table-{origin}", &note("manifest-checksum")["sha256:".len()..]);
+    let folder = store.path().join("cfs-update/parts");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(name), bytes).unwrap();
+}
+
+#[test]
+fn a_registry_of_single_ranges_is_known_where_the_table_is_here_as_well() {
+    for ways in [Ranges::Several, Ranges::Single] {
+        let (folder, v1, v2) = (tempfile::tempdir().unwrap(), small_files(0), small_files(200));
+        let registry = Registry::start(&[&v1]);
+        let store = store(folder.path());
+        pull(&store, &registry).unwrap();
+        registry.serve(&[&v2], ways);
+        keep_table(&store, &registry, &v2);
+        let said = forecast(&store, &registry);
+        let before = registry.ranges().len();
+        let told = pull(&store, &registry).unwrap();
+        assert!(!fell_back(&told) && rebuilt(&store, &v2), "{ways:?}: {told:?}");
+        let came: Vec<u64> = registry.ranges()[before..]
+            .iter()
+            .map(|asked| came(ways, asked))
+            .collect();
+        // What was kept was not fetched: two bytes were, or what lies between them as well.
+        let more = came.iter().filter(|bytes| **bytes > 10);
+        assert_eq!(more.count(), 1, "{ways:?}: {came:?}");
+        let sum: u64 = came.iter().sum();
+        assert!(
+            (said.bytes()..=said.bytes() + 8).contains(&sum),
+            "{ways:?}: {said:?}, {came:?}"
+        );
+    }
+}

@@ -23,7 +23,7 @@ use cfs_core::layers::{Content, Item};
 use cfs_core::manifest::Platform;
 use cfs_core::pull;
 use cfs_core::registry::{Options, Retry};
-use cfs_core::store::{Store, gc};
+use cfs_core::store::{Origin, Store, gc};
 use cfs_core::{Result, registry};
 
 use chunks::{FAIR, Image, Layer, Ranges, Recipe, Registry, names};
