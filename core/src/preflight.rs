@@ -280,6 +280,9 @@ impl<'s> Tally<'s> {
             let of_store = if self.store.is_none() { OF_STORE } else { 0 };
             let more = folders.min(about.inodes) + BESIDE + of_store;
             about.add(self.space.blocks(1).saturating_mul(more), more);
+            // The image is made anew, with the layers that are here.
+            let here = self.store.map_or(0, |store| store.objects_of(&self.own));
+            about.add(here.saturating_mul(IN_IMAGE), 0);
         }
         about.bytes = about.bytes.max(least.bytes);
         Ok(Figures {

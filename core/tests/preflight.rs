@@ -236,6 +236,36 @@ fn no_more_is_written_than_is_expected_with_the_folders_of_objects_and_a_tree_of
 }
 
 #[test]
+fn no_more_is_written_than_is_expected_where_most_of_an_image_is_here() {
+    let Some(disk) = Disk::mount("size=60m") else { return };
+    let names: Vec<String> = (0..4000).map(|n| format!("usr/share-{n}")).collect();
+    let files = (0_u64..).zip(&names).map(|(n, name)| (name.as_str(), 90, 100 + n));
+    let (base, v1, v2) = (
+        layer(&[], &files.collect::<Vec<_>>()),
+        layer(&[], &[]),
+        layer(&[7], &[]),
+    );
+    for version in [&v2, &plain(&v2)] {
+        let registry = Registry::start(&[&base, &v1]);
+        let store = Store::open_or_create(
+            &disk.0.path().join(version.annotations.len().to_string()),
+            Algorithm::Sha256,
+        );
+        let store = store.unwrap();
+        pull(&store, &registry).unwrap();
+        registry.serve(&[&base, version], Ranges::Several);
+        let told = forecast(&store, &registry).store;
+        let before = disk.free();
+        pull(&store, &registry).unwrap();
+        let written = before - disk.free();
+        assert!(
+            (told.at_least.bytes..=told.about.bytes).contains(&written),
+            "{told:?}, {written}"
+        );
+    }
+}
+
+#[test]
 fn a_layer_without_table_is_refused_only_where_all_that_is_here_could_not_make_up_for_it() {
     let Some(disk) = Disk::mount("size=8m") else { return };
     let v1 = plain(&layer(&[], &[]));

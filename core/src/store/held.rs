@@ -48,10 +48,8 @@ impl Store {
     pub fn held(&self, own: &HashSet<DiffId>) -> Result<Held> {
         let mut layers = HashMap::new();
         for diff_id in self.layers() {
-            let stream = self.stream(&layer_name(&diff_id)).ok().flatten();
-            let reader = stream.and_then(|id| Reader::new(self.open_object(&id).ok()?, self.algorithm).ok());
-            if let Some(reader) = reader {
-                layers.insert(diff_id, (reader.size(), reader.object_refs().len() as u64));
+            if let Some(head) = self.head(&diff_id) {
+                layers.insert(diff_id, head);
             }
         }
         let others = layers.iter().filter(|(diff_id, _)| !own.contains(diff_id));
@@ -64,6 +62,19 @@ impl Store {
             most,
             sample: (sample.packed >= TELLING).then_some(sample),
         })
+    }
+
+    /// Size of a layer's tar and how many objects it has; `None` for one that is not here, or cannot be read.
+    fn head(&self, diff_id: &DiffId) -> Option<(u64, u64)> {
+        let stream = self.stream(&layer_name(diff_id)).ok().flatten()?;
+        let reader = Reader::new(self.open_object(&stream).ok()?, self.algorithm).ok()?;
+        Some((reader.size(), reader.object_refs().len() as u64))
+    }
+
+    /// How many objects those of these layers have that are here.
+    pub fn objects_of(&self, layers: &HashSet<DiffId>) -> u64 {
+        let heads = layers.iter().filter_map(|diff_id| self.head(diff_id));
+        heads.fold(0, |sum, (_, objects)| sum.saturating_add(objects))
     }
 
     /// How many folders new objects may yet make.
