@@ -37,8 +37,8 @@ const IN_STREAM: u64 = 32;
 const OF_LAYER: u64 = 2;
 /// Until the note goes it is there beside the link, and there may be an index.
 const OF_LAYER_MOST: u64 = 2;
-/// Streams and objects of config and manifest, the image, the links to them.
-const BESIDE: u64 = 10;
+/// Streams and objects of config and manifest, the image, the links to them; files that have no name yet.
+const BESIDE: u64 = 14;
 /// Folders and files that a new store begins with.
 const OF_STORE: u64 = 12;
 

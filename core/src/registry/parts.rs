@@ -7,8 +7,8 @@
 //! Several ranges go into one request. A registry that answers such a request with one range, with the whole blob or
 //! with a refusal is asked for one range at a time, then with wider gaps read along; one that answers that with the
 //! whole blob serves no parts at all, which is remembered for all layers of the image. Where another place may have the
-//! parts, it is asked for what is left. Requests are made ahead of the reader. Whoever has yet to decide which parts to
-//! ask for knows by [`Registry::gap`] what is read along.
+//! parts, it is asked for what is left. Requests are made ahead of the reader. Whoever has yet to decide which parts
+//! to ask for knows by [`Registry::gap`] what is read along.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Read};
@@ -31,8 +31,8 @@ const RANGES: usize = 120;
 const BYTES: u64 = 4 << 20;
 /// Requests under way at the same time.
 const AHEAD: usize = 3;
-/// So much between two ranges is read along rather than asked for apart: where they go into one request, and where each
-/// is a request of its own.
+/// So much between two ranges is read along rather than asked for apart: where they go into one request, and where
+/// each is a request of its own.
 const GAP: u64 = 1 << 10;
 const GAP_OF_REQUESTS: u64 = 48 << 10;
 
@@ -108,8 +108,8 @@ impl Inner {
         (from..self.sources.len()).find(serves)
     }
 
-    /// So many bytes between two ranges are better read along than asked for apart, for all that is known of the places
-    /// that may be asked.
+    /// So many bytes between two ranges are better read along than asked for apart, for all that is known of the
+    /// places that may be asked.
     pub(super) fn gap(&self) -> u64 {
         let good = self.good.load(Ordering::Relaxed);
         let mut ways = self.ranges[good..].iter().map(|way| way.load(Ordering::Relaxed));

@@ -212,9 +212,9 @@ fn new_files(table: &Table, found: &Found) -> Missing {
     }
 }
 
-/// The table and the tar-split, packed, both checked. What was kept of them and is wrong is fetched anew. They lie side
-/// by side and are two ranges all the same: so the first answer of a registry shows whether it serves several. Where one
-/// of them is here, that is asked on its own.
+/// The table and the tar-split, packed, both checked. What was kept of them and is wrong is fetched anew. They lie
+/// side by side and are two ranges all the same: so the first answer of a registry shows whether it serves several.
+/// Where one of them is here, that is asked on its own.
 fn fetch_table(
     store: &Store,
     layer: &DiffId,
