@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 
+import bench_cache
 import bench_chunked
 import bench_store
 
@@ -73,7 +74,8 @@ def inside(path):
 
 
 def peer(*command):
-    return ["chroot", PEERS, "env", "HOME=/root", "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", *command]
+    return ["chroot", PEERS, "env", "HOME=/root", "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "PODMAN_IGNORE_CGROUPSV1_WARNING=1", *command]
 
 
 class Figure:
@@ -275,8 +277,9 @@ if ONLY.search("Image generation"):
 
 if ONLY.search("Chunked update"):
     bench_chunked.Bench(globals()).measure()
-if ONLY.search("Store size"):
+if ONLY.search("Store size") or ONLY.search("Page cache"):
     bench_store.Bench(globals()).measure()
+    bench_cache.Bench(globals()).measure()
 
 shutil.rmtree(WORK, ignore_errors=True)
 with open(os.path.join(OUT, "result.md"), "w") as f:
