@@ -35,7 +35,8 @@ pub struct Layer {
     pub diff_id: DiffId,
     /// Its size in bytes, as it is in the registry.
     pub size: u64,
-    /// Bytes that would be fetched, its table of contents with them, although it may be of no use.
+    /// Bytes that would be fetched, its table of contents with them, although it may be of no use, without what an
+    /// interrupted run kept of it.
     pub fetch: u64,
     /// How it would come.
     pub way: Way,
@@ -125,8 +126,11 @@ impl Part {
 /// `seen`: layers that came with an image before.
 fn part(plan: &Plan<'_>, image: &registry::Image, seen: &mut HashSet<DiffId>) -> Part {
     let fetched = plan.fetch.layers().map(|layer| {
-        let way = if layer.parts { Way::Parts } else { Way::Whole };
-        (layer.diff_id, (way, layer.fetch))
+        let comes = match layer.parts {
+            true => (Way::Parts, layer.fetch),
+            false => (Way::Whole, layer.fetch.saturating_sub(layer.kept)),
+        };
+        (layer.diff_id, comes)
     });
     let fetched: HashMap<_, _> = fetched.collect();
     let mut own = HashSet::new();

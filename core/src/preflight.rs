@@ -309,6 +309,7 @@ pub fn of_new_store(path: &Path, image: &Image) -> Result<Figures> {
             fetch: blob.size,
             parts: false,
             reached: 0,
+            kept: 0,
             missing: None,
         });
     }
@@ -348,6 +349,7 @@ mod tests {
             fetch: size,
             parts: false,
             reached: 0,
+            kept: 0,
             missing,
         }
     }

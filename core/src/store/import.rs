@@ -12,6 +12,7 @@
 //! are what their own names say, nothing refers to them, and garbage collection removes them.
 
 use std::io::BufRead;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -86,7 +87,8 @@ pub struct Plan<'a> {
 /// One of them.
 struct Job<'a> {
     source: LayerSource<'a>,
-    reached: u64,
+    /// What an interrupted run kept of its blob.
+    kept: Range<u64>,
     /// Bytes that were fetched of its table.
     table: u64,
     decision: Decision,
@@ -115,6 +117,8 @@ pub struct Planned<'p> {
     pub parts: bool,
     /// How far of its blob an interrupted run had come, which wrote what is in there.
     pub reached: u64,
+    /// Bytes of its blob that are kept from there, which are not fetched again where the whole of it comes.
+    pub kept: u64,
     /// What of it is not here, where that is known.
     pub missing: Option<&'p Missing>,
 }
@@ -134,7 +138,8 @@ impl Job<'_> {
             compression: source.compression,
             fetch,
             parts: matches!(self.decision, Decision::Parts(..)),
-            reached: self.reached,
+            reached: self.kept.end,
+            kept: self.kept.end - self.kept.start,
             missing,
         }
     }
@@ -178,11 +183,11 @@ impl<'a> Plan<'a> {
                 warn_of_whole(diff_id, &error, monitor);
                 Decision::Whole
             });
-            let reached = store.zip(source.remote.as_ref());
-            let reached = reached.map_or(0, |(store, remote)| store.part_reaches(&remote.blob, source.size));
+            let remote = store.zip(source.remote.as_ref());
+            let kept = remote.map_or(0..0, |(store, remote)| store.kept_of(&remote.blob, source.size));
             Job {
                 source,
-                reached,
+                kept,
                 table,
                 decision,
             }

@@ -140,18 +140,21 @@ impl Store {
         sizes.map(|meta| meta.blocks().saturating_mul(512)).sum()
     }
 
-    /// How far of a blob an interrupted run had come: what the blob holds up to there was written to objects.
-    pub(super) fn part_reaches(&self, blob: &BlobDigest, size: u64) -> u64 {
+    /// What an interrupted run kept of a blob. It had come to the end of that: what the blob holds up to there was
+    /// written to objects.
+    pub(super) fn kept_of(&self, blob: &BlobDigest, size: u64) -> Range<u64> {
         let folder = self.path.join(PARTS);
         let prefix = format!("{}-", blob.to_hex());
-        let reaches = |name: std::ffi::OsString| {
+        let kept = |name: std::ffi::OsString| {
             let start = name.to_str()?.strip_prefix(&prefix)?.split('-').next()?;
             let length = fs::metadata(&folder.join(&name)).ok()?.len().checked_sub(HEAD)?;
-            start.parse::<u64>().ok()?.checked_add(length)
+            let start = start.parse::<u64>().ok()?;
+            Some(start..start.checked_add(length)?)
         };
         let names = own_names(&folder).unwrap_or_default();
-        let ends = names.into_iter().filter_map(reaches);
-        ends.filter(|end| *end <= size).max().unwrap_or(0)
+        let ranges = names.into_iter().filter_map(kept);
+        let fit = ranges.filter(|range| range.end <= size);
+        fit.max_by_key(|range| range.end).unwrap_or(0..0)
     }
 
     /// Parts that nobody went on with for so long, with their sizes.

@@ -87,6 +87,8 @@ fn a_killed_switch_goes_on_where_it_was_and_fetches_no_byte_twice_but_the_first(
         };
         let (start, kept) = kill_at(&cfs, &["switch", "--limit-rate", "1M", &reference], 2 * MIB);
         assert!(start < MIB, "{start}");
+        let told = cfs.run(["switch", "--dry-run", "--json", &reference]).expect(0).json();
+        assert_eq!(told["layers"][1]["fetch"], size - kept, "{told}");
         let before = registry.blob_answers(&layer).len();
         let ran = cfs.run(["switch", &reference]).expect(0);
         assert!(ran.stderr.contains("goes on at"), "{}", ran.stderr);

@@ -35,7 +35,7 @@ impl Sample {
 
     /// The blob as the one of a layer; `asked` counts how often its parts are asked for.
     fn source<'a>(&'a self, diff_id: DiffId, asked: &'a AtomicUsize) -> LayerSource<'a> {
-        let parts = move |ranges: Vec<std::ops::Range<u64>>| {
+        let parts = move |ranges: Vec<Range<u64>>| {
             asked.fetch_add(1, Ordering::Relaxed);
             let at = |n: u64| usize::try_from(n).unwrap();
             let bytes = ranges
