@@ -3,7 +3,7 @@
 use super::*;
 
 /// `h.example` is `good`, with these mirrors before it.
-fn behind_mirrors(dir: &Path, good: &Server, mirrors: [&Server; 2]) -> Options {
+fn behind_mirrors<const N: usize>(dir: &Path, good: &Server, mirrors: [&Server; N]) -> Options {
     let mut conf = format!("[[registry]]\nprefix = \"h.example\"\nlocation = \"{}\"\n", good.host());
     for mirror in mirrors {
         conf.push_str(&format!("[[registry.mirror]]\nlocation = \"{}\"\n", mirror.host()));
@@ -79,6 +79,24 @@ fn a_mirror_has_one_try_for_each_blob_and_goes_on_where_it_was_cut_after_it_sent
     assert_eq!(busy.count("/blobs/"), 2, "{:?}", busy.story());
     assert_eq!(cut.count(&served.layer_digest()), 2, "{:?}", cut.story());
     assert!(good.story().is_empty(), "{:?}", good.story());
+}
+
+#[test]
+fn a_mirror_that_closed_a_connection_just_when_it_was_asked_is_asked_again_at_once_and_no_more() {
+    let served = Served::new(MIB);
+    for (hang_ups, of_good) in [(1, 0), (2, 1)] {
+        let digest = served.layer_digest();
+        let closing = faulty(&served, move |seen, before| {
+            let now = seen.path.ends_with(&digest) && before < hang_ups;
+            now.then(Reply::hang_up)
+        });
+        let good = faulty(&served, |_, _| None);
+        let dir = tempfile::tempdir().unwrap();
+        let options = behind_mirrors(dir.path(), &good, [&closing]);
+        assert_eq!(layer(&open_with("h.example", &options)).unwrap(), served.layer);
+        assert_eq!(closing.count(&served.layer_digest()), 2, "{:?}", closing.story());
+        assert_eq!(good.story().len(), of_good, "{:?}", good.story());
+    }
 }
 
 #[test]

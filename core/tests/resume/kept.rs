@@ -126,12 +126,12 @@ fn what_another_run_writes_is_neither_read_nor_removed_and_old_parts_are_collect
     assert!(collect().parts.is_empty() && part.exists(), "a week is not over");
     age(7);
     let lock = fs::File::open(&part).unwrap();
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
     collect();
     let (told, pulled) = run(folder.path(), &registry, 1);
     pulled.unwrap();
     assert!(!says(&told, "goes on at") && part.exists(), "{told:?}");
-    drop(lock);
+    rustix::fs::flock(&lock, FlockOperation::Unlock).unwrap();
     let planned = gc::plan(&store(folder.path()), &gc::Roots::default(), &|_| Ok(Vec::new())).unwrap();
     assert_eq!(planned.parts.len(), 1);
     assert!(planned.bytes() > MIB as u64 && part.exists());

@@ -266,7 +266,8 @@ fn answer(mut stream: &TcpStream, reply: &Reply, head: bool, count: &AtomicUsize
         }
         count.fetch_add(piece.len(), Ordering::Relaxed);
     }
-    if reply.cut_after.is_some() || reply.declared.is_some_and(|declared| declared != reply.body.len()) {
+    let cut = body.len() < reply.body.len();
+    if cut || reply.declared.is_some_and(|declared| declared != reply.body.len()) {
         return Ok(false);
     }
     if reply.chunked {
