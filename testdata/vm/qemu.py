@@ -28,6 +28,8 @@ WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 PROCESSORS = os.environ.get("CFS_VM_PROCESSORS", "1")
 # What a kernel says when it, or the emulation under it, is in trouble.
 TROUBLE = re.compile(r"Oops:|BUG:|double fault|general protection fault|soft lockup|rcu: INFO")
+# Between two starts nothing but what clears the screen: all that a kernel or systemd writes has a "]".
+HANG = re.compile(r"BdsDxe: starting [^\n]*\n[^\]\n]*BdsDxe: loading")
 
 
 class GuestError(Exception):
@@ -217,6 +219,11 @@ class Guest:
         """Everything that came over the serial console, all boots."""
         parts = [self.serial, pathlib.Path(f"{self.serial}.now")]
         return "".join(part.read_text(errors="replace") for part in parts if part.exists())
+
+    def hangs(self, mark):
+        """How often, since the console had `mark` characters, the firmware started a boot of which no kernel said a word: seen
+        once in some hundred boots under emulation. The watchdog of UEFI resets the machine after five minutes."""
+        return len(HANG.findall(self.console()[mark:]))
 
     def trouble(self):
         """Lines of the console that speak of a broken kernel or emulation rather than of a broken program."""
