@@ -54,7 +54,8 @@ class Bench:
         place = self.t["fresh"]("beside")
         containers = self.containers(place, image, "--storage-opt", f"additionalimagestore={shelf}")
         figures = self.read([*containers, host], name, [stored])
-        subprocess.run(["umount", "-R", host, os.path.join(place, "root/overlay")], check=True)
+        subprocess.run(["umount", host], check=True)
+        self.unmount(place)
         return figures
 
     def theirs(self, name):
@@ -68,7 +69,7 @@ class Bench:
         layers = os.path.join(place, "root/overlay")
         of_podman = [os.path.join(layers, layer, "diff", name) for layer in os.listdir(layers)]
         figures = self.read([*containers, host], name, [*filter(os.path.isfile, of_podman), os.path.join(host, name)])
-        subprocess.run(["umount", "-R", layers], check=True)
+        self.unmount(place)
         return figures
 
     def containers(self, place, image, *options):
@@ -80,6 +81,10 @@ class Bench:
         run = lambda container: subprocess.run(self.t["peer"](*command, "mount", container), check=True,
                                                stdout=subprocess.PIPE, text=True).stdout.strip()
         return [self.t["PEERS"] + run(container) for container in ("one", "two")]
+
+    def unmount(self, place):
+        """What podman mounted, which is there under its own root's name alone."""
+        subprocess.run(["umount", "-R", f"{self.t['PEERS']}{self.t['inside'](place)}/root/overlay"], check=True)
 
     def podman(self, place, *options):
         place = self.t["inside"](place)
