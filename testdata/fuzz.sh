@@ -1,5 +1,6 @@
 #!/bin/sh
-# Builds every target of core/fuzz with coverage counters, with the stable toolchain, and runs each for a while:
+# Builds every target of core/fuzz with coverage counters, with the stable toolchain, and runs each for a while, as many at
+# once as there are processors:
 #
 #   testdata/fuzz.sh SECONDS [TARGET...]
 #
@@ -18,16 +19,16 @@ RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares" \
     cargo build --release --manifest-path core/fuzz/Cargo.toml --target "$host" --target-dir target/fuzz
-for target in "$@"; do
-    corpus=target/fuzz/corpus/$target artifacts=target/fuzz/artifacts/$target
-    mkdir -p "$corpus" "$artifacts" "core/fuzz/seeds/$target"
-    echo "fuzz: $target for $seconds s"
-    "target/fuzz/$host/release/$target" -seed=1 -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
-        -verbosity=0 -artifact_prefix="$artifacts/" "$corpus" "core/fuzz/seeds/$target" 2>&1 |
-        { grep -E 'stat::|ERROR|SUMMARY|panicked|Test unit written' || :; }
-    # The pipe hides the status: an artifact tells.
-    if [ -n "$(ls "$artifacts")" ]; then
-        echo "fuzz: $target failed on $(ls "$artifacts")" >&2
-        exit 1
-    fi
-done
+# Those that run side by side say what they have to say in one piece.
+fuzz='corpus=target/fuzz/corpus/$2 artifacts=target/fuzz/artifacts/$2
+mkdir -p "$corpus" "$artifacts" "core/fuzz/seeds/$2"
+said=$("$0/$2" -seed=1 -max_total_time="$1" -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0 \
+    -artifact_prefix="$artifacts/" "$corpus" "core/fuzz/seeds/$2" 2>&1 |
+    grep -E "stat::|ERROR|SUMMARY|panicked|Test unit written" || :)
+printf "fuzz: %s for %s s\n%s\n" "$2" "$1" "$said"
+# The pipe hides the status: an artifact tells.
+if [ -n "$(ls "$artifacts")" ]; then
+    echo "fuzz: $2 failed on $(ls "$artifacts")" >&2
+    exit 1
+fi'
+printf '%s\n' "$@" | xargs -P "$(nproc)" -n 1 sh -c "$fuzz" "target/fuzz/$host/release" "$seconds"
