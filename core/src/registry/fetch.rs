@@ -195,9 +195,16 @@ impl Fetcher {
         } else if matches!(request.method, Method::POST | Method::PUT) && request.form.is_none() {
             builder = builder.header(CONTENT_LENGTH, "0");
         }
-        self.net
-            .send(builder, patience, flow)
-            .map_err(|trouble| unanswered(url, trouble))
+        let again = match request.method {
+            Method::GET | Method::HEAD => builder.try_clone(),
+            _ => None,
+        };
+        let answered = match (self.net.send(builder, patience, flow), again) {
+            // Perhaps one that was kept open, and was closed just then: that says nothing of who is asked.
+            (Err(trouble), Some(again)) if trouble.closed => self.net.send(again, patience, None),
+            (answered, _) => answered,
+        };
+        answered.map_err(|trouble| unanswered(url, trouble))
     }
 
     fn with_content(&self, builder: RequestBuilder, content: &Content, url: &Url) -> Result<RequestBuilder, Refused> {

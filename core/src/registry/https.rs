@@ -146,12 +146,8 @@ impl Https {
             let url = self
                 .address(self.schemes[at], kind, what)
                 .map_err(|e| (None, e.into()))?;
+            let asked = self.ask_logged_in(make(url.clone()), monitor);
             let known = self.known.load(Ordering::Relaxed);
-            let mut asked = self.ask_logged_in(make(url.clone()), monitor);
-            if known && matches!(asked, Err(Refused::Closed(_))) {
-                // One that was kept open, and was closed just then: that says nothing of who is asked.
-                asked = self.ask_logged_in(make(url.clone()), monitor);
-            }
             if let Err(Refused::Scheme(failure) | Refused::Closed(failure)) = asked {
                 match known {
                     true => return Err((None, failure)),

@@ -150,6 +150,24 @@ fn a_token_is_fetched_once_and_used_for_all() {
 }
 
 #[test]
+fn a_token_service_that_closed_a_connection_just_when_it_was_asked_is_asked_again_at_once() {
+    let served = Served::new(10);
+    let tokens = Server::start(|_, before| match before {
+        0 => Reply::hang_up(),
+        _ => Reply::ok(json!({"token": "t"}).to_string()),
+    });
+    let challenge = format!("Bearer realm=\"http://{}/token\"", tokens.host());
+    let server = faulty(&served, move |seen, _| match seen.header("authorization") {
+        Some("Bearer t") => None,
+        _ => Some(Reply::new(401).with("WWW-Authenticate", &challenge)),
+    });
+    let mut options = options();
+    options.retry.attempts = 1;
+    assert_eq!(layer(&open_with(&server.host(), &options)).unwrap(), served.layer);
+    assert_eq!(tokens.count("GET /token"), 2, "{:?}", tokens.story());
+}
+
+#[test]
 fn a_token_whose_lifetime_is_no_whole_number_is_used() {
     let served = Served::new(10);
     for odd in [json!("300"), json!(59.5), json!(-1), json!(null)] {

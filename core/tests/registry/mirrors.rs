@@ -85,10 +85,9 @@ fn a_mirror_has_one_try_for_each_blob_and_goes_on_where_it_was_cut_after_it_sent
 fn a_mirror_that_closed_a_connection_just_when_it_was_asked_is_asked_again_at_once_and_no_more() {
     let served = Served::new(MIB);
     for (hang_ups, of_good) in [(1, 0), (2, 1)] {
-        let digest = served.layer_digest();
+        let of = served.clone();
         let closing = faulty(&served, move |seen, before| {
-            let now = seen.path.ends_with(&digest) && before < hang_ups;
-            now.then(Reply::hang_up)
+            (is_layer(seen, &of) && before < hang_ups).then(Reply::hang_up)
         });
         let good = faulty(&served, |_, _| None);
         let dir = tempfile::tempdir().unwrap();
