@@ -20,15 +20,13 @@ RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-
 -Cllvm-args=-sanitizer-coverage-trace-compares" \
     cargo build --release --manifest-path core/fuzz/Cargo.toml --target "$host" --target-dir target/fuzz
 # Those that run side by side say what they have to say in one piece.
-fuzz='corpus=target/fuzz/corpus/$2 artifacts=target/fuzz/artifacts/$2
+fuzz='corpus=target/fuzz/corpus/$2 artifacts=target/fuzz/artifacts/$2 status=0
 mkdir -p "$corpus" "$artifacts" "core/fuzz/seeds/$2"
 said=$("$0/$2" -seed=1 -max_total_time="$1" -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0 \
-    -artifact_prefix="$artifacts/" "$corpus" "core/fuzz/seeds/$2" 2>&1 |
-    grep -E "stat::|ERROR|SUMMARY|panicked|Test unit written" || :)
-printf "fuzz: %s for %s s\n%s\n" "$2" "$1" "$said"
-# The pipe hides the status: an artifact tells.
-if [ -n "$(ls "$artifacts")" ]; then
-    echo "fuzz: $2 failed on $(ls "$artifacts")" >&2
+    -artifact_prefix="$artifacts/" "$corpus" "core/fuzz/seeds/$2" 2>&1) || status=$?
+printf "fuzz: %s for %s s\n%s\n" "$2" "$1" "$said" | grep -E "^fuzz:|stat::|ERROR|SUMMARY|panicked|Test unit written"
+if [ "$status" != 0 ] || [ -n "$(ls "$artifacts")" ]; then
+    echo "fuzz: $2 failed with status $status on $(ls "$artifacts")" >&2
     exit 1
 fi'
-printf '%s\n' "$@" | xargs -P "$(nproc)" -n 1 sh -c "$fuzz" "target/fuzz/$host/release" "$seconds"
+printf '%s\n' "$@" | xargs -P "$(nproc)" -n 1 sh -euc "$fuzz" "target/fuzz/$host/release" "$seconds"
