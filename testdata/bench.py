@@ -192,7 +192,6 @@ def podman(*arguments):
 
 def cold_podman(how):
     def prepare():
-        subprocess.run(["umount", "-R", os.path.join(WORK, "podman/root/overlay")], stderr=subprocess.DEVNULL)
         fresh("podman")
         return podman("pull", "--quiet", f"{REGISTRY}:{how}")
     return prepare

@@ -140,7 +140,6 @@ class Bench:
 
     def podman(self):
         root = os.path.join(self.t["WORK"], "podman")
-        subprocess.run(["umount", "-R", os.path.join(root, "root/overlay")], stderr=subprocess.DEVNULL)
         place = self.t["inside"](self.t["fresh"]("podman"))
         with open(os.path.join(root, "storage.conf"), "w") as file:
             file.write(f'[storage]\ndriver = "overlay"\ngraphroot = "{place}/root"\nrunroot = "{place}/run"\n'

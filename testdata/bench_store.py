@@ -67,7 +67,6 @@ class Bench:
 
     def podman(self, oci):
         root = os.path.join(self.t["WORK"], "podman")
-        subprocess.run(["umount", "-R", os.path.join(root, "root/overlay")], stderr=subprocess.DEVNULL)
         place = self.t["inside"](self.t["fresh"]("podman"))
         self.t["run"](self.t["peer"]("podman", "--root", f"{place}/root", "--runroot", f"{place}/run", "--storage-driver",
                                      "overlay", "pull", "--quiet", f"oci:{self.t['inside'](oci)}:app"))
