@@ -291,8 +291,7 @@ class Life(Running):
             self.guest.check(f"rm {ONE_TRY}")
             change(staged)
             mark = len(self.guest.console())
-            self.guest.send("systemctl reboot")
-            took = self.guest.wait_ready(500)
+            took = self.reboot()
             if not self.guest.hangs(mark):
                 break
             note("the emulated firmware hung, and its watchdog ended that: once more")
@@ -416,8 +415,8 @@ class Life(Running):
         self.push("panics")
         mark = len(self.guest.console())
         took = self.reboot("cfs-update upgrade --apply")
-        panics = self.guest.console()[mark:].count("Kernel panic")
+        panics, hangs = self.guest.console()[mark:].count("Kernel panic"), self.guest.hangs(mark)
         expect(self.booted() == old, f"{self.booted()} runs")
-        expect(panics + self.guest.hangs(mark) == 3, f"{panics} panics instead of 3")
+        expect(panics + hangs == 3 and panics > 1, f"{panics} panics instead of 3; the firmware hung {hangs} times")
         note(f"{took:.0f} s, {panics} panics")
         self._is_remembered(old, note)

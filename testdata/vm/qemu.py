@@ -221,8 +221,8 @@ class Guest:
         return "".join(part.read_text(errors="replace") for part in parts if part.exists())
 
     def hangs(self, mark):
-        """How often, since the console had `mark` characters, the firmware started a boot of which no kernel said a word: seen
-        once in some hundred boots under emulation. The watchdog of UEFI resets the machine after five minutes."""
+        """How often, since the console had `mark` characters, the firmware started a boot of which no kernel said a word. UEFI's
+        watchdog resets the machine after five minutes."""
         return len(HANG.findall(self.console()[mark:]))
 
     def trouble(self):
